@@ -1,0 +1,88 @@
+"""What every data set is, once loaded: splits of images and captions, a way to read an image, an identity.
+
+Loaders (`shapes`, `flickr8k`, …) return a `Dataset`; everything after them (packed store,
+tokenizers, training, metrics, galleries) knows nothing else of where the data came from.
+
+Shapes: N images of a split, M captions of it; M >= N, any number of captions per image.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+SPLITS = ("train", "val", "test")
+
+
+class ImageSource(Protocol):
+    """Reads images by name.  Must be picklable: the packed store decodes in worker processes."""
+
+    def load(self, name: str, size: int | None = None) -> Image.Image:
+        """The image `name` as an RGB picture.
+
+        `size` is a wish in pixels: a source that draws its images may draw at that size;
+        one that reads files returns them as they are.
+
+        Raises:
+            OSError: the image cannot be read or decoded.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: image names (unique, in order), captions, and the image of each caption."""
+
+    name: str
+    images: tuple[str, ...]  # N names, unique
+    captions: tuple[str, ...]  # M texts, as published: never stripped, lower-cased or deduplicated
+    image_of_caption_M: np.ndarray  # (M,) int64: caption m describes images[image_of_caption_M[m]]
+
+    def __post_init__(self):
+        image_of_caption_M = np.asarray(self.image_of_caption_M, dtype=np.int64)
+        object.__setattr__(self, "image_of_caption_M", image_of_caption_M)
+        if len(set(self.images)) != len(self.images):
+            raise ValueError(f"split {self.name!r}: image names must be unique")
+        if image_of_caption_M.shape != (len(self.captions),):
+            raise ValueError(
+                f"split {self.name!r}: {len(self.captions)} captions but image_of_caption_M has shape"
+                f" {image_of_caption_M.shape}; expected one image index per caption"
+            )
+        if len(self.captions) and not (
+            0 <= image_of_caption_M.min() and image_of_caption_M.max() < len(self.images)
+        ):
+            raise ValueError(
+                f"split {self.name!r}: image_of_caption_M must lie in 0..{len(self.images) - 1}, found"
+                f" {image_of_caption_M.min()}..{image_of_caption_M.max()}"
+            )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A loaded data set.
+
+    Attributes:
+        name: what reports call it, for example `flickr8k`.
+        splits: by name; `train`, `val` and `test`.
+        source: reads an image by its name.
+        fingerprint: 16 hex digits over file names, captions and image bytes; equal if and only if
+            the data are.
+        notes: one sentence for each oddity that the loader met and what it did about it.
+    """
+
+    name: str
+    splits: dict[str, Split]
+    source: ImageSource
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> dict:
+        """Name, fingerprint and split sizes: what a run records and a report compares."""
+        sizes = {s.name: {"images": len(s.images), "captions": len(s.captions)} for s in self.splits.values()}
+        return {"name": self.name, "fingerprint": self.fingerprint, "splits": sizes}
+
+    def images(self) -> list[str]:
+        """Names of all images, split after split in the order train, val, test, each once."""
+        return list(dict.fromkeys(name for split in self.splits.values() for name in split.images))
