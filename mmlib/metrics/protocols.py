@@ -1,0 +1,114 @@
+"""Evaluation protocols by name: what is ranked against what, the ceiling, the expected size.
+
+A figure without its protocol cannot be compared with another.  All but `paired` rank in the
+`standard` way (unique images, any caption of the image is a hit, ceiling 100 %) and differ in the
+set that is ranked.  Chance levels follow from the sizes: `mmlib.metrics.summary.chance_recall`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmlib.metrics.ranks import RANKINGS, RetrievalRanks
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One named way to evaluate.
+
+    Attributes:
+        name: as it stands beside every figure.
+        definition: one or two sentences for a reader.
+        ranking: `standard` or `paired`: which function computes the ranks.
+        images: number of images that the name promises; None for any.
+        one_caption: each image has exactly one caption.
+    """
+
+    name: str
+    definition: str
+    ranking: str = "standard"
+    images: int | None = None
+    one_caption: bool = False
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "standard",
+            "Unique images of the split against all its captions; any caption of the image is a hit.",
+        ),
+        Protocol(
+            "paired",
+            "Every image repeated once per caption, rows against rows; only the caption of the same row is"
+            " a hit, so a perfect model reaches 1 / captions per image at I→T R@1.",
+            ranking="paired",
+        ),
+        Protocol(
+            "full",
+            "All images of the data set, training images included; as standard otherwise. Some published"
+            " Flickr8k rows were scored on all 8,091 images: not comparable with the test split.",
+        ),
+        Protocol("flickr30k_1k", "The 1,000 test images of Karpathy's Flickr30k split.", images=1000),
+        Protocol("coco_5k", "The 5,000 test images of Karpathy's COCO split.", images=5000),
+        Protocol(
+            "coco_1k_folds",
+            "Mean over five folds of 1,000 images in order, of Karpathy's COCO 5K test split.",
+            images=1000,
+        ),
+        Protocol(
+            "single_caption",
+            "One caption per image, the first; other captions are in no gallery.",
+            one_caption=True,
+        ),
+    )
+}
+
+
+def check_protocol(ranks: RetrievalRanks, name: str | None = None) -> str:
+    """The protocol's name, if these ranks were computed as it says; None takes that of the ranks.
+
+    Raises:
+        ValueError: an unknown name; ranks of the other ranking; another number of images than the
+            name promises; several captions of an image under `single_caption`.
+    """
+    name = ranks.protocol if name is None else name
+    if name not in PROTOCOLS:
+        raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, found {name!r}")
+    protocol = PROTOCOLS[name]
+    if protocol.ranking != ranks.protocol:
+        function = dict(zip(RANKINGS, ("retrieval_ranks", "paired_ranks")))[protocol.ranking]
+        raise ValueError(
+            f"protocol {name!r}: expected {protocol.ranking} ranks, found {ranks.protocol} ones;"
+            f" compute them with {function}"
+        )
+    if protocol.images not in (None, ranks.images):
+        raise ValueError(
+            f"protocol {name!r}: expected {protocol.images:,} images, found {ranks.images:,};"
+            " call it standard, or evaluate the set that the name stands for"
+        )
+    if protocol.one_caption and len(ranks.image_of_text_M) != ranks.images:
+        raise ValueError(
+            f"protocol {name!r}: expected one caption per image, found {len(ranks.image_of_text_M):,}"
+            f" for {ranks.images:,} images; select them with first_captions"
+        )
+    return name
+
+
+def recall_ceiling(ranks: RetrievalRanks, direction: str, k: int) -> float:
+    """R@K of a perfect model: every positive above every other item, images all different.
+
+    1 except under `paired`, where an image with c captions asks c times the same question with
+    c different right answers: at most min(k, c) of them are hits.  In the other direction its c
+    equal rows tie; counted against the model, their rank is c at best.
+    """
+    if ranks.protocol == "standard":
+        return 1.0
+    captions_N = np.bincount(ranks.image_of_text_M)
+    hits_N = np.minimum(captions_N, k) if direction == "i2t" else np.where(captions_N <= k, captions_N, 0)
+    return float(hits_N.sum() / captions_N.sum())
+
+
+def first_captions(image_of_text_M) -> np.ndarray:
+    """Indices of the first caption of each image, in the order of the images: `single_caption`."""
+    return np.unique(np.asarray(image_of_text_M), return_index=True)[1]

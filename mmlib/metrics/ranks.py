@@ -1,0 +1,223 @@
+"""Retrieval ranks in both directions: every figure of this project is computed from them.
+
+Shapes: N images, M captions, D embedding width, Q queries of one direction.  Under `standard`
+there are N image queries and M caption queries; under `paired` there are M of each.
+"""
+
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmlib.metrics.scores import positive_ranks, unit_rows
+
+RANKINGS = ("standard", "paired")
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalRanks:
+    """1-based rank of the best positive of every query, both directions, ties against the model.
+
+    Attributes:
+        i2t_N: int64, rank per image query (`paired`: per caption, whose image row is the query).
+        t2i_M: int64, rank per caption query.
+        ties_i2t_N, ties_t2i_M: int64, non-positives that score exactly as the best positive;
+            `rank - ties` is the rank if every tie went the model's way.
+        image_of_text_M: int64, the image of each caption.
+        gallery_i2t, gallery_t2i: items ranked for one query.
+        protocol: how positives were counted, one of `RANKINGS`.
+
+    Raises:
+        ValueError: shapes that do not fit each other, or ranks outside 1..gallery.
+    """
+
+    i2t_N: np.ndarray
+    t2i_M: np.ndarray
+    ties_i2t_N: np.ndarray
+    ties_t2i_M: np.ndarray
+    image_of_text_M: np.ndarray
+    gallery_i2t: int
+    gallery_t2i: int
+    protocol: str = "standard"
+
+    def __post_init__(self):
+        if self.protocol not in RANKINGS:
+            raise ValueError(f"protocol: expected one of {RANKINGS}, found {self.protocol!r}")
+        texts = len(self.image_of_text_M)
+        images = texts if self.protocol == "paired" else int(np.max(self.image_of_text_M, initial=-1)) + 1
+        for direction, rank_Q, ties_Q, expected, gallery in (
+            ("i2t", self.i2t_N, self.ties_i2t_N, images, self.gallery_i2t),
+            ("t2i", self.t2i_M, self.ties_t2i_M, texts, self.gallery_t2i),
+        ):
+            if rank_Q.shape != (expected,) or ties_Q.shape != (expected,):
+                raise ValueError(
+                    f"{direction}: expected ranks and ties of shape ({expected},) for this image_of_text_M,"
+                    f" found {rank_Q.shape} and {ties_Q.shape}; keep ranks with the map they came from"
+                )
+            if expected == 0 or rank_Q.min() < 1 or rank_Q.max() > gallery:
+                raise ValueError(
+                    f"{direction}: expected ranks in 1..{gallery}, found"
+                    f" {(int(rank_Q.min()), int(rank_Q.max())) if expected else 'none'}; recompute them"
+                )
+
+    @property
+    def tied_i2t(self) -> np.ndarray:
+        """Per image query: does a non-positive score exactly as the best positive?"""
+        return self.ties_i2t_N > 0
+
+    @property
+    def tied_t2i(self) -> np.ndarray:
+        """Per caption query: does a non-positive score exactly as the best positive?"""
+        return self.ties_t2i_M > 0
+
+    @property
+    def images(self) -> int:
+        """N, the number of distinct images."""
+        return int(self.image_of_text_M.max()) + 1
+
+    def of(self, direction: str) -> np.ndarray:
+        """Ranks of one direction, `i2t` or `t2i`."""
+        return self.i2t_N if direction == "i2t" else self.t2i_M
+
+    def best_case(self, direction: str) -> np.ndarray:
+        """Ranks of one direction if every tie went the model's way."""
+        return self.of(direction) - (self.ties_i2t_N if direction == "i2t" else self.ties_t2i_M)
+
+    def image_of_query(self, direction: str) -> np.ndarray:
+        """The image that each query shows or describes: queries of one image are not independent."""
+        if direction == "i2t" and self.protocol == "standard":
+            return np.arange(len(self.i2t_N))
+        return self.image_of_text_M
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes an `.npz`, whole or not at all: temporary file, flushed, renamed."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with open(temporary, "wb") as file:
+                np.savez_compressed(file, **vars(self))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "RetrievalRanks":
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is truncated, no ranks file, or inconsistent.
+        """
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                values = dict(archive)
+            # Scalars come back as arrays without dimensions.
+            return cls(**{key: value if value.ndim else value.item() for key, value in values.items()})
+        except (zipfile.BadZipFile, EOFError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: expected a ranks file as written by RetrievalRanks.save, found {error};"
+                " evaluate the run again"
+            ) from error
+
+
+def retrieval_ranks(image_ND, text_MD, image_of_text_M, *, chunk: int = 1024) -> RetrievalRanks:
+    """Ranks under the `standard` protocol: unique images, any caption of the image is a hit.
+
+    Scores are cosines in float32, `chunk` queries at a time; the N x M matrix is never whole in
+    memory.  How exact ties are recognised is told in `mmlib.metrics.scores`.
+
+    Args:
+        image_ND: `(N, D)` image embeddings, tensor or array of any float dtype, any row length.
+        text_MD: `(M, D)` caption embeddings, on the same device.
+        image_of_text_M: `(M,)` integers in 0..N-1; every image has at least one caption.
+        chunk: queries scored at a time.
+
+    Raises:
+        ValueError: shapes, devices or dtypes that do not fit; empty input; NaN, infinite or zero
+            rows; an index out of range; images without a caption.
+    """
+    image, text, image_of_text_M = _checked(image_ND, text_MD, image_of_text_M, chunk)
+    text_by_image_M = np.argsort(image_of_text_M, kind="stable")
+    i2t, ties_i2t = positive_ranks(image, text, image_of_text_M[text_by_image_M], text_by_image_M, chunk)
+    t2i, ties_t2i = positive_ranks(text, image, np.arange(len(image_of_text_M)), image_of_text_M, chunk)
+    return RetrievalRanks(i2t, t2i, ties_i2t, ties_t2i, image_of_text_M, len(t2i), len(i2t))
+
+
+def paired_ranks(image_ND, text_MD, image_of_text_M, *, chunk: int = 1024) -> RetrievalRanks:
+    """Ranks under the `paired` protocol: M image rows against M captions, one to one.
+
+    Every image stands in the gallery once per caption, and only the caption of the same row is
+    right: the other captions of the image count as wrong.  Hence the ceilings of
+    `mmlib.metrics.protocols`.  The equal image rows always tie; ties count against the model, so
+    with c captions per image a t2i rank here is exactly c times the standard one.  `best_case`
+    gives the other end of what tie breaking can make of it.
+
+    Arguments and errors are those of `retrieval_ranks`.
+    """
+    image, text, image_of_text_M = _checked(image_ND, text_MD, image_of_text_M, chunk)
+    unit_UD, distinct_N = image
+    image = (unit_UD, distinct_N[_like(image_of_text_M, distinct_N)])
+    row_M = np.arange(len(image_of_text_M))
+    i2t, ties_i2t = positive_ranks(image, text, row_M, row_M, chunk)
+    t2i, ties_t2i = positive_ranks(text, image, row_M, row_M, chunk)
+    return RetrievalRanks(i2t, t2i, ties_i2t, ties_t2i, image_of_text_M, len(row_M), len(row_M), "paired")
+
+
+def _like(index_M: np.ndarray, tensor):
+    import torch
+
+    return torch.from_numpy(index_M).to(tensor.device)
+
+
+def _checked(image_ND, text_MD, image_of_text_M, chunk: int):
+    """Inputs as `unit_rows` and an int64 map, or a ValueError."""
+    if chunk < 1:
+        raise ValueError(f"chunk: expected at least 1 query at a time, found {chunk}")
+    devices = [str(getattr(embedding, "device", "cpu")) for embedding in (image_ND, text_MD)]
+    if devices[0] != devices[1]:
+        raise ValueError(
+            f"image_ND and text_MD: expected one device, found {devices[0]} and {devices[1]};"
+            " move one of them"
+        )
+    image, text = unit_rows(image_ND, "image_ND"), unit_rows(text_MD, "text_MD")
+    if image[0].shape[1] != text[0].shape[1]:
+        raise ValueError(
+            f"image_ND and text_MD: expected one embedding width, found {image[0].shape[1]} and"
+            f" {text[0].shape[1]}; take both from the same model"
+        )
+    return image, text, checked_map(image_of_text_M, len(image[1]), len(text[1]))
+
+
+def checked_map(image_of_text_M, images: int, texts: int) -> np.ndarray:
+    """`image_of_text_M` as an int64 array.
+
+    Raises:
+        ValueError: not `texts` integers in 0..images-1, or an image without any caption.
+    """
+    if hasattr(image_of_text_M, "cpu"):
+        image_of_text_M = image_of_text_M.cpu()
+    image_of_text_M = np.asarray(image_of_text_M)
+    if image_of_text_M.shape != (texts,) or image_of_text_M.dtype.kind not in "iu":
+        raise ValueError(
+            f"image_of_text_M: expected {texts} integers, one image index per caption, found shape"
+            f" {image_of_text_M.shape} of {image_of_text_M.dtype}"
+        )
+    image_of_text_M = image_of_text_M.astype(np.int64)
+    low, high = int(image_of_text_M.min()), int(image_of_text_M.max())
+    if low < 0 or high >= images:
+        raise ValueError(
+            f"image_of_text_M: expected image indices in 0..{images - 1}, found {low}..{high};"
+            " they count rows of image_ND from 0"
+        )
+    missing = np.flatnonzero(np.bincount(image_of_text_M, minlength=images) == 0)
+    if len(missing):
+        raise ValueError(
+            f"image_of_text_M: expected a caption for every image, found {len(missing)} of {images} images"
+            f" without one (first: {missing[:5].tolist()}); leave them out of image_ND and renumber the map"
+        )
+    return image_of_text_M

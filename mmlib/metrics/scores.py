@@ -1,0 +1,148 @@
+"""Cosine scores in float32, and where a query's positives stand among them.
+
+Shapes: Q queries, G gallery items, D embedding width, P (query, positive) pairs, U distinct rows.
+
+Two things here are easy to get wrong and invisible in a result:
+
+Ties.  Two gallery items with the same embedding must get the same score, to the last bit, or
+which of them wins is decided by rounding.  A matrix product does not promise that: BLAS computes
+the last columns of a matrix with another kernel than the rest, in another order of additions,
+and equal columns come out an ulp apart.  So equal rows are merged *before* the product, and
+items with one embedding share one column of scores: their tie holds whatever their position, the
+chunk size or the device.  Distinct rows whose true cosines agree to 7 digits remain distinct
+questions to float32, as with every evaluator.
+
+Precision.  Inside autocast, or where a trainer allowed TF32 or bfloat16 products, float32 inputs
+are multiplied with 8 to 11 bits of mantissa, which ties or swaps close scores.  Both are switched
+off around the product and put back after it.
+"""
+
+from contextlib import contextmanager
+
+import numpy as np
+
+MAX_SCORES = 2**26  # scores held at a time: 256 MiB in float32
+
+
+def unit_rows(embedding, name: str):
+    """Distinct rows of an embedding matrix at unit length.
+
+    Args:
+        embedding: `(R, D)` tensor or array of any float dtype; a tensor stays on its device.
+        name: what error messages call it.
+
+    Returns:
+        `unit_UD` float32 tensor of the distinct rows, and `distinct_R`, the int64 tensor that
+        says which of them row r is.
+
+    Raises:
+        ValueError: not a float matrix, empty, NaN or infinite values, a row of zeros.
+    """
+    import torch
+
+    if not isinstance(embedding, torch.Tensor):
+        array = np.asarray(embedding)
+        if array.dtype.kind != "f":
+            raise ValueError(_not_float(name, array.dtype))
+        # A copy: the array may be a read-only memory map, which a tensor cannot share.
+        embedding = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+    elif not embedding.is_floating_point():
+        raise ValueError(_not_float(name, embedding.dtype))
+    row_RD = embedding.detach().to(torch.float32)
+    if row_RD.ndim != 2 or 0 in row_RD.shape:
+        raise ValueError(
+            f"{name}: expected a matrix (rows, width) with at least one row and column, found shape"
+            f" {tuple(row_RD.shape)}; pass one embedding per row"
+        )
+    largest_R = row_RD.abs().amax(dim=1)  # NaN wins over every number in amax
+    _refuse_rows(
+        ~torch.isfinite(largest_R), name, "NaN or infinite", "look for a diverged or overflowing model"
+    )
+    _refuse_rows(largest_R == 0, name, "all zero", "a zero embedding has no direction: leave the item out")
+    # Dividing by the largest entry keeps squares in range.  Adding 0 turns -0 into 0, which
+    # compare equal as numbers but not as bytes.
+    row_RD = row_RD / largest_R[:, None] + 0.0
+    host_RD = np.ascontiguousarray(row_RD.cpu().numpy())
+    as_bytes_R = host_RD.view(np.dtype((np.void, host_RD.shape[1] * host_RD.itemsize)))[:, 0]
+    _, first_U, distinct_R = np.unique(as_bytes_R, return_index=True, return_inverse=True)
+    row_UD = row_RD[torch.from_numpy(first_U).to(row_RD.device)]
+    unit_UD = torch.nn.functional.normalize(row_UD, dim=1)
+    return unit_UD, torch.from_numpy(distinct_R.astype(np.int64)).to(row_RD.device)
+
+
+def positive_ranks(query, gallery, query_of_pair_P, item_of_pair_P, chunk: int):
+    """Rank of the best positive of every query, and the number of items that tie with it.
+
+    A tie counts against the model: rank = 1 + (non-positives with a score >= the best
+    positive's).  `rank - ties` is the rank if every tie went the model's way.
+
+    Args:
+        query: `unit_rows` of the Q queries.
+        gallery: `unit_rows` of the G items.
+        query_of_pair_P: int64 array, ascending; every query has at least one pair.
+        item_of_pair_P: int64 array, the positive of each pair.
+        chunk: queries scored at a time; fewer where the gallery is so large that
+            `MAX_SCORES` would be exceeded.
+
+    Returns:
+        `rank_Q` and `ties_Q`, int64 numpy arrays.
+    """
+    import torch
+
+    (query_UD, row_of_query_Q), (item_VD, column_of_item_G) = query, gallery
+    device = query_UD.device
+    weight_V = torch.bincount(column_of_item_G, minlength=len(item_VD)).to(torch.int32)
+    pair_query_P = torch.from_numpy(query_of_pair_P).to(device)
+    pair_column_P = column_of_item_G[torch.from_numpy(item_of_pair_P).to(device)]
+    queries = len(row_of_query_Q)
+    step = max(1, min(chunk, MAX_SCORES // len(item_VD)))
+    ranks, ties = [], []
+    with _full_float32(device.type):
+        for start in range(0, queries, step):
+            stop = min(start + step, queries)
+            score_qV = query_UD[row_of_query_Q[start:stop]] @ item_VD.T
+            left, right = np.searchsorted(query_of_pair_P, (start, stop))
+            pair_row_p = pair_query_P[left:right] - start
+            positive_p = score_qV[pair_row_p, pair_column_P[left:right]]
+            best_q = torch.full((stop - start,), -torch.inf, device=device)
+            best_q.scatter_reduce_(0, pair_row_p, positive_p, "amax")
+            # Only non-positives can score above the best positive; equal to it are also
+            # the positive itself and its equals among the query's other positives.
+            above_q = torch.where(score_qV > best_q[:, None], weight_V, 0).sum(1)
+            equal_q = torch.where(score_qV == best_q[:, None], weight_V, 0).sum(1)
+            own_q = torch.zeros_like(equal_q)
+            own_q.scatter_add_(0, pair_row_p, (positive_p == best_q[pair_row_p]).long())
+            ties.append(equal_q - own_q)
+            ranks.append(1 + above_q + equal_q - own_q)
+    return torch.cat(ranks).cpu().numpy(), torch.cat(ties).cpu().numpy()
+
+
+@contextmanager
+def _full_float32(device_type: str):
+    """No gradients, no autocast, no TF32 or bfloat16 products; settings restored on leaving."""
+    import torch
+
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.no_grad(), torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before):
+            backend.fp32_precision = precision
+
+
+def _refuse_rows(bad_R, name: str, what: str, advice: str) -> None:
+    count = int(bad_R.sum())
+    if count:
+        first = bad_R.nonzero()[:5, 0].tolist()
+        raise ValueError(
+            f"{name}: expected finite, non-zero rows, found {count} of {len(bad_R)} rows {what}"
+            f" (first: {first}); {advice}"
+        )
+
+
+def _not_float(name: str, dtype) -> str:
+    return f"{name}: expected a floating-point dtype, found {dtype}; convert the embeddings to float32"

@@ -1,0 +1,304 @@
+"""Ranks against a loop one can check by eye, under ties, in odd shapes, and what is refused."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmlib.metrics import RetrievalRanks, paired_ranks, recall_at_k, retrieval_ranks
+
+
+def brute_force(image_ND, text_MD, positive_NM):
+    """Ranks by counting, ties against; scores of equal rows made equal by exact arithmetic on integers."""
+    image_ND, text_MD = np.asarray(image_ND, np.float64), np.asarray(text_MD, np.float64)
+
+    def rank(query, gallery, positive):
+        score = [query @ item / np.linalg.norm(query) / np.linalg.norm(item) for item in gallery]
+        best = max(s for s, p in zip(score, positive) if p)
+        return 1 + sum(s >= best - 1e-12 for s, p in zip(score, positive) if not p)
+
+    i2t = [rank(image, text_MD, positive_NM[n]) for n, image in enumerate(image_ND)]
+    t2i = [rank(text, image_ND, positive_NM[:, m]) for m, text in enumerate(text_MD)]
+    return np.array(i2t), np.array(t2i)
+
+
+def standard_positives(image_of_text_M):
+    image_of_text_M = np.asarray(image_of_text_M)
+    return np.arange(image_of_text_M.max() + 1)[:, None] == image_of_text_M[None]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1024])
+def test_ranks_equal_a_brute_force_loop(sample, chunk):
+    image, text, image_of_text = sample()
+    ranks = retrieval_ranks(image, text, image_of_text, chunk=chunk)
+    i2t, t2i = brute_force(image, text, standard_positives(image_of_text))
+    np.testing.assert_array_equal(ranks.i2t_N, i2t)
+    np.testing.assert_array_equal(ranks.t2i_M, t2i)
+    assert ranks.i2t_N.dtype == ranks.t2i_M.dtype == np.int64
+    assert (ranks.gallery_i2t, ranks.gallery_t2i) == (150, 30)
+    assert not ranks.tied_i2t.any()
+    assert not ranks.tied_t2i.any()
+
+
+def test_worked_example_of_two_images_and_three_captions():
+    image = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    text = torch.tensor([[3.0, 1.0], [1.0, 3.0], [0.0, 1.0]])  # the second describes image 0, yet is nearer 1
+    ranks = retrieval_ranks(image, text, [0, 0, 1])
+    assert ranks.i2t_N.tolist() == [1, 1]
+    assert ranks.t2i_M.tolist() == [1, 2, 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_shape_any_number_of_captions(data):
+    images = data.draw(st.integers(1, 8))
+    captions = data.draw(st.lists(st.integers(1, 4), min_size=images, max_size=images))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    image_of_text = rng.permutation(np.repeat(np.arange(images), captions))
+    # Signed unit axes: all cosines are exactly -1, 0 or 1, so ties abound and are exact.
+    axes = np.concatenate([np.eye(3), -np.eye(3)])
+    image, text = axes[rng.integers(0, 6, images)], axes[rng.integers(0, 6, len(image_of_text))]
+    ranks = retrieval_ranks(image, text, image_of_text, chunk=data.draw(st.sampled_from([1, 3, 1024])))
+    i2t, t2i = brute_force(image, text, standard_positives(image_of_text))
+    np.testing.assert_array_equal(ranks.i2t_N, i2t)
+    np.testing.assert_array_equal(ranks.t2i_M, t2i)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1024])
+@pytest.mark.parametrize("images", [2, 3, 7, 8, 17, 33, 65, 130])
+def test_equal_rows_tie_exactly_at_every_position(images, chunk):
+    """A plain product gives equal columns different bits at the matrix's edge (seen at 7 columns)."""
+    rng = np.random.default_rng(images)
+    row = rng.standard_normal(512).astype(np.float32)
+    image, text = np.tile(row, (images, 1)), rng.standard_normal((images, 512)).astype(np.float32)
+    ranks = retrieval_ranks(image, text, np.arange(images), chunk=chunk)
+    assert (ranks.t2i_M == images).all()
+    assert (ranks.ties_t2i_M == images - 1).all()
+    ranks = retrieval_ranks(text, image, np.arange(images), chunk=chunk)
+    assert (ranks.i2t_N == images).all()
+    assert (ranks.best_case("i2t") == 1).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1024])
+def test_pairs_of_equal_captions_scattered_over_the_gallery(sample, chunk):
+    image, text, image_of_text = sample(images=41, width=64, captions=1)
+    order = np.argsort(image_of_text)
+    text, image_of_text = text[order], image_of_text[order]
+    for first, second in ((0, 40), (3, 31), (19, 20)):
+        text[second] = text[first]
+    ranks = retrieval_ranks(image, text, image_of_text, chunk=chunk)
+    assert np.flatnonzero(ranks.tied_i2t).tolist() == [0, 3, 19, 20, 31, 40]
+    assert ranks.ties_i2t_N.max() == 1
+
+
+def test_a_collapsed_model_gets_the_worst_rank():
+    image, text = np.ones((20, 8), np.float32), np.ones((100, 8), np.float32)
+    ranks = retrieval_ranks(image, text, np.repeat(np.arange(20), 5))
+    assert (ranks.i2t_N == 96).all()  # 95 captions of other images are as good
+    assert (ranks.t2i_M == 20).all()
+    assert recall_at_k(ranks.i2t_N, 10) == 0
+    assert ranks.tied_i2t.all()
+    assert ranks.tied_t2i.all()
+
+
+def test_equal_captions_of_one_image_are_no_tie():
+    image, text = np.eye(2), np.array([[1.0, 0], [1, 0], [0, 1]])
+    ranks = retrieval_ranks(image, text, [0, 0, 1])
+    assert ranks.i2t_N.tolist() == [1, 1]
+    assert not ranks.tied_i2t.any()
+
+
+def test_negative_zero_equals_zero():
+    image = np.array([[1.0, 0.0], [1.0, -0.0]])
+    ranks = retrieval_ranks(image, np.array([[1.0, 1.0], [1.0, 2.0]]), [0, 1])
+    assert ranks.ties_t2i_M.tolist() == [1, 1]
+
+
+def test_a_single_image_ranks_first():
+    ranks = retrieval_ranks(np.ones((1, 4)), np.random.default_rng(0).standard_normal((5, 4)), [0] * 5)
+    assert ranks.i2t_N.tolist() == [1]
+    assert ranks.t2i_M.tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_only_directions_count(sample, scale):
+    image, text, image_of_text = sample()
+    expected = retrieval_ranks(image, text, image_of_text)
+    ranks = retrieval_ranks(image * np.float32(scale), text, image_of_text)
+    np.testing.assert_array_equal(ranks.t2i_M, expected.t2i_M)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        torch.from_numpy,
+        lambda a: torch.from_numpy(a).double().requires_grad_(),
+        lambda a: np.asfortranarray(a),
+        lambda a: a.astype(np.float64)[::1],
+        lambda a: np.broadcast_to(a, a.shape),  # read-only, as a memory map is
+    ],
+)
+def test_tensors_and_arrays_give_the_same_ranks(sample, convert):
+    image, text, image_of_text = sample()
+    expected = retrieval_ranks(image, text, image_of_text)
+    ranks = retrieval_ranks(convert(image), convert(text), torch.from_numpy(image_of_text))
+    np.testing.assert_array_equal(ranks.i2t_N, expected.i2t_N)
+    np.testing.assert_array_equal(ranks.t2i_M, expected.t2i_M)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_scored_in_float32(sample, dtype):
+    image, text, image_of_text = (torch.from_numpy(x) for x in sample())
+    image, text = image.to(dtype), text.to(dtype)
+    expected = retrieval_ranks(image.float(), text.float(), image_of_text)
+    with torch.autocast("cpu", torch.bfloat16):
+        ranks = retrieval_ranks(image, text, image_of_text)
+    np.testing.assert_array_equal(ranks.i2t_N, expected.i2t_N)
+    np.testing.assert_array_equal(ranks.t2i_M, expected.t2i_M)
+
+
+def test_a_trainers_matrix_precision_is_neither_used_nor_changed(sample):
+    image, text, image_of_text = sample(images=60, width=256, noise=4)
+    expected = retrieval_ranks(image, text, image_of_text)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        ranks = retrieval_ranks(image, text, image_of_text)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    np.testing.assert_array_equal(ranks.t2i_M, expected.t2i_M)
+
+
+def test_the_score_block_is_bounded(sample, monkeypatch):
+    image, text, image_of_text = sample()
+    expected = retrieval_ranks(image, text, image_of_text)
+    monkeypatch.setattr("mmlib.metrics.scores.MAX_SCORES", 40)  # fewer than one row of 150 captions
+    ranks = retrieval_ranks(image, text, image_of_text)
+    np.testing.assert_array_equal(ranks.i2t_N, expected.i2t_N)
+
+
+def test_paired_equals_a_brute_force_loop_over_repeated_rows(sample):
+    image, text, image_of_text = sample(images=8, captions=3)
+    ranks = paired_ranks(image, text, image_of_text, chunk=5)
+    i2t, t2i = brute_force(image[image_of_text], text, np.eye(24, dtype=bool))
+    np.testing.assert_array_equal(ranks.i2t_N, i2t)
+    np.testing.assert_array_equal(ranks.t2i_M, t2i)
+    assert (ranks.gallery_i2t, ranks.gallery_t2i, ranks.protocol) == (24, 24, "paired")
+    assert (ranks.ties_t2i_M >= 2).all()
+
+
+@pytest.mark.parametrize("noise", [0.5, 2.0, 8.0])
+def test_paired_converts_exactly_to_standard(sample, noise):
+    """The reference's one-to-one figures and the field's: REFERENCE §3.1."""
+    image, text, image_of_text = sample(seed=3, images=80, noise=noise)
+    standard, paired = (f(image, text, image_of_text) for f in (retrieval_ranks, paired_ranks))
+    assert recall_at_k(standard.i2t_N, 1) == pytest.approx(5 * recall_at_k(paired.i2t_N, 1), abs=1e-15)
+    assert recall_at_k(standard.t2i_M, 1) == recall_at_k(paired.t2i_M, 5)
+    np.testing.assert_array_equal(paired.t2i_M, 5 * standard.t2i_M)
+    np.testing.assert_array_equal(paired.best_case("t2i"), 5 * (standard.t2i_M - 1) + 1)
+
+
+def test_ranks_survive_a_round_trip(sample, tmp_path):
+    image, text, image_of_text = sample()
+    for ranks in (retrieval_ranks(image, text, image_of_text), paired_ranks(image, text, image_of_text)):
+        ranks.save(tmp_path / "ranks.npz")
+        again = RetrievalRanks.load(tmp_path / "ranks.npz")
+        assert vars(ranks).keys() == vars(again).keys()
+        for name, value in vars(ranks).items():
+            np.testing.assert_array_equal(getattr(again, name), value)
+    assert os.listdir(tmp_path) == ["ranks.npz"]
+
+
+def test_a_failed_save_keeps_the_file_that_was_there(sample, tmp_path, monkeypatch):
+    ranks = retrieval_ranks(*sample())
+    ranks.save(tmp_path / "ranks.npz")
+    before = (tmp_path / "ranks.npz").read_bytes()
+
+    def disk_full(file, **arrays):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        ranks.save(tmp_path / "ranks.npz")
+    assert os.listdir(tmp_path) == ["ranks.npz"]
+    assert (tmp_path / "ranks.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"no archive at all"])
+def test_a_broken_ranks_file_is_refused_by_name(tmp_path, content):
+    (tmp_path / "ranks.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"ranks\.npz: expected a ranks file.*evaluate the run again"):
+        RetrievalRanks.load(tmp_path / "ranks.npz")
+    with pytest.raises(FileNotFoundError):
+        RetrievalRanks.load(tmp_path / "none.npz")
+
+
+def test_another_npz_is_refused(tmp_path):
+    np.savez(tmp_path / "other.npz", embeddings=np.ones(3))
+    with pytest.raises(ValueError, match="expected a ranks file"):
+        RetrievalRanks.load(tmp_path / "other.npz")
+
+
+def nan_row():
+    image = np.ones((30, 16))
+    image[[2, 4], 3] = np.nan, np.inf
+    return image
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_ND": nan_row()}, r"image_ND: .*found 2 of 30 rows NaN or infinite \(first: \[2, 4\]\)"),
+        ({"text_MD": np.zeros((150, 16))}, r"text_MD: .*150 of 150 rows all zero.*leave the item out"),
+        ({"text_MD": np.ones((150, 8))}, r"one embedding width, found 16 and 8; take both"),
+        ({"text_MD": np.ones((150, 16), int)}, r"text_MD: expected a floating-point dtype, found int64"),
+        ({"text_MD": torch.ones(150, 16).bool()}, r"floating-point dtype, found torch\.bool"),
+        ({"image_ND": np.ones(16)}, r"image_ND: expected a matrix .*found shape \(16,\)"),
+        ({"image_ND": np.ones((0, 16))}, r"at least one row and column, found shape \(0, 16\)"),
+        ({"image_of_text_M": np.zeros(9, int)}, r"expected 150 integers.*found shape \(9,\)"),
+        ({"image_of_text_M": np.zeros(150)}, r"expected 150 integers.*of float64"),
+        ({"image_of_text_M": np.full(150, 30)}, r"indices in 0\.\.29, found 30\.\.30"),
+        ({"image_of_text_M": np.full(150, -1)}, r"indices in 0\.\.29, found -1\.\.-1"),
+        (
+            {"image_of_text_M": np.full(150, 2)},
+            r"found 29 of 30 images without one \(first: \[0, 1, 3, 4, 5\]\)",
+        ),
+        ({"chunk": 0}, r"chunk: expected at least 1 query at a time, found 0"),
+        ({"text_MD": torch.ones(150, 16, device="meta")}, "expected one device, found cpu and meta"),
+    ],
+)
+@pytest.mark.parametrize("function", [retrieval_ranks, paired_ranks])
+def test_bad_input_is_refused(sample, function, changes, message):
+    image, text, image_of_text = sample()
+    arguments = {"image_ND": image, "text_MD": text, "image_of_text_M": image_of_text} | changes
+    with pytest.raises(ValueError, match=message):
+        function(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": "both"}, r"protocol: expected one of \('standard', 'paired'\), found 'both'"),
+        ({"image_of_text_M": np.array([0, 1])}, r"t2i: expected ranks and ties of shape \(2,\)"),
+        ({"i2t_N": np.array([0, 1])}, r"i2t: expected ranks in 1\.\.3, found \(0, 1\)"),
+        ({"gallery_t2i": 1}, r"t2i: expected ranks in 1\.\.1, found \(1, 2\)"),
+    ],
+)
+def test_inconsistent_ranks_are_refused(changes, message):
+    arguments = {
+        "i2t_N": np.array([1, 3]),
+        "t2i_M": np.array([1, 2, 1]),
+        "ties_i2t_N": np.zeros(2, int),
+        "ties_t2i_M": np.zeros(3, int),
+        "image_of_text_M": np.array([0, 0, 1]),
+        "gallery_i2t": 3,
+        "gallery_t2i": 2,
+    }
+    RetrievalRanks(**arguments)
+    with pytest.raises(ValueError, match=message):
+        RetrievalRanks(**(arguments | changes))
