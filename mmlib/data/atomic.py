@@ -1,7 +1,7 @@
 """Small text files that are either the old one or the new one, never half of one."""
 
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 
@@ -12,13 +12,12 @@ def write_text_atomic(path: Path, text: str) -> None:
         OSError: the folder cannot be written to or the disk is full; nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".part")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)

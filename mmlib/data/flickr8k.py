@@ -182,9 +182,7 @@ def _note_left_out(wanted: list[str], files: set[str], captions: CaptionFile) ->
             f" {absent[0]}{_and_more(absent)}."
         )
     if captions.repeated:
-        notes.append(
-            f"{_count(captions.repeated, 'repeated caption line')} in {captions.path.name} left out."
-        )
+        notes.append(f"Left out: {_count(captions.repeated, 'repeated caption')} in {captions.path.name}.")
     return notes
 
 

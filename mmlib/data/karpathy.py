@@ -19,16 +19,17 @@ def read_karpathy(path: Path) -> tuple[CaptionFile, dict[str, tuple[str, ...]]]:
             different entries, no images, or a split without any.
     """
     try:
-        entries = json.loads(read_text(path))["images"]
+        content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{shown(path)}: expected JSON, found {error}; the download may be cut short, get it again"
         ) from error
-    except (KeyError, TypeError) as error:
+    entries = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
         raise ValueError(
-            f"{shown(path)}: expected a JSON object with 'images', found another;"
+            f"{shown(path)}: expected a JSON object with a list 'images', found another;"
             " is it Karpathy's dataset file?"
-        ) from error
+        )
     captions: dict[str, tuple[str, ...]] = {}
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     repeated = 0
