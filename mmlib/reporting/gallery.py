@@ -1,0 +1,93 @@
+"""Queries with their top results, hits and misses: what the numbers look like."""
+
+import textwrap
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mmlib.reporting.scope import result_scope
+from mmlib.reporting.style import DIRECTION_NAMES, HIT, INK, MISS, SOFT, new_figure, styled
+
+_ROW = 1.32  # inches a query
+
+
+def gallery_figures(gallery: Mapping[str, np.ndarray], result: dict) -> dict[str, Figure]:
+    """Two figures, `t2i` and `i2t`: each query with its five best results and the rank of the first hit.
+
+    Args:
+        gallery: arrays of `gallery.npz`.  `t2i_query` (Q,) captions, `t2i_thumbs` (Q, 5, H, W, 3)
+            uint8, `t2i_hit` (Q, 5) bool, `t2i_rank` (Q,) 1-based; `i2t_query` (Q, H, W, 3) uint8,
+            `i2t_captions` (Q, 5), `i2t_hit` (Q, 5) bool, `i2t_rank` (Q,).
+        result: the run's `results.json`.
+    """
+    return {"t2i": _images_for_captions(gallery, result), "i2t": _captions_for_images(gallery, result)}
+
+
+@styled
+def _images_for_captions(gallery: Mapping[str, np.ndarray], result: dict) -> Figure:
+    queries, thumbs = gallery["t2i_query"], gallery["t2i_thumbs"]
+    figure = _figure("t2i", "a caption", "its five best images", len(queries), result)
+    grid = figure.add_gridspec(len(queries), 6, width_ratios=[2.0, 1, 1, 1, 1, 1])
+    for row, caption in enumerate(queries):
+        _caption_axes(figure.add_subplot(grid[row, 0]), str(caption), int(gallery["t2i_rank"][row]))
+        for place, (image, hit) in enumerate(zip(thumbs[row], gallery["t2i_hit"][row], strict=True)):
+            axes = figure.add_subplot(grid[row, place + 1])
+            axes.imshow(image)
+            _bare(axes)
+            for spine in axes.spines.values():
+                spine.set(visible=True, color=HIT if hit else MISS, linewidth=3.4 if hit else 1)
+            axes.set_xlabel(
+                f"{place + 1} ✓ match" if hit else f"{place + 1}", fontsize=8, labelpad=3,
+                color=HIT if hit else SOFT, fontweight="bold" if hit else "normal",
+            )  # fmt: skip
+    return figure
+
+
+@styled
+def _captions_for_images(gallery: Mapping[str, np.ndarray], result: dict) -> Figure:
+    queries, captions = gallery["i2t_query"], gallery["i2t_captions"]
+    figure = _figure("i2t", "an image", "its five best captions", len(queries), result)
+    grid = figure.add_gridspec(len(queries), 2, width_ratios=[1, 5.4])
+    for row, image in enumerate(queries):
+        axes = figure.add_subplot(grid[row, 0])
+        axes.imshow(image)
+        _bare(axes)
+        axes.set_xlabel(_rank_text(int(gallery["i2t_rank"][row])), fontsize=7.5, color=SOFT, labelpad=3)
+        axes = figure.add_subplot(grid[row, 1])
+        _bare(axes)
+        for place, (caption, hit) in enumerate(zip(captions[row], gallery["i2t_hit"][row], strict=True)):
+            text = textwrap.shorten(str(caption), 88, placeholder=" …")
+            line = f"{place + 1}  {'✓' if hit else '·'}  {text}"
+            axes.text(
+                0, 0.9 - 0.2 * place, line, va="center", fontsize=8.5,
+                color=HIT if hit else INK, fontweight="bold" if hit else "normal", parse_math=False,
+            )  # fmt: skip
+    return figure
+
+
+def _figure(direction: str, query: str, answers: str, rows: int, result: dict) -> Figure:
+    return new_figure(
+        f"{DIRECTION_NAMES[direction].capitalize()}: {query} and {answers}",
+        f"{result['run']} · {result_scope(result)} · {rows} of the queries; a tick and green mark a match",
+        f"Gallery of queries: {query} on the left, {answers} by rank on the right, matches ticked.",
+        height=_ROW * rows,
+    )
+
+
+def _caption_axes(axes, caption: str, rank: int) -> None:
+    _bare(axes)
+    text = textwrap.fill(textwrap.shorten(caption, 150, placeholder=" …"), 30)
+    axes.text(0, 0.97, text, va="top", fontsize=8.5, linespacing=1.3, parse_math=False)
+    axes.set_xlabel(_rank_text(rank), fontsize=7.5, color=SOFT, labelpad=3, loc="left")
+
+
+def _rank_text(rank: int) -> str:
+    return f"first match: rank {rank:,}"
+
+
+def _bare(axes) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

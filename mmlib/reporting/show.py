@@ -1,0 +1,37 @@
+"""Shows a figure in a notebook so that outputs can be compared, read aloud and kept private."""
+
+import io
+
+import matplotlib.pyplot as plt
+from IPython.display import display
+from matplotlib.figure import Figure
+
+from mmlib.reporting.style import alt_text
+
+
+def show(figure: Figure, name: str, private: bool = False) -> None:
+    """Displays a figure as a PNG with alt text and closes it.
+
+    The text form names the figure and describes it without measured numbers, so that
+    `pytest --nbval`, which never compares pixels, still sees that the figure is there.
+
+    Args:
+        figure: with its alt text as the label, see `mmlib.reporting.style.alt_text`.
+        name: of the PNG that a report writes beside its page; letters, digits, `-` and `_`.
+        private: the figure shows data whose licence does not allow passing them on; reports leave
+            it out of the page that can be shared.
+
+    Raises:
+        ValueError: the figure has no alt text, or the name cannot be part of a file name.
+    """
+    if not name or not name.replace("-", "").replace("_", "").isalnum():
+        raise ValueError(f"figure name: expected letters, digits, '-' and '_', found {name!r}")
+    alt = alt_text(figure)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    plt.close(figure)
+    display(
+        {"image/png": png.getvalue(), "text/plain": f"[figure: {name} — {alt}]"},
+        raw=True,
+        metadata={"image/png": {"alt": alt}, "mmlib": {"name": name, "private": bool(private)}},
+    )

@@ -1,0 +1,203 @@
+"""Tables for notebooks and reports: parameters, results, best epochs, published figures."""
+
+import html
+from dataclasses import dataclass
+
+import pandas as pd
+from pydantic import BaseModel
+
+from mmlib.reporting import published
+from mmlib.reporting.scope import (
+    DIRECTIONS,
+    best_row,
+    check_one_scope,
+    percent,
+    phases,
+    recall_text,
+    result_scope,
+    scope,
+    summary_of,
+)
+from mmlib.reporting.style import DIRECTION_NAMES
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts and its caption, drawn the same in Jupyter, in a report and in plain text.
+
+    pandas alone would show its row numbers, cut long cells and align them to the right.
+    """
+
+    frame: pd.DataFrame
+    caption: str = ""
+
+    def __repr__(self) -> str:
+        width = {c: max(len(str(v)) for v in [c, *self.frame[c]]) for c in self.frame}
+        rows = [list(self.frame), *self.frame.itertuples(index=False)]
+        lines = ["  ".join(str(v).ljust(width[c]) for c, v in zip(self.frame, row)).rstrip() for row in rows]
+        return "\n".join([*lines, *([self.caption] if self.caption else [])])
+
+    def _repr_html_(self) -> str:
+        def cells(row, tag):
+            style = ' style="text-align:left;vertical-align:top"'
+            return "".join(f"<{tag}{style}>{html.escape(str(value))}</{tag}>" for value in row)
+
+        head = f"<thead><tr>{cells(self.frame, 'th')}</tr></thead>"
+        body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in self.frame.itertuples(index=False))
+        caption = f"<p><small>{html.escape(self.caption)}</small></p>" if self.caption else ""
+        return f'<table class="mmlib">{head}<tbody>{body}</tbody></table>{caption}'
+
+
+def parameter_table(config: BaseModel) -> Table:
+    """Every parameter with its value and its meaning; the meaning is the field's description."""
+    rows = [
+        {"parameter": name, "value": repr(getattr(config, name)), "meaning": field.description or ""}
+        for name, field in type(config).model_fields.items()
+    ]
+    return Table(pd.DataFrame(rows))
+
+
+def results_table(results: list[dict], protocol: str = "standard") -> Table:
+    """One row per run and direction: R@K with hits and interval, chance, ranks, rsum, ties.
+
+    Args:
+        results: `results.json` of each run, all measured on the same data.
+        protocol: `standard` or `paired`.
+
+    Raises:
+        ValueError: no results, a run without that protocol, or runs measured on different data.
+    """
+    check_one_scope(results, protocol)
+    rows = []
+    for result in results:
+        summary = summary_of(result, protocol)
+        for direction in DIRECTIONS:
+            part = summary[direction]
+            ks = [k for k in part if k[0] == "r" and k[1:].isdigit()]
+            rows.append(
+                {"run": result["run"], "direction": DIRECTION_NAMES[direction]}
+                | {f"R@{k[1:]}": f"{recall_text(part[k])}, {part[k]['hits']:,}/{part['n']:,}" for k in ks}
+                | {"chance R@1": f"{percent(part['r1']['chance'])} %"}
+                | {"median rank": f"{part['median_rank']:g} of {part['gallery']:,}"}
+                | {"tied": f"{part['tied']:,}", "rsum": percent(summary["rsum"])}
+            )
+    caption = f"{result_scope(results[0], protocol)} · best checkpoint of each run · 95 % intervals · hits/n"
+    for name, ceiling in (summary_of(results[0], protocol).get("ceiling") or {}).items():
+        if ceiling < 1:
+            direction, k = name.split("_r")
+            caption += f" · a perfect model reaches {percent(ceiling)} % {DIRECTION_NAMES[direction]} R@{k}"
+    return Table(pd.DataFrame(rows), caption)
+
+
+def best_epochs_table(history: list[dict], dataset: str, best_by: str = "rsum") -> Table:
+    """The best epoch of each phase on the validation split, with intervals.
+
+    Args:
+        history: rows of `history.jsonl`.
+        dataset: name of the data set.
+        best_by: validation metric that decides, `rsum` or `mean_r1`.
+
+    Raises:
+        ValueError: the history is empty or has no metric `best_by`.
+    """
+    rows = []
+    for part in phases(history):
+        best = best_row(part, best_by)
+        rows.append(
+            {
+                "phase": best["phase"],
+                "run": best["run"],
+                "epochs": f"{part[0]['epoch']}–{part[-1]['epoch']}",
+                "best epoch": best["epoch"],
+                "image → text R@1": recall_text(best["val"]["i2t"]["r1"]),
+                "text → image R@1": recall_text(best["val"]["t2i"]["r1"]),
+                "mean R@1": f"{percent(best['val']['mean_r1'])} %",
+                "rsum": percent(best["val"]["rsum"]),
+                "training loss": f"{best['train_loss']:.3f}",
+            }
+        )
+    return Table(
+        pd.DataFrame(rows),
+        f"{scope(dataset, 'val', history[-1]['val'])} · best by {best_by} · 95 % intervals",
+    )
+
+
+def published_table(results: list[dict] = ()) -> Table:
+    """Published Flickr8k test figures, and our runs among them, by what each was pretrained on.
+
+    Args:
+        results: `results.json` of our runs on Flickr8k's test split; none shows the published alone.
+
+    Raises:
+        ValueError: a run that may not stand beside them (`published.why_not_published`).
+    """
+    if results:
+        published.check_publishable(results)
+    rows = [
+        {"system": p.system, "pretrained on": p.pretrained_on, "image → text R@1/5/10": _triple(p.i2t)}
+        | {"text → image R@1/5/10": _triple(p.t2i), "note": p.note}
+        for p in sorted(published.PUBLISHED, key=lambda p: published.GROUPS.index(p.group))
+    ]
+    ours = [_our_row(result) for result in results]
+    return Table(
+        pd.DataFrame([*ours, *rows]),
+        "flickr8k · test split · protocol standard · 1,000 image and 5,000 caption queries · percent · "
+        + " ".join(published.TRAPS),
+    )
+
+
+def reference_table(results: list[dict]) -> Table:
+    """Our Flickr8k runs beside the reference experiment, under its `paired` protocol and `standard`.
+
+    Args:
+        results: `results.json` of our runs on Flickr8k's test split, with both protocols.
+
+    Raises:
+        ValueError: a run that may not stand beside published figures, or without `paired`.
+    """
+    published.check_publishable(results)
+    reference = {
+        "run": "the reference, as published",
+        "paired I→T R@1/5/10": _triple(published.REFERENCE_TEST["i2t"]),
+        "paired T→I R@1/5/10": _triple(published.REFERENCE_TEST["t2i"]),
+        "standard I→T R@1": f"{published.REFERENCE_TEST_STANDARD_R1['i2t']:.2f}",
+        "standard T→I R@1": f"{published.REFERENCE_TEST_STANDARD_R1['t2i']:.2f}",
+    }
+    rows = [reference]
+    for result in results:
+        paired, standard = summary_of(result, "paired"), summary_of(result, "standard")
+        rows.append(
+            {
+                "run": result["run"],
+                "paired I→T R@1/5/10": _values(paired["i2t"], 2),
+                "paired T→I R@1/5/10": _values(paired["t2i"], 2),
+                "standard I→T R@1": recall_text(standard["i2t"]["r1"]),
+                "standard T→I R@1": recall_text(standard["t2i"]["r1"]),
+            }
+        )
+    return Table(
+        pd.DataFrame(rows),
+        "flickr8k · test split · 1,000 images with five captions each · percent, ours with 95 % intervals ·"
+        " under paired a perfect model reaches 20 % I→T R@1 · the reference drew its own random split, ours"
+        " is the official one, so this shows the order of magnitude and is no test of a difference",
+    )
+
+
+def _our_row(result: dict) -> dict:
+    summary = summary_of(result, "standard")
+    return {
+        "system": f"{result['run']} (this project)",
+        "pretrained on": "nothing" if result["pretraining"] == "none" else result["pretraining"],
+        "image → text R@1/5/10": _values(summary["i2t"], 1),
+        "text → image R@1/5/10": _values(summary["t2i"], 1),
+        "note": "R@1 "
+        + ", ".join(f"{d.replace('2', '→').upper()} {recall_text(summary[d]['r1'])}" for d in DIRECTIONS),
+    }
+
+
+def _values(part: dict, decimals: int) -> str:
+    return "/".join(f"{100 * part[f'r{k}']['value']:.{decimals}f}" for k in (1, 5, 10))
+
+
+def _triple(recalls: published.Recalls) -> str:
+    return "/".join("–" if value is None else f"{value:g}" for value in recalls)
