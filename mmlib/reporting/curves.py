@@ -42,7 +42,7 @@ def loss_curves(history: list[dict], dataset: str, batch_size: int | None = None
         axes.axhline(guess, color=SOFT, linestyle=":", linewidth=1.2)
         axes.annotate(
             f"guessing, ln {batch_size}", (1, guess), xycoords=("axes fraction", "data"),
-            ha="right", va="bottom", fontsize=8, color=SOFT,
+            xytext=(0, -2), textcoords="offset points", ha="right", va="top", fontsize=8, color=SOFT,
         )  # fmt: skip
     axes.set_ylim(bottom=0)
     _epoch_axis(axes, history)
@@ -108,8 +108,8 @@ def lr_curve(history: list[dict]) -> Figure:
     )
     axes = figure.add_subplot()
     _line(axes, history, [row["lr"] for row in history], color=INK, marker="o")
-    axes.set_ylabel("learning rate (per step)")
-    axes.set_ylim(bottom=0)
+    axes.set_ylabel("learning rate")
+    axes.set_ylim(0, 1.08 * max(row["lr"] for row in history))
     _epoch_axis(axes, history)
     return figure
 

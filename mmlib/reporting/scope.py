@@ -78,7 +78,7 @@ def recall_text(recall: dict) -> str:
     """`12.4 % (8.9–17.1)`: an R@K with its 95 % interval."""
     value = recall["value"]
     low, high = (percent(recall[bound], like=value) for bound in ("low", "high"))
-    return f"{percent(value)} % ({low}–{high})"
+    return f"{percent(value)}\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}({low}–{high})"
 
 
 def phases(history: list[dict]) -> list[list[dict]]:

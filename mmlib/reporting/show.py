@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 from IPython.display import display
 from matplotlib.figure import Figure
 
+from mmlib.reporting.notebook import MARK
 from mmlib.reporting.style import alt_text
 
 
@@ -33,5 +34,5 @@ def show(figure: Figure, name: str, private: bool = False) -> None:
     display(
         {"image/png": png.getvalue(), "text/plain": f"[figure: {name} — {alt}]"},
         raw=True,
-        metadata={"image/png": {"alt": alt}, "mmlib": {"name": name, "private": bool(private)}},
+        metadata={"image/png": {"alt": alt}, MARK: {"name": name, "private": bool(private)}},
     )

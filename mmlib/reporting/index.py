@@ -1,0 +1,88 @@
+"""`reports/index.html`: every experiment with its state and its numbers, from reports alone."""
+
+import base64
+from pathlib import Path
+
+import jinja2
+
+from mmlib import paths
+from mmlib.data.atomic import write_text_atomic
+from mmlib.reporting.html import TEMPLATES, stylesheet
+from mmlib.reporting.scope import DIRECTIONS, percent, recall_text, scope
+from mmlib.reporting.style import DIRECTION_NAMES
+from mmlib.training.runs import read_json
+
+
+def write_index() -> Path:
+    """Writes the index over all `reports/*/results.json` and returns its path.
+
+    Needs no run folder, so that it can be made on any clone.  An experiment whose file is missing
+    or damaged gets a card that says so.
+    """
+    folders = [p for p in sorted(paths.REPORTS.glob("*")) if p.is_dir()] if paths.REPORTS.is_dir() else []
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    cards = [_card(folder) for folder in folders]
+    text = environment.get_template("experiments.html.j2").render(
+        experiments=cards, css=jinja2.filters.Markup(stylesheet())
+    )
+    write_text_atomic(paths.REPORTS / "index.html", text + "\n")
+    return paths.REPORTS / "index.html"
+
+
+def _card(folder: Path) -> dict:
+    card = {"name": folder.name, "state": "unreadable", "reason": None, "first": None, "numbers": None}
+    card |= {"links": [], "thumbnail": None, "alt": ""}
+    try:
+        report = read_json(folder / "results.json")
+        card |= {"state": report["state"], "reason": report["reason"], "numbers": _numbers(report["metrics"])}
+        card["links"] = [
+            {"name": name, "href": f"{folder.name}/{notebook['page']}"}
+            for name, notebook in report["notebooks"].items()
+            if notebook["page"] and (folder / notebook["page"]).exists()
+        ]
+        card["first"] = card["links"][-1]["href"] if card["links"] else None  # the analysis, once there
+        if report["thumbnail"]:
+            png = base64.b64encode((folder / report["thumbnail"]["file"]).read_bytes()).decode()
+            card |= {"thumbnail": f"data:image/png;base64,{png}", "alt": report["thumbnail"]["alt"]}
+    except FileNotFoundError as error:
+        card |= {"state": "incomplete", "reason": f"its report is not whole: {error}"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        card |= {
+            "state": "unreadable",
+            "reason": f"results.json cannot be used: {type(error).__name__}: {error}",
+        }
+    return card
+
+
+def _numbers(metrics: dict) -> dict | None:
+    """Test R@1 of the last run that has it; before any test, validation R@1 of the last best epoch."""
+    for run, values in reversed(metrics.items()):
+        if values["test"] and "standard" in values["test"]["protocols"]:
+            test = values["test"]
+            where = scope(test["data"]["name"], test["split"], test["protocols"]["standard"])
+            return _rows(run, test["protocols"]["standard"], f"{where} · 95 % intervals")
+    for run, values in reversed(metrics.items()):
+        if values["best"]:
+            best = values["best"][-1]
+            where = scope(values["data"]["name"], "val", best["val"])
+            return _rows(
+                run, best["val"], f"{where} · best epoch {best['epoch']}, not a test result · 95 % intervals"
+            )
+    return None
+
+
+def _rows(run: str, summary: dict, where: str) -> dict:
+    rows = []
+    for direction in DIRECTIONS:
+        recall = summary[direction]["r1"]
+        rows.append(
+            {
+                "direction": DIRECTION_NAMES[direction],
+                "recall": recall_text(recall),
+                "hits": f"{recall['hits']:,}/{summary[direction]['n']:,}",
+                "chance": f"{percent(recall['chance'])} %",
+            }
+        )
+    return {"run": run, "rows": rows, "scope": where}

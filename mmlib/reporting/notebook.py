@@ -1,0 +1,111 @@
+"""Executed notebooks: what became of them, their parameters, the runs that they name, their marks.
+
+papermill calls a killed notebook "completed", so nothing here believes it: a notebook is complete
+when every code cell was executed and none ended in an error.
+"""
+
+import ast
+from pathlib import Path
+
+import nbformat
+
+from mmlib import paths
+
+MARK = "mmlib"  # key of our metadata: on a figure its name, on a notebook why it stopped
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """A notebook, checked against the format.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is not a notebook.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a notebook at {paths.shown(path)}, found nothing; run it first")
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except Exception as error:  # nbformat raises many kinds for one cause: this is no notebook
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(f"{path.name} cannot be read as a notebook ({reason}); run it again") from None
+    return notebook
+
+
+def has_private(notebook: nbformat.NotebookNode) -> bool:
+    """Whether any output of the notebook is marked private."""
+    return any(mark_of(output).get("private") for output in outputs_of(notebook))
+
+
+def notebook_state(notebook: nbformat.NotebookNode) -> tuple[str, str | None]:
+    """State of an executed notebook by its cells alone, and the reason where it is not complete."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    for number, cell in enumerate(code, 1):
+        for output in cell.outputs:
+            if output.output_type == "error":
+                where = f"cell {number} of {len(code)}{section_of(notebook, cell)}"
+                if output.ename == "KeyboardInterrupt":
+                    return "interrupted", f"stopped by the user in {where}"
+                return "failed", f"{where}: {output.ename}: {output.evalue}".strip(": ")
+    if MARK in notebook.metadata:
+        return notebook.metadata[MARK]["state"], notebook.metadata[MARK]["reason"]
+    for number, cell in enumerate(code, 1):
+        if cell.execution_count is None:
+            where = f"cell {number} of {len(code)}{section_of(notebook, cell)}"
+            return "killed", f"ended without an error at {where}: the process was killed, or is still at work"
+    return "complete", None
+
+
+def parameters_of(notebook: nbformat.NotebookNode) -> dict:
+    """Names and values of a notebook's parameters, overrides included.
+
+    Raises:
+        ValueError: no cell is tagged `parameters`, or it holds something other than literals.
+    """
+    cells = {
+        tag: cell
+        for cell in notebook.cells
+        for tag in cell.metadata.get("tags", [])
+        if tag in ("parameters", "injected-parameters")
+    }
+    if "parameters" not in cells:
+        raise ValueError("expected one cell tagged 'parameters', found none; tag the notebook's second cell")
+    values = {}
+    for tag in ("parameters", "injected-parameters"):  # in the order in which the kernel ran them
+        source = cells[tag].source if tag in cells else ""
+        try:
+            for statement in ast.parse(source).body:
+                target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
+                values[target.id] = ast.literal_eval(statement.value)
+        except (SyntaxError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"the cell tagged {tag!r}: expected lines 'name: type = literal', found something else ({error})"
+            ) from None
+    return values
+
+
+def runs_of(parameters: dict) -> tuple[str, ...]:
+    """The runs that a notebook with these parameters trains (`run`) or reads (`runs`)."""
+    named = [parameters["run"]] if parameters.get("run") else []
+    return tuple([*named, *(parameters.get("runs") or [])])
+
+
+def section_of(notebook: nbformat.NotebookNode, cell: nbformat.NotebookNode) -> str:
+    """The heading above a cell, in brackets, for people who look for it."""
+    heading = ""
+    for other in notebook.cells:
+        if other is cell:
+            break
+        if other.cell_type == "markdown" and other.source.lstrip().startswith("#"):
+            heading = other.source.lstrip().splitlines()[0].lstrip("# ")
+    return f" ({heading})" if heading else ""
+
+
+def outputs_of(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """All outputs of a notebook, in order."""
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def mark_of(output: nbformat.NotebookNode) -> dict:
+    """What `mmlib.reporting.show` wrote beside a figure: its name and whether it is private."""
+    return output.get("metadata", {}).get(MARK, {})

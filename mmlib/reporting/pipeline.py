@@ -1,0 +1,164 @@
+"""Runs an experiment: its notebooks in order, each executed copy kept, all rendered at the end.
+
+Called again after an interruption it goes on: a notebook whose copy is whole, whose source and
+parameters are unchanged and whose runs are complete is not executed again.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+
+from mmlib import paths
+from mmlib.reporting.index import write_index
+from mmlib.reporting.notebook import MARK, notebook_state, read_notebook, runs_of, section_of
+from mmlib.reporting.plan import Step, plan
+from mmlib.reporting.report import write_report
+from mmlib.reporting.state import runs_state
+from mmlib.training.runs import read_json, write_json
+
+EXIT_COMPLETE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+
+_say = partial(print, flush=True)  # a line at once, into a pipe too: this is what a terminal follows
+
+
+def run_experiment(
+    params_dir: str | Path, overrides: Mapping[str, Any] | None = None, overwrite: bool = False
+) -> int:
+    """Runs an experiment's notebooks, renders its report and the index, and says where to look.
+
+    Prints a line per cell and what the cells print.  A failing notebook stops the experiment; its
+    report is rendered with what there is.
+
+    Args:
+        params_dir: folder of `params/`, or its name.
+        overrides: parameters by name, given to every notebook that has them; they beat the YAML's.
+        overwrite: execute everything anew, with `overwrite=True` for notebooks that train.
+
+    Returns:
+        Exit code: 0 complete, 1 failed, 130 interrupted.
+
+    Raises:
+        FileNotFoundError, ValueError: as `mmlib.reporting.plan.plan`; nothing was executed.
+    """
+    experiment, steps = plan(params_dir, overrides or {})
+    executed = paths.REPORTS / experiment / "executed"
+    try:
+        code = _run_steps(steps, executed, overwrite)
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    if code == EXIT_INTERRUPTED:
+        _say("interrupted; the same command goes on where this stopped")
+    report = write_report(experiment)
+    index = write_index()
+    pages = [report / f"{step.name}.html" for step in steps if (report / f"{step.name}.html").exists()]
+    if pages:
+        _say(f"report: {paths.shown(pages[-1])}")
+    _say(f"index:  {paths.shown(index)}")
+    return code
+
+
+def _run_steps(steps: list[Step], executed: Path, overwrite: bool) -> int:
+    finished = _read_finished(executed)
+    redone = overwrite
+    for step in steps:
+        copy = executed / f"{step.name}.ipynb"
+        digest = _digest(step)
+        if not redone and finished.get(step.name) == digest and _is_whole(step, copy):
+            _say(f"{step.name}: complete and unchanged, not executed again")
+            continue
+        # Once a notebook is executed anew, what later ones made before comes from its old results.
+        outdated = overwrite or (redone and step.name in finished)
+        redone = True
+        finished.pop(step.name, None)
+        write_json(executed / "state.json", finished)
+        started = time.monotonic()
+        state, reason = _execute(step, copy, outdated)
+        if state != "complete":
+            _say(f"{step.name}: {state}" + (f": {reason}" if reason else ""))
+            return EXIT_INTERRUPTED if state == "interrupted" else EXIT_FAILED
+        _say(f"{step.name}: complete in {time.monotonic() - started:.0f} s")
+        finished[step.name] = digest
+        write_json(executed / "state.json", finished)
+    return EXIT_COMPLETE
+
+
+def _execute(step: Step, copy: Path, outdated: bool) -> tuple[str, str | None]:
+    """Executes one notebook; its state is told from the copy and the run folders, not by papermill."""
+    parameters = dict(step.parameters)
+    if outdated and "overwrite" in step.known:
+        parameters["overwrite"] = True
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    stopped: tuple[str, str] | None = None
+    try:
+        papermill.execute_notebook(
+            str(step.notebook),
+            str(copy),
+            parameters=parameters,
+            cwd=str(paths.ROOT),
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            on_cell_start=_announcer(step, bool(parameters)),
+        )
+    except papermill.PapermillExecutionError:
+        pass  # the copy has the error, and the cell
+    except DeadKernelError:
+        stopped = "killed", "its process ended without a word: killed, or out of memory"
+    except KeyboardInterrupt:
+        stopped = "interrupted", "stopped by the user"
+    notebook = read_notebook(copy)
+    if stopped:
+        notebook.metadata[MARK] = {"state": stopped[0], "reason": stopped[1]}
+        nbformat.write(notebook, copy)
+    state, reason = notebook_state(notebook)
+    if state != "complete":
+        return state, reason
+    return runs_state(runs_of(step.known | step.parameters))
+
+
+def _announcer(step: Step, injected: bool):
+    """A hook that prints a line when a code cell starts."""
+    source = read_notebook(step.notebook)
+    code = [cell for cell in source.cells if cell.cell_type == "code" and cell.source.strip()]
+    sections = {cell.get("id"): section_of(source, cell) for cell in code}
+    total, started = len(code) + injected, 0
+
+    def announce(cell, cell_index):
+        nonlocal started
+        if cell.cell_type == "code" and cell.source.strip():
+            started += 1
+            heading = sections.get(cell.get("id"), "parameters of this experiment")
+            _say(f"{step.name} {started}/{total}  {heading}".rstrip())
+
+    return announce
+
+
+def _is_whole(step: Step, copy: Path) -> bool:
+    try:
+        state, _ = notebook_state(read_notebook(copy))
+    except (FileNotFoundError, ValueError):
+        return False
+    return state == "complete" and runs_state(runs_of(step.known | step.parameters))[0] == "complete"
+
+
+def _digest(step: Step) -> str:
+    """Equal if and only if the notebook's cells and its parameters are."""
+    cells = [(cell.cell_type, cell.source) for cell in read_notebook(step.notebook).cells]
+    text = json.dumps([cells, step.parameters], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_finished(executed: Path) -> dict:
+    """Digests of the notebooks that were executed to the end; none if the file is missing or damaged."""
+    try:
+        return read_json(executed / "state.json")
+    except (FileNotFoundError, ValueError):
+        return {}

@@ -1,0 +1,114 @@
+"""What an experiment will execute: its notebooks in order with their parameters, checked beforehand."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmlib import paths
+from mmlib.reporting.notebook import parameters_of, read_notebook
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook with the parameters that it gets.
+
+    Attributes:
+        name: of the notebook and of its YAML, without ending.
+        notebook: its source.
+        parameters: what the YAML and the overrides set.
+        known: every parameter that the notebook has, with its default.
+    """
+
+    name: str
+    notebook: Path
+    parameters: dict[str, Any]
+    known: dict[str, Any]
+
+
+def plan(params_dir: str | Path, overrides: Mapping[str, Any]) -> tuple[str, list[Step]]:
+    """The experiment's name and its steps, one for each YAML file, in the order of their names.
+
+    Args:
+        params_dir: folder of `params/`, or its name.
+        overrides: parameters by name, given to every notebook that has them.
+
+    Raises:
+        FileNotFoundError: no such folder, no YAML in it, or no notebook of a YAML's name.
+        ValueError: a YAML that cannot be read or is no mapping, or a parameter that no notebook
+            has; names the nearest.
+    """
+    folder = _folder(params_dir)
+    files = sorted(folder.glob("*.yaml"))
+    if not files:
+        raise FileNotFoundError(
+            f"{paths.shown(folder)}: expected one YAML file per notebook, such as 01_train.yaml, found none"
+        )
+    steps = [_step(file, overrides) for file in files]
+    known = {name for step in steps for name in step.known}
+    for name in overrides:
+        if name not in known:
+            raise ValueError(
+                f"no notebook of {folder.name!r} has a parameter {name!r}{_nearest(name, known)};"
+                " nothing was executed"
+            )
+    return folder.name, steps
+
+
+def _folder(params_dir: str | Path) -> Path:
+    given = paths.from_root(params_dir)
+    for folder in (given, paths.PARAMS / str(params_dir)):
+        if folder.is_dir():
+            return folder.resolve()
+    there = sorted(p.name for p in paths.PARAMS.iterdir() if p.is_dir()) if paths.PARAMS.is_dir() else []
+    known = f"; there are: {', '.join(there)}" if there else ""
+    raise FileNotFoundError(
+        f"no experiment {given.name!r}: expected the folder {paths.shown(paths.PARAMS / given.name)}"
+        f"{_nearest(given.name, there)}{known}"
+    )
+
+
+def _step(file: Path, overrides: Mapping[str, Any]) -> Step:
+    parameters = _read_yaml(file)
+    source = paths.NOTEBOOKS / f"{file.stem}.ipynb"
+    if not source.is_file():
+        there = [p.stem for p in paths.NOTEBOOKS.glob("*.ipynb")]
+        raise FileNotFoundError(
+            f"{paths.shown(file)} needs the notebook {paths.shown(source)}, which does not exist"
+            f"{_nearest(file.stem, there)}"
+        )
+    try:
+        known = parameters_of(read_notebook(source))
+    except ValueError as error:
+        raise ValueError(f"{paths.shown(source)}: {error}") from None
+    for name in parameters:
+        if name not in known:
+            raise ValueError(
+                f"{paths.shown(file)} sets {name!r}, which {source.name} does not have{_nearest(name, known)}"
+            )
+    wanted = {name: value for name, value in overrides.items() if name in known}
+    return Step(file.stem, source, parameters | wanted, known)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise ValueError(f"{paths.shown(file)} is not valid YAML: {where}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ValueError(
+            f"{paths.shown(file)}: expected lines 'parameter: value', found {type(values).__name__}"
+            f" {str(values)[:60]!r}"
+        )
+    return values
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
