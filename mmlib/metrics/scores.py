@@ -81,40 +81,47 @@ def positive_ranks(query, gallery, query_of_pair_P, item_of_pair_P, chunk: int):
         gallery: `unit_rows` of the G items.
         query_of_pair_P: int64 array, ascending; every query has at least one pair.
         item_of_pair_P: int64 array, the positive of each pair.
-        chunk: queries scored at a time; fewer where the gallery is so large that
-            `MAX_SCORES` would be exceeded.
+        chunk: as in `score_blocks`.
 
     Returns:
         `rank_Q` and `ties_Q`, int64 numpy arrays.
     """
     import torch
 
-    (query_UD, row_of_query_Q), (item_VD, column_of_item_G) = query, gallery
-    device = query_UD.device
-    weight_V = torch.bincount(column_of_item_G, minlength=len(item_VD)).to(torch.int32)
+    device = query[0].device
     pair_query_P = torch.from_numpy(query_of_pair_P).to(device)
-    pair_column_P = column_of_item_G[torch.from_numpy(item_of_pair_P).to(device)]
-    queries = len(row_of_query_Q)
-    step = max(1, min(chunk, MAX_SCORES // len(item_VD)))
+    pair_item_P = torch.from_numpy(item_of_pair_P).to(device)
     ranks, ties = [], []
-    with _full_float32(device.type):
-        for start in range(0, queries, step):
-            stop = min(start + step, queries)
-            score_qV = query_UD[row_of_query_Q[start:stop]] @ item_VD.T
-            left, right = np.searchsorted(query_of_pair_P, (start, stop))
-            pair_row_p = pair_query_P[left:right] - start
-            positive_p = score_qV[pair_row_p, pair_column_P[left:right]]
-            best_q = torch.full((stop - start,), -torch.inf, device=device)
-            best_q.scatter_reduce_(0, pair_row_p, positive_p, "amax")
-            # Only non-positives can score above the best positive; equal to it are also
-            # the positive itself and its equals among the query's other positives.
-            above_q = torch.where(score_qV > best_q[:, None], weight_V, 0).sum(1)
-            equal_q = torch.where(score_qV == best_q[:, None], weight_V, 0).sum(1)
-            own_q = torch.zeros_like(equal_q)
-            own_q.scatter_add_(0, pair_row_p, (positive_p == best_q[pair_row_p]).long())
-            ties.append(equal_q - own_q)
-            ranks.append(1 + above_q + equal_q - own_q)
+    for start, score_qG in score_blocks(query, gallery, chunk):
+        left, right = np.searchsorted(query_of_pair_P, (start, start + len(score_qG)))
+        pair_row_p = pair_query_P[left:right] - start
+        positive_p = score_qG[pair_row_p, pair_item_P[left:right]]
+        best_q = torch.full((len(score_qG),), -torch.inf, device=device)
+        best_q.scatter_reduce_(0, pair_row_p, positive_p, "amax")
+        # Only non-positives can score above the best positive; equal to it are also the positive
+        # itself and its equals among the query's other positives.
+        above_q = (score_qG > best_q[:, None]).sum(1)
+        equal_q = (score_qG == best_q[:, None]).sum(1)
+        equal_q.scatter_add_(0, pair_row_p, -(positive_p == best_q[pair_row_p]).long())
+        ties.append(equal_q)
+        ranks.append(1 + above_q + equal_q)
     return torch.cat(ranks).cpu().numpy(), torch.cat(ties).cpu().numpy()
+
+
+def score_blocks(query, gallery, chunk: int):
+    """Yields the first query's index and `score_qG`, cosines of up to `chunk` queries with all items.
+
+    Args:
+        query, gallery: from `unit_rows`; equal gallery rows get equal scores, to the last bit.
+        chunk: queries at a time; fewer where the gallery is so large that `MAX_SCORES` would be
+            exceeded.
+    """
+    (query_UD, row_of_query_Q), (item_VD, column_of_item_G) = query, gallery
+    step = max(1, min(chunk, MAX_SCORES // len(column_of_item_G)))
+    for start in range(0, len(row_of_query_Q), step):
+        with _full_float32(query_UD.device.type):
+            score_qV = query_UD[row_of_query_Q[start : start + step]] @ item_VD.T
+        yield start, score_qV[:, column_of_item_G]
 
 
 @contextmanager

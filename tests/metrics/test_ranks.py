@@ -173,6 +173,22 @@ def test_a_trainers_matrix_precision_is_neither_used_nor_changed(sample):
     np.testing.assert_array_equal(ranks.t2i_M, expected.t2i_M)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_ranks_even_where_tf32_is_allowed(sample):
+    image, text, image_of_text = sample()
+    text[7] = text[149]
+    expected = retrieval_ranks(image, text, image_of_text)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        ranks = retrieval_ranks(*(torch.from_numpy(x).cuda() for x in (image, text, image_of_text)))
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    np.testing.assert_array_equal(ranks.i2t_N, expected.i2t_N)
+    np.testing.assert_array_equal(ranks.t2i_M, expected.t2i_M)
+    np.testing.assert_array_equal(ranks.ties_i2t_N, expected.ties_i2t_N)
+
+
 def test_the_score_block_is_bounded(sample, monkeypatch):
     image, text, image_of_text = sample()
     expected = retrieval_ranks(image, text, image_of_text)
