@@ -3,6 +3,22 @@
 A figure without its protocol cannot be compared with another.  All but `paired` rank in the
 `standard` way (unique images, any caption of the image is a hit, ceiling 100 %) and differ in the
 set that is ranked.  Chance levels follow from the sizes: `mmlib.metrics.summary.chance_recall`.
+
+The field's evaluators compute `standard` in these ways, equal to the last hit where no scores
+tie (tests/metrics/test_evaluators.py writes each anew from its definition):
+
+- VSE++/SCAN `i2t`, `t2i`: sort each query's scores, smallest index among the image's captions.
+  Exactly five captions per image, in order.
+- CLIP_benchmark: a mask of positives, "any of the first K is positive".
+- BLIP/LAVIS: dictionaries image -> caption ids and caption -> image id; the smallest rank of any.
+- big_vision: a list that names the image of each caption; the smallest rank of any.
+- open_clip's training validation: row against row, one caption per image: `single_caption`, or
+  `paired` where rows repeat an image.
+
+On ties they differ, each by what its sort does: an ascending sort read backwards puts the last
+of equal items first, a stable descending one the first, `topk` promises nothing.  A collapsed
+model can thus score anything from 0 to 100 %: the positive wins or loses by its index alone.  Here
+every tie counts against the model; theirs lies between our `value` and our `best_case`.
 """
 
 from dataclasses import dataclass
