@@ -49,10 +49,8 @@ def _card(folder: Path) -> dict:
     except FileNotFoundError as error:
         card |= {"state": "incomplete", "reason": f"its report is not whole: {error}"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        card |= {
-            "state": "unreadable",
-            "reason": f"results.json cannot be used: {type(error).__name__}: {error}",
-        }
+        reason = f"results.json cannot be used: {type(error).__name__}: {error}"
+        card |= {"state": "unreadable", "reason": reason}
     return card
 
 
@@ -67,9 +65,8 @@ def _numbers(metrics: dict) -> dict | None:
         if values["best"]:
             best = values["best"][-1]
             where = scope(values["data"]["name"], "val", best["val"])
-            return _rows(
-                run, best["val"], f"{where} · best epoch {best['epoch']}, not a test result · 95 % intervals"
-            )
+            note = f"best epoch {best['epoch']}, not a test result"
+            return _rows(run, best["val"], f"{where} · {note} · 95 % intervals")
     return None
 
 

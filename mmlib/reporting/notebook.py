@@ -4,12 +4,12 @@ papermill calls a killed notebook "completed", so nothing here believes it: a no
 when every code cell was executed and none ended in an error.
 """
 
-import ast
 from pathlib import Path
 
 import nbformat
 
 from mmlib import paths
+from mmlib.params import notebook_defaults
 
 MARK = "mmlib"  # key of our metadata: on a figure its name, on a notebook why it stopped
 
@@ -56,38 +56,19 @@ def notebook_state(notebook: nbformat.NotebookNode) -> tuple[str, str | None]:
     return "complete", None
 
 
-def parameters_of(notebook: nbformat.NotebookNode) -> dict:
-    """Names and values of a notebook's parameters, overrides included.
+def parameters_of(path: Path, notebook: nbformat.NotebookNode) -> dict:
+    """Names and values of the parameters that an executed copy ran with, overrides included.
 
     Raises:
-        ValueError: no cell is tagged `parameters`, or it holds something other than literals.
+        FileNotFoundError, ParameterError: as `mmlib.params.notebook_defaults`.
     """
-    cells = {
-        tag: cell
-        for cell in notebook.cells
-        for tag in cell.metadata.get("tags", [])
-        if tag in ("parameters", "injected-parameters")
-    }
-    if "parameters" not in cells:
-        raise ValueError("expected one cell tagged 'parameters', found none; tag the notebook's second cell")
-    values = {}
-    for tag in ("parameters", "injected-parameters"):  # in the order in which the kernel ran them
-        source = cells[tag].source if tag in cells else ""
-        try:
-            for statement in ast.parse(source).body:
-                target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
-                values[target.id] = ast.literal_eval(statement.value)
-        except (SyntaxError, ValueError, AttributeError) as error:
-            raise ValueError(
-                f"the cell tagged {tag!r}: expected lines 'name: type = literal', found something else ({error})"
-            ) from None
-    return values
+    return notebook_defaults(path) | dict(notebook.metadata.get("papermill", {}).get("parameters", {}))
 
 
 def runs_of(parameters: dict) -> tuple[str, ...]:
     """The runs that a notebook with these parameters trains (`run`) or reads (`runs`)."""
     named = [parameters["run"]] if parameters.get("run") else []
-    return tuple([*named, *(parameters.get("runs") or [])])
+    return (*named, *(parameters.get("runs") or []))
 
 
 def section_of(notebook: nbformat.NotebookNode, cell: nbformat.NotebookNode) -> str:

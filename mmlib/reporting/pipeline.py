@@ -23,7 +23,7 @@ from mmlib.reporting.notebook import MARK, notebook_state, read_notebook, runs_o
 from mmlib.reporting.plan import Step, plan
 from mmlib.reporting.report import write_report
 from mmlib.reporting.state import runs_state
-from mmlib.training.runs import read_json, write_json
+from mmlib.training.runs import read_json, run_folder, write_json
 
 EXIT_COMPLETE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
@@ -47,7 +47,7 @@ def run_experiment(
         Exit code: 0 complete, 1 failed, 130 interrupted.
 
     Raises:
-        FileNotFoundError, ValueError: as `mmlib.reporting.plan.plan`; nothing was executed.
+        FileNotFoundError, ParameterError: as `mmlib.reporting.plan.plan`; nothing was executed.
     """
     experiment, steps = plan(params_dir, overrides or {})
     executed = paths.REPORTS / experiment / "executed"
@@ -68,20 +68,22 @@ def run_experiment(
 
 def _run_steps(steps: list[Step], executed: Path, overwrite: bool) -> int:
     finished = _read_finished(executed)
-    redone = overwrite
+    redone, retrained = overwrite, False
     for step in steps:
         copy = executed / f"{step.name}.ipynb"
         digest = _digest(step)
         if not redone and finished.get(step.name) == digest and _is_whole(step, copy):
             _say(f"{step.name}: complete and unchanged, not executed again")
             continue
-        # Once a notebook is executed anew, what later ones made before comes from its old results.
-        outdated = overwrite or (redone and step.name in finished)
         redone = True
+        # A run that a later notebook completed before comes from weights that are no more.
+        outdated = overwrite or (retrained and step.name in finished)
+        before = _training_stamp(step)
         finished.pop(step.name, None)
         write_json(executed / "state.json", finished)
         started = time.monotonic()
         state, reason = _execute(step, copy, outdated)
+        retrained = retrained or _training_stamp(step) != before
         if state != "complete":
             _say(f"{step.name}: {state}" + (f": {reason}" if reason else ""))
             return EXIT_INTERRUPTED if state == "interrupted" else EXIT_FAILED
@@ -107,6 +109,8 @@ def _execute(step: Step, copy: Path, outdated: bool) -> tuple[str, str | None]:
             progress_bar=False,
             stdout_file=sys.stdout,
             on_cell_start=_announcer(step, bool(parameters)),
+            # The kernel warns at each start that its local sockets are not encrypted.
+            extra_arguments=["--log-level=ERROR"],
         )
     except papermill.PapermillExecutionError:
         pass  # the copy has the error, and the cell
@@ -135,8 +139,8 @@ def _announcer(step: Step, injected: bool):
         nonlocal started
         if cell.cell_type == "code" and cell.source.strip():
             started += 1
-            heading = sections.get(cell.get("id"), "parameters of this experiment")
-            _say(f"{step.name} {started}/{total}  {heading}".rstrip())
+            heading = sections.get(cell.get("id"), " (parameters of this experiment)")
+            _say(f"{step.name} {started}/{total}{heading}")
 
     return announce
 
@@ -147,6 +151,13 @@ def _is_whole(step: Step, copy: Path) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     return state == "complete" and runs_state(runs_of(step.known | step.parameters))[0] == "complete"
+
+
+def _training_stamp(step: Step) -> str | None:
+    """Changes when a notebook trains its run; one that only shows a complete run leaves it."""
+    run = (step.known | step.parameters).get("run")
+    status = run_folder(run) / "status.json" if run else None
+    return status.read_text(encoding="utf-8") if status and status.is_file() else None
 
 
 def _digest(step: Step) -> str:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmlib import paths
-from mmlib.reporting.notebook import parameters_of, read_notebook
+from mmlib.config import ParameterError
+from mmlib.params import notebook_defaults, read_yaml
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ def plan(params_dir: str | Path, overrides: Mapping[str, Any]) -> tuple[str, lis
 
     Raises:
         FileNotFoundError: no such folder, no YAML in it, or no notebook of a YAML's name.
-        ValueError: a YAML that cannot be read or is no mapping, or a parameter that no notebook
-            has; names the nearest.
+        ParameterError: a YAML that cannot be read or is no mapping, a notebook without a proper
+            parameters cell, or a parameter that no notebook has; names the nearest.
     """
     folder = _folder(params_dir)
     files = sorted(folder.glob("*.yaml"))
@@ -51,7 +50,7 @@ def plan(params_dir: str | Path, overrides: Mapping[str, Any]) -> tuple[str, lis
     known = {name for step in steps for name in step.known}
     for name in overrides:
         if name not in known:
-            raise ValueError(
+            raise ParameterError(
                 f"no notebook of {folder.name!r} has a parameter {name!r}{_nearest(name, known)};"
                 " nothing was executed"
             )
@@ -72,7 +71,7 @@ def _folder(params_dir: str | Path) -> Path:
 
 
 def _step(file: Path, overrides: Mapping[str, Any]) -> Step:
-    parameters = _read_yaml(file)
+    parameters = read_yaml(file)
     source = paths.NOTEBOOKS / f"{file.stem}.ipynb"
     if not source.is_file():
         there = [p.stem for p in paths.NOTEBOOKS.glob("*.ipynb")]
@@ -80,33 +79,14 @@ def _step(file: Path, overrides: Mapping[str, Any]) -> Step:
             f"{paths.shown(file)} needs the notebook {paths.shown(source)}, which does not exist"
             f"{_nearest(file.stem, there)}"
         )
-    try:
-        known = parameters_of(read_notebook(source))
-    except ValueError as error:
-        raise ValueError(f"{paths.shown(source)}: {error}") from None
+    known = notebook_defaults(source)
     for name in parameters:
         if name not in known:
-            raise ValueError(
+            raise ParameterError(
                 f"{paths.shown(file)} sets {name!r}, which {source.name} does not have{_nearest(name, known)}"
             )
     wanted = {name: value for name, value in overrides.items() if name in known}
     return Step(file.stem, source, parameters | wanted, known)
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = " ".join(str(error).split())
-        raise ValueError(f"{paths.shown(file)} is not valid YAML: {where}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise ValueError(
-            f"{paths.shown(file)}: expected lines 'parameter: value', found {type(values).__name__}"
-            f" {str(values)[:60]!r}"
-        )
-    return values
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

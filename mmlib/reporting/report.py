@@ -18,6 +18,8 @@ from mmlib.training.runs import read_history, read_json, run_folder, run_state, 
 
 THUMBNAIL = "figures/learning.png"
 
+_ROW = ("phase", "run", "epoch", "lr", "train_loss", "val")  # of a history row; its timings stand apart
+
 
 def write_report(experiment: str) -> Path:
     """Writes `reports/<experiment>/`: a page per executed notebook, figures, `results.json`.
@@ -51,12 +53,12 @@ def write_report(experiment: str) -> Path:
                 page.name: {"state": page.state, "reason": page.reason, "page": page.href} for page in pages
             },
             "thumbnail": {"file": THUMBNAIL, "alt": shown["alt"]} if shown else None,
-            "runs": {n: {"state": r["state"], "reason": r["reason"], "problems": r["problems"]} for n, r in runs.items()},
+            "runs": {n: {key: r[key] for key in ("state", "reason", "problems")} for n, r in runs.items()},
             "metrics": {name: run["metrics"] for name, run in runs.items()},
             "provenance": {name: run["provenance"] for name, run in runs.items()},
             "timings": {name: run["timings"] for name, run in runs.items()},
         },
-    )  # fmt: skip
+    )
     return folder
 
 
@@ -106,7 +108,7 @@ def _collect(run: str) -> dict:
             "data": environment.get("data"),
             "epochs": history[-1].get("epoch") if history else 0,
             "best_by": by,
-            "best": [{key: row.get(key) for key in ("phase", "run", "epoch", "lr", "train_loss", "val")} for row in best],
+            "best": [{key: row.get(key) for key in _ROW} for row in best],
             "test": result,
         },
         "provenance": {key: value for key, value in environment.items() if key != "data"},
@@ -114,7 +116,7 @@ def _collect(run: str) -> dict:
             "seconds": round(sum(row.get("seconds", 0) for row in own), 1),
             "pairs_per_s": [row.get("pairs_per_s") for row in own],
         },
-    }  # fmt: skip
+    }
 
 
 def _write_thumbnail(folder: Path, run: dict) -> None:

@@ -46,8 +46,8 @@ def experiment_pages(experiment: str) -> tuple[Page, ...]:
     names |= {p.stem for p in executed.glob("*.ipynb")}
     if not names:
         raise FileNotFoundError(
-            f"nothing to report on {experiment!r}: expected {paths.shown(paths.PARAMS / experiment)}/*.yaml or"
-            f" {paths.shown(executed)}/*.ipynb; run it with: make report EXPERIMENT={experiment}"
+            f"nothing to report on {experiment!r}: expected {paths.shown(paths.PARAMS / experiment)}/*.yaml"
+            f" or {paths.shown(executed)}/*.ipynb; run it with: make report EXPERIMENT={experiment}"
         )
     return tuple(_page(executed / f"{name}.ipynb") for name in sorted(names))
 
@@ -74,7 +74,7 @@ def _page(executed: Path) -> Page:
         return Page(name, "incomplete", f"{name} has not been run")
     try:
         notebook = read_notebook(executed)
-        runs = runs_of(parameters_of(notebook))
+        runs = runs_of(parameters_of(executed, notebook))
     except ValueError as error:
         return Page(name, "failed", str(error))
     state, reason = notebook_state(notebook)

@@ -43,7 +43,11 @@ def history(first: int = 6, second: int = 4) -> list[dict]:
     return rows
 
 
-DATA = {"name": "shapes", "fingerprint": "0123456789abcdef", "splits": {"test": {"images": 60, "captions": 180}}}
+DATA = {
+    "name": "shapes",
+    "fingerprint": "0123456789abcdef",
+    "splits": {"test": {"images": 60, "captions": 180}},
+}
 
 
 def result(run: str = "demo-train", skill: float = 0.8, data: dict | None = None) -> dict:

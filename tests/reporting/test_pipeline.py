@@ -1,0 +1,234 @@
+"""Experiments end to end on tiny notebooks: order, overrides, failures, skipping, interruption."""
+
+import json
+
+import nbformat
+import pytest
+
+from mmlib import paths
+from mmlib.config import ParameterError
+from mmlib.reporting import pipeline
+from mmlib.reporting.notebook import notebook_state, read_notebook
+from mmlib.reporting.pipeline import run_experiment
+from mmlib.reporting.plan import plan
+
+LR = 'lr: float = 0.1  # learning rate\nrun: str = ""  # run'
+
+
+def executed(name: str) -> nbformat.NotebookNode:
+    return read_notebook(paths.REPORTS / "demo" / "executed" / f"{name}.ipynb")
+
+
+def printed(name: str) -> str:
+    return "".join(o.text for c in executed(name).cells for o in c.get("outputs", []) if o.get("text"))
+
+
+@pytest.fixture
+def fake_papermill(monkeypatch):
+    """Executes notebooks without a kernel: every code cell gets its number and no output."""
+    calls = []
+
+    def execute_notebook(source, copy, parameters, **_):
+        calls.append((source.rsplit("/", 1)[-1], parameters))
+        notebook = nbformat.read(source, as_version=4)
+        notebook.metadata["papermill"] = {"parameters": parameters}
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.execution_count = 1
+        nbformat.write(notebook, copy)
+
+    monkeypatch.setattr(pipeline.papermill, "execute_notebook", execute_notebook)
+    return calls
+
+
+def test_runs_in_order_from_the_root_with_parameters_and_overrides(repository, capsys):
+    repository.notebook("01_train", "import os\nprint('train', lr, os.getcwd())", parameters=LR)
+    repository.params("demo", "01_train", "lr: 0.5\n")
+    assert run_experiment("demo", {"lr": 0.25}) == 0
+    out = capsys.readouterr().out
+    assert f"train 0.25 {paths.ROOT}" in out  # streamed while it runs
+    assert "01_train 3/3 (Work)" in out
+    assert "01_train: complete in" in out
+    assert "report: reports/demo/01_train.html" in out
+    assert "index:  reports/index.html" in out
+    assert "train 0.25" in (paths.REPORTS / "demo" / "01_train.html").read_text()
+
+
+def test_a_failing_cell_stops_the_experiment_and_is_reported(repository, capsys):
+    repository.notebook("01_train", "raise ValueError('lr: expected above 0, found -1')", parameters=LR)
+    repository.notebook("02_continue", "print('never')", parameters=LR)
+    for name in ("01_train", "02_continue"):
+        repository.params("demo", name)
+    assert run_experiment("demo") == 1
+    out = capsys.readouterr().out
+    assert "01_train: failed: cell 2 of 2 (Work): ValueError: lr: expected above 0, found -1" in out
+    assert "Traceback" not in out
+    assert not (paths.REPORTS / "demo" / "executed" / "02_continue.ipynb").exists()
+    page = (paths.REPORTS / "demo" / "01_train.html").read_text()
+    assert "This page is not the report of a finished run" in page
+    assert "expected above 0, found -1" in page
+    report = json.loads((paths.REPORTS / "demo" / "results.json").read_text())
+    assert report["state"] == "failed"
+    assert report["notebooks"]["02_continue"]["state"] == "incomplete"
+    assert "failed" in (paths.REPORTS / "index.html").read_text()
+
+
+def test_a_killed_kernel_is_no_success(repository, capsys):
+    repository.notebook("01_train", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", parameters=LR)
+    repository.params("demo", "01_train")
+    assert run_experiment("demo") == 1
+    assert "01_train: killed: its process ended without a word" in capsys.readouterr().out
+    assert json.loads((paths.REPORTS / "demo" / "results.json").read_text())["state"] == "killed"
+
+
+def test_ending_the_process_politely_is_no_success(repository, capsys):
+    repository.notebook("01_train", "import sys\nsys.exit(0)", "print('after')", parameters=LR)
+    repository.params("demo", "01_train")
+    assert run_experiment("demo") == 1
+    assert "01_train: failed: cell 2 of 3 (Work): SystemExit: 0" in capsys.readouterr().out
+
+
+def test_a_run_that_is_not_complete_fails_the_experiment(repository, fake_papermill, capsys):
+    repository.run("demo-train", state="failed", reason="FloatingPointError: loss is nan at epoch 3")
+    repository.notebook("01_train", "work()")
+    repository.params("demo", "01_train")
+    assert run_experiment("demo") == 1
+    assert "run demo-train: FloatingPointError: loss is nan at epoch 3" in capsys.readouterr().out
+
+
+def test_complete_notebooks_are_skipped_until_something_changes(repository, fake_papermill, capsys):
+    repository.run("demo-train")
+    for name in ("01_train", "02_continue"):
+        repository.notebook(name, "work()")
+        repository.params("demo", name)
+    names = [name for name, _ in fake_papermill]
+    assert run_experiment("demo") == 0
+    assert run_experiment("demo") == 0
+    assert "01_train: complete and unchanged, not executed again" in capsys.readouterr().out
+    names = [name for name, _ in fake_papermill]
+    assert names == ["01_train.ipynb", "02_continue.ipynb"]
+    repository.params("demo", "02_continue", "run: demo-train\n")
+    run_experiment("demo")
+    repository.notebook("01_train", "other_work()")
+    run_experiment("demo")
+    (paths.REPORTS / "demo" / "executed" / "01_train.ipynb").write_text("{")
+    run_experiment("demo")
+    names = [name.removesuffix(".ipynb") for name, _ in fake_papermill[2:]]
+    assert names == ["02_continue", "01_train", "02_continue", "01_train", "02_continue"]
+
+
+def test_a_notebook_whose_run_is_gone_is_executed_again(repository, fake_papermill):
+    folder = repository.run("demo-train")
+    repository.notebook("01_train", "work()")
+    repository.params("demo", "01_train")
+    assert run_experiment("demo") == 0
+    (folder / "status.json").unlink()
+    assert run_experiment("demo") == 1
+    assert len(fake_papermill) == 2
+
+
+def test_overwrite_reaches_notebooks_that_train(repository, fake_papermill):
+    repository.run("demo-train")
+    train = 'run: str = "demo-train"  # run\noverwrite: bool = False  # delete first'
+    repository.notebook("01_train", "work()", parameters=train)
+    repository.notebook("04_analysis", "work()")
+    for name in ("01_train", "04_analysis"):
+        repository.params("demo", name)
+    assert run_experiment("demo", overwrite=True) == 0
+    assert fake_papermill == [("01_train.ipynb", {"overwrite": True}), ("04_analysis.ipynb", {})]
+
+
+def test_what_was_trained_on_from_replaced_weights_is_trained_anew(repository, fake_papermill, monkeypatch):
+    for run in ("demo-train", "demo-continue"):
+        repository.run(run)
+    own = 'run: str = "demo-train"  # run\noverwrite: bool = False  # delete first'
+    repository.notebook("01_train", "work()", parameters=own)
+    repository.notebook("02_continue", "work()", parameters=own.replace("demo-train", "demo-continue"))
+    for name in ("01_train", "02_continue"):
+        repository.params("demo", name)
+    assert run_experiment("demo") == 0
+    repository.notebook("01_train", "edited()", parameters=own)  # shows its complete run, trains nothing
+    assert run_experiment("demo") == 0
+    assert fake_papermill[-1] == ("02_continue.ipynb", {})
+    execute = pipeline.papermill.execute_notebook
+
+    def training(source, copy, parameters, **more):
+        execute(source, copy, parameters, **more)
+        if "01_train" in source:
+            status = {"state": "complete", "reason": None, "updated": "2026-01-02"}
+            (paths.RUNS / "demo-train" / "status.json").write_text(json.dumps(status))
+
+    monkeypatch.setattr(pipeline.papermill, "execute_notebook", training)
+    (paths.RUNS / "demo-train" / "status.json").unlink()
+    assert run_experiment("demo") == 0
+    assert fake_papermill[-2:] == [("01_train.ipynb", {}), ("02_continue.ipynb", {"overwrite": True})]
+
+
+def test_ctrl_c_leaves_a_marked_copy_and_exits_130(repository, fake_papermill, monkeypatch, capsys):
+    execute = pipeline.papermill.execute_notebook
+
+    def interrupted(*args, **more):
+        execute(*args, **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline.papermill, "execute_notebook", interrupted)
+    repository.notebook("01_train", "work()", parameters=LR)
+    repository.params("demo", "01_train")
+    assert run_experiment("demo") == 130
+    assert "interrupted; the same command goes on" in capsys.readouterr().out
+    assert notebook_state(executed("01_train")) == ("interrupted", "stopped by the user")
+    assert json.loads((paths.REPORTS / "demo" / "results.json").read_text())["state"] == "interrupted"
+    monkeypatch.setattr(pipeline.papermill, "execute_notebook", execute)
+    assert run_experiment("demo") == 0
+
+
+def test_unknown_experiments_are_named_with_the_nearest(repository):
+    repository.params("demo", "01_train")
+    with pytest.raises(
+        FileNotFoundError, match=r"no experiment 'dmo'.*params/dmo.*did you mean 'demo'\?.*are: demo"
+    ):
+        plan("dmo", {})
+    with pytest.raises(FileNotFoundError, match="no experiment 'x'"):
+        plan("params/x", {})
+
+
+def test_a_folder_without_yaml_is_an_error(repository):
+    (paths.PARAMS / "empty").mkdir(parents=True)
+    with pytest.raises(
+        FileNotFoundError, match=r"params/empty: expected one YAML file per notebook.*found none"
+    ):
+        plan("empty", {})
+
+
+def test_a_yaml_without_its_notebook_is_an_error(repository):
+    repository.notebook("01_train")
+    repository.params("demo", "01_trian")
+    with pytest.raises(
+        FileNotFoundError, match=r"01_trian.ipynb, which does not exist; did you mean '01_train'"
+    ):
+        plan("demo", {})
+
+
+def test_a_parameter_that_the_notebook_lacks_is_an_error(repository):
+    repository.notebook("01_train", parameters="epochs: int = 3  # passes")
+    repository.params("demo", "01_train", "epoch: 3\n")
+    with pytest.raises(ParameterError, match=r"sets 'epoch', which 01_train.ipynb.*did you mean 'epochs'\?"):
+        plan("demo", {})
+
+
+def test_an_override_that_no_notebook_has_is_an_error(repository):
+    repository.notebook("01_train", parameters="epochs: int = 3  # passes")
+    folder = repository.params("demo", "01_train")
+    with pytest.raises(
+        ParameterError, match=r"no notebook of 'demo' has a parameter 'epoch'; did you mean 'epochs'"
+    ):
+        run_experiment(folder, {"epoch": 1})
+    assert not paths.REPORTS.exists()
+
+
+def test_invalid_yaml_is_named(repository):
+    repository.notebook("01_train")
+    for text in ("lr: [1\n", "- lr\n"):
+        repository.params("demo", "01_train", text)
+        with pytest.raises(ParameterError, match=r"params/demo/01_train.yaml"):
+            plan("demo", {})
