@@ -112,9 +112,13 @@ def test_equal_captions_of_one_image_are_no_tie():
 
 
 def test_negative_zero_equals_zero():
-    image = np.array([[1.0, 0.0], [1.0, -0.0]])
-    ranks = retrieval_ranks(image, np.array([[1.0, 1.0], [1.0, 2.0]]), [0, 1])
-    assert ranks.ties_t2i_M.tolist() == [1, 1]
+    rng = np.random.default_rng(0)
+    row = rng.standard_normal(512) * (np.arange(512) % 4 > 0)
+    image = np.tile(row, (7, 1))
+    image[:, ::4] *= rng.choice([-1.0, 1.0], (7, 128))
+    assert len({row.tobytes() for row in image}) == 7
+    ranks = retrieval_ranks(image, rng.standard_normal((7, 512)), np.arange(7))
+    assert ranks.ties_t2i_M.tolist() == [6] * 7
 
 
 def test_a_single_image_ranks_first():
