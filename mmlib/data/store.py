@@ -12,12 +12,14 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mmlib import paths
@@ -86,7 +88,8 @@ def open_store(
         ValueError: size, resize or workers out of range; a data set without images; images that
             cannot be read (the first is named, the rest are counted, no store is left).
         OSError: not enough space on the disk, or the folder cannot be written.
-        RuntimeError: a worker process was killed or could not start.
+        RuntimeError: a worker process was killed or could not start, as from a script without
+            `if __name__ == "__main__":`.
     """
     if size < 1:
         raise ValueError(f"expected a size of at least 1 pixel, found {size}")
@@ -108,7 +111,7 @@ def open_store(
     path = (cache or paths.CACHE) / f"{dataset.name}-{dataset.fingerprint}-{size}-{resize}.uint8"
     if _fault(path, header):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        with _locked(path):
             # Asked again, since another process may have packed it while this one waited.
             if fault := _fault(path, header):
                 if path.exists():
@@ -157,6 +160,31 @@ def _fault(path: Path, header: dict) -> str | None:
     return None
 
 
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the right to pack `path`, which the system takes back from a process that is killed."""
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        # A worker process runs an unguarded script anew before it works; it would wait for its own parent.
+        if _unfinished(path, os.getppid()).exists():
+            raise RuntimeError(
+                "expected worker processes to import the script without running it, found that it packs"
+                " images again; put its work under `if __name__ == '__main__':`"
+            ) from None
+        logger.info("waiting for another process that packs %s", shown(path))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unfinished(path: Path, pid: int) -> Path:
+    return path.with_name(f"{path.name}.{pid}.part")
+
+
 def _pack(
     dataset: Dataset, names: list[str], header: dict, path: Path, workers: int | None, progress: bool | None
 ) -> None:
@@ -173,7 +201,7 @@ def _pack(
             str(path.parent),
         )
     workers = workers or min(os.cpu_count() or 1, math.ceil(len(names) / (4 * CHUNK)))
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary = _unfinished(path, os.getpid())
     bar = tqdm(
         total=len(names),
         desc=f"packing {dataset.name}",

@@ -38,17 +38,27 @@ def assert_drawn(store):
     assert store.index == {name: row for row, name in enumerate(NAMES)}
 
 
-def python(code, *arguments):
+def python(*arguments):
     """A process that can import mmlib and tiny_flickr."""
     search = os.pathsep.join([str(Path(mmlib.__file__).parents[1]), str(Path(tiny.__file__).parent)])
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": search},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def finish(process):
+    """Output and errors of a process that ends by itself; one that hangs is a failure, and killed."""
+    try:
+        return process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
 
 
 def test_store_of_files(tmp_path):
@@ -199,8 +209,8 @@ open_store(dataset, int(size), workers=int(workers), cache=Path(cache))
 
 
 def test_killed_packing_starts_clean(tmp_path):
-    process = python(PACK, "Killing", NAMES[-1], SIZE, len(NAMES), 1, tmp_path)
-    process.communicate(timeout=60)
+    process = python("-c", PACK, "Killing", NAMES[-1], SIZE, len(NAMES), 1, tmp_path)
+    finish(process)
     assert process.returncode == -signal.SIGKILL
     assert stores_in(tmp_path) == [f"{STORE}.{process.pid}.part"]
     assert_drawn(open_store(DRAWN, SIZE, cache=tmp_path))
@@ -208,8 +218,8 @@ def test_killed_packing_starts_clean(tmp_path):
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):
-    process = python(PACK, "Orphaned", NAMES[0], SIZE, len(NAMES), 2, tmp_path)
-    process.communicate(timeout=60)  # returns when the last process that holds its output has ended
+    process = python("-c", PACK, "Orphaned", NAMES[0], SIZE, len(NAMES), 2, tmp_path)
+    finish(process)  # returns when the last process that holds its output has ended
     assert process.returncode == -signal.SIGKILL
     assert_drawn(open_store(DRAWN, SIZE, cache=tmp_path))
     assert stores_in(tmp_path) == [STORE, f"{STORE}.json"]
@@ -220,6 +230,17 @@ def test_killed_worker_is_an_error_that_says_what_to_do(tmp_path):
     with pytest.raises(RuntimeError, match=r"expected 2 worker processes .* workers=1 packs without"):
         open_store(dataset, SIZE, workers=2, cache=tmp_path)
     assert stores_in(tmp_path) == []
+
+
+def test_script_without_guard_ends_with_what_to_do(tmp_path):
+    (tmp_path / "script.py").write_text(PACK)
+    arguments = ["Killing", "no image", SIZE, len(NAMES), 2, tmp_path / "cache"]
+    process = python(tmp_path / "script.py", *arguments)
+    _, errors = finish(process)
+    assert process.returncode == 1
+    assert "put its work under `if __name__ == '__main__':`" in errors
+    assert "RuntimeError: expected 2 worker processes to pack images" in errors
+    assert stores_in(tmp_path / "cache") == []
 
 
 def test_interrupted_packing_leaves_nothing(tmp_path):
@@ -268,13 +289,13 @@ print(len(made), len(right) == 500 and all(right))
 
 
 def test_processes_that_want_one_store_at_once_pack_it_once(tmp_path):
-    processes = [python(RACE, tmp_path) for _ in range(3)]
+    processes = [python("-c", RACE, tmp_path) for _ in range(3)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    outputs = [process.communicate(timeout=60) for process in processes]
+    outputs = [finish(process) for process in processes]
     assert sorted(out.strip() for out, _ in outputs) == ["0 True", "0 True", "1 True"]
 
 
@@ -333,4 +354,4 @@ def test_progress_bar_only_where_asked_or_on_a_terminal(tmp_path, capsys):
 
 def test_workers_start_without_torch():
     code = "import sys, mmlib.data.packing, mmlib.data.image_folder; print('torch' in sys.modules)"
-    assert python(code).communicate(timeout=60)[0] == "False\n"
+    assert finish(python("-c", code))[0] == "False\n"
