@@ -1,1 +1,40 @@
-"""Reporting: figures, tables and pages from run folders, and the pipeline that makes a whole report."""
+"""Reporting: figures and tables from run folders; pages, index and the pipeline that makes them.
+
+What notebooks use is here; `pipeline.run_experiment`, `report.write_report` and `index.write_index`
+stay in their modules, because a notebook should not wait for nbconvert and papermill.
+"""
+
+from mmlib.reporting.comparison import published_figure, results_figure
+from mmlib.reporting.curves import loss_curves, lr_curve, recall_curves
+from mmlib.reporting.display import show
+from mmlib.reporting.gallery import gallery_figures
+from mmlib.reporting.published import why_not_published
+from mmlib.reporting.scope import result_scope
+from mmlib.reporting.slots import slots_figure
+from mmlib.reporting.tables import (
+    Table,
+    best_epochs_table,
+    parameter_table,
+    published_table,
+    reference_table,
+    results_table,
+)
+
+__all__ = [
+    "Table",
+    "best_epochs_table",
+    "gallery_figures",
+    "loss_curves",
+    "lr_curve",
+    "parameter_table",
+    "published_figure",
+    "published_table",
+    "recall_curves",
+    "reference_table",
+    "result_scope",
+    "results_figure",
+    "results_table",
+    "show",
+    "slots_figure",
+    "why_not_published",
+]

@@ -23,7 +23,7 @@ def render_notebook(
 ) -> None:
     """Renders an executed notebook as one page that loads nothing from anywhere.
 
-    Outputs that are marked private (`mmlib.reporting.show`) are replaced by a sentence that says
+    Outputs that are marked private (`mmlib.reporting.display`) are replaced by a sentence that says
     why, unless the page itself is private.  Figures are written beside the page too:
     `figures/<notebook>-<name>.png`, those of a private page `private/<notebook>-<name>.png`.
 

@@ -88,5 +88,5 @@ def outputs_of(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def mark_of(output: nbformat.NotebookNode) -> dict:
-    """What `mmlib.reporting.show` wrote beside a figure: its name and whether it is private."""
+    """What `mmlib.reporting.display` wrote beside a figure: its name and whether it is private."""
     return output.get("metadata", {}).get(MARK, {})

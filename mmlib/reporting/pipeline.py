@@ -109,8 +109,8 @@ def _execute(step: Step, copy: Path, outdated: bool) -> tuple[str, str | None]:
             progress_bar=False,
             stdout_file=sys.stdout,
             on_cell_start=_announcer(step, bool(parameters)),
-            # The kernel warns at each start that its local sockets are not encrypted.
-            extra_arguments=["--log-level=ERROR"],
+            # The kernel's own log: a warning about local sockets at each start, a traceback at Ctrl-C.
+            extra_arguments=["--log-level=CRITICAL"],
         )
     except papermill.PapermillExecutionError:
         pass  # the copy has the error, and the cell

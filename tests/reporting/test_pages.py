@@ -1,0 +1,229 @@
+"""Pages, reports and the index: self-contained, honest about state, private things left out."""
+
+import base64
+import json
+import re
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from matplotlib.figure import Figure
+
+from mmlib import paths
+from mmlib.reporting import loss_curves, show
+from mmlib.reporting.html import render_notebook
+from mmlib.reporting.index import write_index
+from mmlib.reporting.notebook import read_notebook
+from mmlib.reporting.report import write_report
+from mmlib.reporting.state import experiment_pages
+
+PNG = base64.b64encode(b"\x89PNG not really").decode()
+LOADS = re.compile(
+    r"""(?:src|srcset|poster|data)\s*=\s*["']?\s*(?:https?:)?//|<link|<script|@import|url\(""", re.I
+)
+
+
+def figure(name: str, private: bool = False) -> dict:
+    return nbformat.v4.new_output(
+        "display_data",
+        data={"image/png": PNG, "text/plain": f"[figure: {name} — a chart]"},
+        metadata={
+            "image/png": {"alt": f'{name} with "quotes" & <marks>'},
+            "mmlib": {"name": name, "private": private},
+        },
+    )
+
+
+def table(text: str) -> dict:
+    return nbformat.v4.new_output(
+        "execute_result", data={"text/html": f"<table>{text}</table>"}, execution_count=1
+    )
+
+
+def failure(name: str = "ValueError", text: str = "lr <= 0") -> dict:
+    return nbformat.v4.new_output("error", ename=name, evalue=text, traceback=["\x1b[31mline\x1b[0m"])
+
+
+def stream(text: str) -> dict:
+    return nbformat.v4.new_output("stream", name="stdout", text=text)
+
+
+def report(experiment: str = "demo") -> dict:
+    return json.loads((paths.REPORTS / experiment / "results.json").read_text())
+
+
+def test_a_page_loads_nothing_and_shows_everything(repository):
+    repository.run("demo-train")
+    script = nbformat.v4.new_output(
+        "display_data", data={"application/javascript": "alert(1)", "text/plain": "x"}
+    )
+    repository.executed(
+        "demo", "01_train", [figure("loss")], [table("a &lt; b")], [stream("epoch <1>")], [script]
+    )
+    page = (write_report("demo") / "01_train.html").read_text()
+    assert not LOADS.search(page)
+    assert "alert(1)" not in page
+    assert "<h1>Title of 01_train</h1>" in page
+    assert page.count("<summary>code</summary>") == 5
+    assert "<table>a &lt; b</table>" in page
+    assert "epoch &lt;1&gt;" in page
+    assert BeautifulSoup(page, "html.parser").img["alt"] == 'loss with "quotes" & <marks>'
+    assert '<span class="badge complete">complete</span>' in page
+    assert 'role="alert"' not in page
+    assert (paths.REPORTS / "demo" / "figures" / "01_train-loss.png").read_bytes() == base64.b64decode(PNG)
+
+
+def test_every_image_has_alt_text(repository):
+    repository.run("demo-train")
+    plain = nbformat.v4.new_output("display_data", data={"image/png": PNG, "text/plain": "<Figure>"})
+    repository.executed("demo", "01_train", [figure("loss"), plain])
+    page = (write_report("demo") / "01_train.html").read_text()
+    images = BeautifulSoup(page, "html.parser").find_all("img")
+    assert [image["alt"] for image in images] == ['loss with "quotes" & <marks>', "<Figure>"]
+
+
+def test_private_figures_stay_on_the_private_page(repository):
+    repository.run("demo-train")
+    repository.executed("demo", "01_train", [figure("gallery", private=True)], [figure("loss")])
+    folder = write_report("demo")
+    shared, private = ((folder / f"01_train{kind}.html").read_text() for kind in ("", ".private"))
+    assert shared.count(PNG) == 1
+    assert "“gallery” is left out of this page" in shared
+    assert "licence does not allow" in shared
+    assert private.count(PNG) == 2
+    assert "Private page." in private
+    assert [p.name for p in (folder / "figures").glob("01*")] == ["01_train-loss.png"]
+    assert [p.name for p in (folder / "private").iterdir()] == ["01_train-gallery.png"]
+    repository.executed("demo", "01_train", [figure("loss")])
+    write_report("demo")
+    assert not (folder / "01_train.private.html").exists()
+
+
+def test_a_failed_page_says_so_at_the_top_and_leads_on(repository):
+    repository.run("demo-train")
+    repository.params("demo", "02_continue")
+    repository.executed("demo", "01_train", [stream("before")], [failure()])
+    page = (write_report("demo") / "01_train.html").read_text()
+    top = page[: page.index("before")]
+    assert "State: failed – cell 3 of 3 (Work): ValueError: lr &lt;= 0" in top
+    assert "02_continue (not run)" in top
+    assert "../index.html" in top
+    assert report()["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "counted", "run", "state", "reason"),
+    [
+        (
+            [[failure("KeyboardInterrupt", "")]],
+            True,
+            "complete",
+            "interrupted",
+            "stopped by the user in cell 2",
+        ),
+        ([[]], False, "complete", "killed", "ended without an error at cell 2 of 2 (Work)"),
+        ([[]], True, "interrupted", "interrupted", "run demo-train is interrupted"),
+        ([[]], True, "running", "killed", "run demo-train: the process ended without a word"),
+        ([[]], True, "complete", "complete", None),
+    ],
+)
+def test_state_is_told_from_cells_and_runs(repository, outputs, counted, run, state, reason):
+    repository.run("demo-train", state=run)
+    repository.executed("demo", "01_train", *outputs, counted=counted)
+    (page,) = experiment_pages("demo")
+    assert page.state == state
+    assert (reason in page.reason) if reason else (page.reason is None)
+
+
+def test_a_damaged_copy_is_marked_and_the_rest_is_rendered(repository):
+    repository.run("demo-train")
+    repository.executed("demo", "01_train", [])
+    repository.executed("demo", "02_continue", []).write_text('{"cells": ')
+    folder = write_report("demo")
+    assert (folder / "01_train.html").exists()
+    assert report()["state"] == "failed"
+    assert "02_continue.ipynb cannot be read as a notebook" in report()["reason"]
+    with pytest.raises(FileNotFoundError, match=r"expected a notebook at .*03.ipynb, found nothing"):
+        render_notebook(folder / "executed" / "03.ipynb", folder / "03.html")
+    with pytest.raises(ValueError, match=r"02_continue.ipynb cannot be read as a notebook .* run it again"):
+        read_notebook(folder / "executed" / "02_continue.ipynb")
+
+
+def test_results_json_keeps_metrics_apart_from_timings(repository):
+    folder = repository.run("demo-train")
+    repository.executed("demo", "01_train", [])
+    write_report("demo")
+    first = report()
+    assert first["metrics"]["demo-train"]["test"]["split"] == "test"
+    assert first["metrics"]["demo-train"]["best"][0]["run"] == "demo-train"
+    assert first["timings"]["demo-train"]["seconds"] == 18.0
+    assert first["provenance"]["demo-train"]["commit"] == "abc"
+    slower = (folder / "history.jsonl").read_text().replace('"seconds": 3.0', '"seconds": 9.0')
+    (folder / "history.jsonl").write_text(slower)
+    write_report("demo")
+    assert report()["metrics"] == first["metrics"]
+    assert report()["timings"]["demo-train"]["seconds"] == 54.0
+
+
+def test_a_report_survives_a_broken_run_folder(repository):
+    folder = repository.run("demo-train", state="failed", reason="disk full")
+    (folder / "history.jsonl").write_text('{"epoch": \n')
+    (folder / "environment.json").unlink()
+    repository.executed("demo", "01_train", [])
+    write_report("demo")
+    problems = " ".join(report()["runs"]["demo-train"]["problems"])
+    assert "history.jsonl, line 1 is damaged" in problems
+    assert "environment.json, found nothing there" in problems
+    assert report()["reason"] == "01_train: run demo-train: disk full"
+    assert report()["thumbnail"] is None
+    write_index()
+
+
+def test_nothing_to_report_is_an_error(repository):
+    with pytest.raises(FileNotFoundError, match=r"nothing to report on 'nope': expected params/nope/\*.yaml"):
+        write_report("nope")
+
+
+def test_the_index_shows_numbers_with_scope_and_marks_what_is_broken(repository):
+    repository.run("demo-train")
+    repository.executed("demo", "01_train", [])
+    repository.run("new-train", result=False)
+    repository.executed("new", "01_train", [], parameters='run: str = "new-train"  # run')
+    for experiment in ("demo", "new"):
+        write_report(experiment)
+    for name, text in (("broken", "{"), ("partial", '{"state": "complete"}')):
+        (paths.REPORTS / name).mkdir()
+        (paths.REPORTS / name / "results.json").write_text(text)
+    (paths.REPORTS / "empty").mkdir()
+    page = write_index().read_text()
+    assert not LOADS.search(page)
+    cards = {m[1]: m[0] for m in re.finditer(r"<article.*?<h2>(?:<a[^>]*>)?(\w+).*?</article>", page, re.S)}
+    assert sorted(cards) == ["broken", "demo", "empty", "new", "partial"]
+    assert "shapes · test split · protocol standard · 60 image and 180 caption queries" in cards["demo"]
+    assert '<a href="demo/01_train.html">' in cards["demo"]
+    assert 'alt="Small line chart' in cards["demo"]
+    assert "not a test result" in cards["new"]
+    assert "unreadable" in cards["broken"]
+    assert "unreadable" in cards["partial"]
+    assert "its report is not whole" in cards["empty"]
+
+
+def test_an_index_over_nothing_says_how_to_begin(repository):
+    assert "No experiment has been run yet" in write_index().read_text()
+
+
+def test_show_displays_a_comparable_output_with_alt_text(history, monkeypatch):
+    shown = []
+    monkeypatch.setattr("mmlib.reporting.display.display", lambda data, **more: shown.append((data, more)))
+    show(loss_curves(history, "shapes"), "loss", private=True)
+    ((data, more),) = shown
+    assert data["image/png"].startswith(b"\x89PNG")
+    assert data["text/plain"].startswith("[figure: loss — Line chart of the training loss by epoch on shapes")
+    assert more["raw"] is True
+    assert more["metadata"]["mmlib"] == {"name": "loss", "private": True}
+    assert more["metadata"]["image/png"]["alt"] in data["text/plain"]
+
+
+def test_show_refuses_names_that_are_no_file_names():
+    with pytest.raises(ValueError, match=r"figure name: expected letters, digits.*found '../x'"):
+        show(Figure(), "../x")
