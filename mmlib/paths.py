@@ -4,7 +4,8 @@ Nothing in mmlib depends on the working directory: papermill starts a notebook's
 shell's folder, Jupyter and nbval in the notebook's own.  A relative path in a parameter is
 therefore read from `ROOT`, never from `os.getcwd()`.
 
-`MMLIB_ROOT` (environment) moves the root, so that tests and installed copies can work elsewhere.
+`MMLIB_ROOT` (environment) moves the root, for a copy that is installed away from its repository;
+`MMLIB_RUNS` moves only the run folders, so that tests never touch a person's runs.
 """
 
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 ROOT = Path(os.environ.get("MMLIB_ROOT") or Path(__file__).resolve().parent.parent).resolve()
 PARAMS = ROOT / "params"
 NOTEBOOKS = ROOT / "notebooks"
-RUNS = ROOT / "runs"
+RUNS = Path(os.environ.get("MMLIB_RUNS") or ROOT / "runs").resolve()
 REPORTS = ROOT / "reports"
 CACHE = ROOT / "data" / "cache"
 

@@ -50,7 +50,7 @@ class Split:
                 f" {image_of_caption_M.shape}; expected one image index per caption"
             )
         if len(self.captions) and not (
-            0 <= image_of_caption_M.min() and image_of_caption_M.max() < len(self.images)
+            image_of_caption_M.min() >= 0 and image_of_caption_M.max() < len(self.images)
         ):
             raise ValueError(
                 f"split {self.name!r}: image_of_caption_M must lie in 0..{len(self.images) - 1}, found"
@@ -69,6 +69,7 @@ class Dataset:
         fingerprint: 16 hex digits over file names, captions and image bytes; equal if and only if
             the data are.
         notes: one sentence for each oddity that the loader met and what it did about it.
+        redistributable: whether its pictures and captions may stand in a page that is passed on.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Dataset:
     source: ImageSource
     fingerprint: str
     notes: tuple[str, ...] = ()
+    redistributable: bool = False
 
     @property
     def identity(self) -> dict:

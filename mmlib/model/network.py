@@ -1,0 +1,155 @@
+"""The multimodal memory network: both modalities end in one central latent, compared by cosine.
+
+Image → ViT → image memory ┐
+                           ├→ fusion (presence bits, type embeddings) → central memory → feedback → latent
+Caption → text → text memory ┘
+
+An absent modality enters the fusion as a zero vector with presence bit 0, so images alone,
+captions alone, and pairs all pass through the same weights.
+
+Shapes: B items, D latent width, E = 2·D + 2, S slots.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mmlib.model.memory import MemoryBlock
+from mmlib.model.towers import ImageEncoder, TextEncoder
+
+CENTRAL_WRITE_TOP, MODALITY_WRITE_TOP = 8, 4  # slots changed by one test-time write (reference)
+MODALITIES = ("image", "text")
+
+
+@dataclass
+class SlotReads:
+    """Attention of each item on the slots, (B, S); central is the first read after fusion."""
+
+    modality_BS: torch.Tensor
+    central_BS: torch.Tensor
+
+
+class MemoryNetwork(nn.Module):
+    """The network of the reference experiment; every size is a parameter.
+
+    Args:
+        vocabulary: number of token ids, padding included.
+        max_tokens: longest caption in tokens.
+        image_size, patch_size: pixels; the patch must divide the image.
+        latent_dim: D, width of everything; `num_heads` must divide it.
+        num_layers, num_heads, mlp_ratio, dropout: of both transformer encoders.
+        memory_slots: S of the central memory; each modality has S // 2.
+        feedback_steps: rounds of z ← z + f(z), z ← central read of z.
+        padding_mask: see `TextEncoder`.
+        memory_write: build the networks of the test-time write.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        max_tokens: int,
+        image_size: int,
+        patch_size: int = 16,
+        latent_dim: int = 512,
+        num_layers: int = 4,
+        num_heads: int = 8,
+        mlp_ratio: int = 4,
+        dropout: float = 0.1,
+        memory_slots: int = 128,
+        feedback_steps: int = 2,
+        padding_mask: bool = True,
+        memory_write: bool = False,
+    ):
+        super().__init__()
+        D = latent_dim
+        tower = (D, num_layers, num_heads, mlp_ratio, dropout)
+        self.image_encoder = ImageEncoder(image_size, patch_size, *tower)
+        self.text_encoder = TextEncoder(vocabulary, max_tokens, *tower, padding_mask)
+        modality_top, central_top = (MODALITY_WRITE_TOP, CENTRAL_WRITE_TOP) if memory_write else (0, 0)
+        self.modality_memory = nn.ModuleDict(
+            {m: MemoryBlock(memory_slots // 2, D, num_heads, modality_top) for m in MODALITIES}
+        )
+        self.type_2D = nn.Parameter(torch.randn(2, D) * 0.02)
+        self.fusion = nn.Sequential(
+            nn.Linear(2 * D + 2, 2 * D),
+            nn.LayerNorm(2 * D),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * D, D),
+            nn.LayerNorm(D),
+        )
+        self.central_memory = MemoryBlock(memory_slots, D, num_heads, central_top)
+        self.feedback = nn.Sequential(nn.Linear(D, D), nn.LayerNorm(D), nn.ReLU(), nn.Dropout(dropout))
+        self.feedback_steps = feedback_steps
+
+    def forward(
+        self, image_BCHW: torch.Tensor, tokens_BL: torch.Tensor, length_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Central latents of B images and of B captions, each read alone, (B, D) and (B, D)."""
+        return self.embed_images(image_BCHW), self.embed_captions(tokens_BL, length_B)
+
+    def embed_images(self, image_BCHW: torch.Tensor, write: bool = False) -> torch.Tensor:
+        """Central latent of images alone, (B, D), not normalised.
+
+        `write` then writes the batch into the slots (test time, `memory_write=True` only); what is
+        returned was read before the write.
+        """
+        return self._embed("image", self.image_encoder(image_BCHW), write)
+
+    def embed_captions(
+        self, tokens_BL: torch.Tensor, length_B: torch.Tensor, write: bool = False
+    ) -> torch.Tensor:
+        """Central latent of captions alone, (B, D), not normalised; `write` as in `embed_images`."""
+        return self._embed("text", self.text_encoder(tokens_BL, length_B), write)
+
+    def _embed(self, modality: str, encoded_BD: torch.Tensor, write: bool) -> torch.Tensor:
+        item_BD = self.modality_memory[modality](encoded_BD)
+        latent_BD = self.centre(**{f"{modality}_BD": item_BD})
+        if write:
+            self.modality_memory[modality].write(item_BD)
+            self.central_memory.write(latent_BD)
+        return latent_BD
+
+    def embed_pairs(
+        self, image_BCHW: torch.Tensor, tokens_BL: torch.Tensor, length_B: torch.Tensor
+    ) -> torch.Tensor:
+        """Central latent of images and captions fused, (B, D), not normalised."""
+        return self.centre(
+            image_BD=self.modality_memory["image"](self.image_encoder(image_BCHW)),
+            text_BD=self.modality_memory["text"](self.text_encoder(tokens_BL, length_B)),
+        )
+
+    def centre(
+        self, image_BD: torch.Tensor | None = None, text_BD: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Fusion, central memory read and feedback, (B, D), for one modality or both."""
+        z_BD = self.central_memory(self._fuse(image_BD, text_BD))
+        for _ in range(self.feedback_steps):
+            z_BD = self.central_memory(z_BD + self.feedback(z_BD))
+        return z_BD
+
+    def _fuse(self, image_BD: torch.Tensor | None, text_BD: torch.Tensor | None) -> torch.Tensor:
+        present = next((x for x in (image_BD, text_BD) if x is not None), None)
+        if present is None:
+            raise ValueError("expected an image vector, a text vector or both, found neither")
+        absent_BD = torch.zeros_like(present)
+        parts = [(absent_BD if x is None else x) + self.type_2D[i] for i, x in enumerate((image_BD, text_BD))]
+        bits_2 = present.new_tensor([image_BD is not None, text_BD is not None])
+        return self.fusion(torch.cat([*parts, bits_2.expand(len(present), 2)], dim=-1))
+
+    @torch.no_grad()
+    def slot_reads(
+        self,
+        image_BCHW: torch.Tensor | None = None,
+        tokens_BL: torch.Tensor | None = None,
+        length_B: torch.Tensor | None = None,
+    ) -> SlotReads:
+        """How images, or else captions, read the slots, for analysis."""
+        modality = "text" if image_BCHW is None else "image"
+        encoded_BD = (
+            self.text_encoder(tokens_BL, length_B) if image_BCHW is None else self.image_encoder(image_BCHW)
+        )
+        item_BD, modality_BS = self.modality_memory[modality].read(encoded_BD, weights=True)
+        _, central_BS = self.central_memory.read(self._fuse(**{f"{modality}_BD": item_BD}), weights=True)
+        return SlotReads(modality_BS, central_BS)

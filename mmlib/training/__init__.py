@@ -1,0 +1,14 @@
+"""Training: one loop, run folders and checkpoints, exact resume, continued runs, evaluation."""
+
+from mmlib.training.runs import read_history, read_json, run_folder, run_state
+from mmlib.training.start import continue_training, stored_config, train
+
+__all__ = [
+    "continue_training",
+    "read_history",
+    "read_json",
+    "run_folder",
+    "run_state",
+    "stored_config",
+    "train",
+]

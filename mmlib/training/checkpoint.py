@@ -1,0 +1,168 @@
+"""Checkpoints: written whole or not at all, read without running anybody's code.
+
+A checkpoint is a dict of plain values and tensors: `format`, `config` (flat), `tokenizer` (state),
+`position`, `best`, `lineage`, `model`, `loss`, `optimizer`, `precision` (scaler) and `rng`.
+"""
+
+import io
+import os
+import pickle
+import random
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mmlib import paths
+from mmlib.config import ModelConfig
+
+FORMAT = 1
+ARCHITECTURE = (*ModelConfig.model_fields, "image_size", "max_tokens")
+
+
+def save_checkpoint(path: Path, content: dict) -> None:
+    """Writes `content` under `path`; whatever goes wrong, the file is the old one or the new one.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the message says that the
+            previous checkpoint is intact.
+    """
+    # Serialised in memory first: torch's own writer turns a full disk into an internal error.
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)
+    write_bytes_atomic(path, buffer.getbuffer())
+
+
+def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Writes bytes to a temporary file beside `path`, flushes it to the disk and renames it.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; `path` is as it was.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        kept = "the previous one is intact" if path.exists() else "there is none before it"
+        raise OSError(
+            error.errno,
+            f"could not write {paths.shown(path)} ({len(data) / 2**20:.1f} MiB): {error.strerror}; {kept}."
+            " Free some space and start again, the run goes on where it stopped",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Reads what `save_checkpoint` wrote, on the CPU; nothing in the file can run code.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: truncated or damaged, holding code, or not a checkpoint of this project.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint: expected {paths.shown(path)}, found nothing there")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "weights_only" in str(error) or "Weights only" in str(error):
+            raise ValueError(
+                f"{paths.shown(path)} is refused: it asks to run code when it is read, which no checkpoint"
+                f" of this project does. Do not load it elsewhere. ({_first_line(error)})"
+            ) from None
+        raise ValueError(_damaged(path, error)) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ValueError(_damaged(path, error)) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or "model" not in content:
+        found = content.get("format", "no format") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f"{paths.shown(path)} is no checkpoint of this project: expected format {FORMAT}, found {found}"
+        )
+    return content
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return (
+        f"{paths.shown(path)} is truncated or damaged ({path.stat().st_size} bytes; {_first_line(error)})."
+        " Use the run's other checkpoint, or train again with overwrite=True"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def check_fits(path: Path, content: dict, config: Mapping, tokenizer_fingerprint: str) -> None:
+    """Passes if a checkpoint's architecture and tokenizer are those that are wanted.
+
+    Args:
+        path: named in the message.
+        content: from `load_checkpoint`.
+        config: flat parameters of the model that the checkpoint is for.
+        tokenizer_fingerprint: of the tokenizer that the model will read.
+
+    Raises:
+        ValueError: names each size that differs with both values, or both tokenizers.
+    """
+    theirs = content["config"]
+    differ = [
+        f"{n}: {theirs.get(n)!r} in the checkpoint, {config[n]!r} here"
+        for n in ARCHITECTURE
+        if theirs.get(n) != config[n]
+    ]
+    if differ:
+        raise ValueError(f"{paths.shown(path)} is of another architecture: " + "; ".join(differ))
+    if content["tokenizer_fingerprint"] != tokenizer_fingerprint:
+        raise ValueError(
+            f"{paths.shown(path)} is of another tokenizer: {theirs.get('tokenizer')!r} with fingerprint"
+            f" {content['tokenizer_fingerprint']} in the checkpoint, {config['tokenizer']!r} with"
+            f" {tokenizer_fingerprint} here; the same token ids would mean other characters"
+        )
+
+
+def load_weights(path: Path, module: torch.nn.Module, state: dict) -> None:
+    """Loads a state dict that must fit to the last key and shape.
+
+    Raises:
+        ValueError: names the first keys that are missing, unexpected or of another shape.
+    """
+    ours = module.state_dict()
+    wrong = [f"missing {k}" for k in ours if k not in state]
+    wrong += [f"unexpected {k}" for k in state if k not in ours]
+    wrong += [
+        f"{k} is {tuple(state[k].shape)}, expected {tuple(v.shape)}"
+        for k, v in ours.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(f"{paths.shown(path)} does not fit the model: {'; '.join(wrong[:3])}{more}")
+    module.load_state_dict(state)
+
+
+def rng_state() -> dict:
+    """The state of every random generator: torch (CPU and each GPU), numpy and Python."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, keys.tolist(), *rest],
+        "python": list(random.getstate()),
+    }
+
+
+def set_rng_state(state: dict) -> None:
+    """Puts back what `rng_state` returned."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

@@ -1,0 +1,207 @@
+"""A run folder: everything that one training run leaves behind, and the only thing reports read.
+
+`config.json`, `environment.json`, `tokenizer.json`, `history.jsonl`, `status.json`, `last.pt`,
+`best.pt`, `model.safetensors`; evaluation adds `results.json`, `ranks.npz`, `gallery.npz`, `slots.npz`.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mmlib import paths
+from mmlib.data.atomic import write_text_atomic
+
+STATES = ("running", "complete", "failed", "interrupted", "killed")
+
+
+def run_folder(run: str) -> Path:
+    """Where the run of this name lies, or will lie."""
+    return paths.RUNS / run
+
+
+def now() -> str:
+    """The time in UTC, to the second, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it does not hold a JSON object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"expected the file {paths.shown(path)}, found nothing there")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{paths.shown(path)} is damaged: expected JSON, found {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{paths.shown(path)} is damaged: expected a JSON object, found {type(value).__name__}"
+        )
+    return value
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Writes an object as indented JSON, whole or not at all; NaN is refused, as JSON has none."""
+    write_text_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_history(run: str) -> list[dict]:
+    """The epochs of a run in order, its ancestors' first; a last line cut short by a crash is left out.
+
+    Raises:
+        FileNotFoundError: the run has no history.
+        ValueError: a line other than the last is damaged.
+    """
+    path = run_folder(run) / "history.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"run {run!r} has no history: expected {paths.shown(path)}; train it first")
+    return parse_history(path)[0]
+
+
+def parse_history(path: Path) -> tuple[list[dict], int]:
+    """The whole rows of a history file and the number of bytes that they fill."""
+    rows, used = [], 0
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            break  # a crash cut the last line
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise ValueError(
+                f"{paths.shown(path)}, line {number} is damaged: expected one JSON object per line"
+            ) from None
+        used += len(line)
+    return rows, used
+
+
+def run_state(run: str) -> tuple[str, str | None]:
+    """State of a run and the reason, if any.
+
+    A run that says `running` while no process holds its lock was killed: nothing had the time to
+    write that down, so it is found out here.
+    """
+    folder = run_folder(run)
+    try:
+        status = read_json(folder / "status.json")
+    except (FileNotFoundError, ValueError) as error:
+        return "failed", str(error)
+    if status["state"] == "running" and not _is_locked(folder):
+        return "killed", "the process ended without a word (killed, or the machine went down)"
+    return status["state"], status.get("reason")
+
+
+def require_complete(run: str) -> None:
+    """Passes if the run is complete.
+
+    Raises:
+        FileNotFoundError: there is no such run; names those that exist.
+        ValueError: it is not complete; says what it is.
+    """
+    if not run_folder(run).is_dir():
+        known = sorted(p.name for p in paths.RUNS.iterdir() if p.is_dir()) if paths.RUNS.is_dir() else []
+        there = f"the runs there are: {', '.join(known)}" if known else "there are no runs yet"
+        raise FileNotFoundError(f"no run {run!r} in {paths.shown(paths.RUNS)}; {there}. Train it first")
+    state, reason = run_state(run)
+    if state != "complete":
+        raise ValueError(
+            f"run {run!r} is not complete but {state}" + (f" ({reason})" if reason else "")
+            + "; start its training again, it goes on where it stopped"
+        )  # fmt: skip
+
+
+class RunFolder:
+    """The writing side of a run folder; holds its lock.  Open with `open_run`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    def write_status(self, state: str, epoch: int, epochs: int, reason: str | None = None) -> None:
+        """Writes `status.json`; `epoch` is the last finished one, `epochs` the last one planned."""
+        write_json(
+            self.path / "status.json",
+            {"state": state, "reason": reason, "epoch": epoch, "epochs": epochs, "updated": now()},
+        )
+
+    def append_history(self, row: dict) -> None:
+        """Appends one epoch and flushes it to disk."""
+        with open(self.path / "history.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def keep_history(self, last_epoch: int) -> list[dict]:
+        """Cuts the history back to the epochs up to `last_epoch`, and any half line; returns what is kept."""
+        path = self.path / "history.jsonl"
+        if not path.exists():
+            return []
+        kept = [row for row in parse_history(path)[0] if row["epoch"] <= last_epoch]
+        self.write_history(kept)
+        return kept
+
+    def write_history(self, rows: list[dict]) -> None:
+        """Replaces the history."""
+        write_text_atomic(
+            self.path / "history.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        )
+
+
+@contextlib.contextmanager
+def open_run(run: str, overwrite: bool = False) -> Iterator[RunFolder]:
+    """The run folder, made if it is missing and locked against a second writer.
+
+    Args:
+        run: name.
+        overwrite: empty the folder first.
+
+    Raises:
+        RuntimeError: another process is writing this run.
+    """
+    folder = run_folder(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RuntimeError(
+            f"run {run!r} is being written by another process; wait for it, stop it, or choose another name"
+        ) from None
+    try:
+        if overwrite:
+            for path in folder.iterdir():
+                if path.name != _LOCK:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield RunFolder(folder)
+    finally:
+        lock.release()
+
+
+_LOCK = ".lock"
+
+
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder / _LOCK)
+
+
+def _is_locked(folder: Path) -> bool:
+    if not (folder / _LOCK).exists():
+        return False
+    try:
+        with _lock(folder).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True

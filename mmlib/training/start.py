@@ -1,0 +1,299 @@
+"""Starting, resuming and continuing runs.
+
+*Resume*: the same run with the same parameters goes on where it stopped.  *Continue*: a new run
+starts from a parent's checkpoint, with the parent's data, tokenizer and architecture.
+Everything that can be wrong with the input is found before the run folder is touched.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning_fabric import Fabric, seed_everything
+
+from mmlib.config import ParameterError, TrainConfig, build, continued, differences
+from mmlib.data import Dataset, Tokenizer, load_dataset, open_store, tokenizer_for
+from mmlib.data.batches import SplitTensors
+from mmlib.model import build_loss, build_model
+from mmlib.params import training_of
+from mmlib.training import environment
+from mmlib.training.checkpoint import check_fits, load_checkpoint, load_weights
+from mmlib.training.loop import Training
+from mmlib.training.optimisation import build_optimizer
+from mmlib.training.runs import (
+    RunFolder,
+    open_run,
+    read_history,
+    read_json,
+    require_complete,
+    run_folder,
+    run_state,
+    write_json,
+)
+
+PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Where a continued run starts."""
+
+    run: str
+    checkpoint: str
+    optimizer_state: str
+    content: dict  # the loaded checkpoint
+
+    @property
+    def epoch(self) -> int:
+        """The epoch at whose end the checkpoint was written."""
+        return self.content["position"]["epoch"] - 1
+
+    @property
+    def lineage(self) -> dict:
+        """What `environment.json` keeps of the parent."""
+        return {
+            "run": self.run,
+            "checkpoint": self.checkpoint,
+            "epoch": self.epoch,
+            "optimizer_state": self.optimizer_state,
+        }
+
+
+def train(
+    config: TrainConfig, log: Log = print, if_complete: Literal["show", "refuse"] = "refuse"
+) -> list[dict]:
+    """Trains a run, or goes on with it if it was stopped.
+
+    Args:
+        config: its parameters.
+        log: takes one line per epoch.
+        if_complete: what to do if this very run is complete: `show` returns its history.
+
+    Returns:
+        The run's history.
+
+    Raises:
+        ParameterError, ValueError, FileNotFoundError: wrong input; nothing was touched.
+        FileExistsError: the run is complete, or was started with other parameters.
+        FloatingPointError: the loss became NaN or infinite.
+        KeyboardInterrupt: stopped on request; the same call goes on.
+    """
+    return _train(config, None, log, if_complete)
+
+
+def continue_training(
+    config, log: Log = print, if_complete: Literal["show", "refuse"] = "refuse"
+) -> list[dict]:
+    """Trains a new run from a parent's checkpoint, or goes on with it if it was stopped.
+
+    A parent of embedded data that is missing is trained first.
+
+    Args, returns and raises as `train`; and `FileNotFoundError` for a missing parent on real data,
+    naming the command that trains it.
+    """
+    if config.parent == config.run:
+        raise ParameterError(
+            f"run and parent are both {config.run!r}: a continued run needs a name of its own"
+        )
+    _ensure_parent(config.parent, log)
+    parent_config = stored_config(config.parent)
+    resolved = continued(config, parent_config)
+    path = run_folder(config.parent) / f"{config.parent_checkpoint}.pt"
+    content = load_checkpoint(path)
+    check_fits(path, content, resolved.model_dump(), _stored_tokenizer(config.parent).fingerprint)
+    if config.optimizer_state == "keep" and resolved.optimizer != parent_config.optimizer:
+        raise ParameterError(
+            f"optimizer_state='keep' needs the parent's optimizer: the parent {config.parent!r} has"
+            f" {parent_config.optimizer!r}, asked for {resolved.optimizer!r}; use optimizer_state='reset'"
+        )
+    parent = Parent(config.parent, config.parent_checkpoint, config.optimizer_state, content)
+    return _train(resolved, parent, log, if_complete)
+
+
+def stored_config(run: str) -> TrainConfig:
+    """The parameters that a run was started with."""
+    values = read_json(run_folder(run) / "config.json")
+    return build(TrainConfig, {k: v for k, v in values.items() if k in TrainConfig.model_fields})
+
+
+def _ensure_parent(parent: str, log: Log) -> None:
+    if run_folder(parent).is_dir() and (run_folder(parent) / "config.json").exists():
+        state, _ = run_state(parent)
+        if state == "complete" or stored_config(parent).dataset != "shapes":
+            return require_complete(parent)
+    recipe = training_of(parent)
+    if recipe is None:
+        return require_complete(parent)
+    parameters, command = recipe
+    if parameters["dataset"] != "shapes":
+        raise FileNotFoundError(f"the parent run {parent!r} is missing; train it first:\n  {command}")
+    log(f"the parent run {parent!r} is missing; its data are embedded, so it is trained first")
+    train(build(TrainConfig, parameters), log, if_complete="show")
+    return None
+
+
+def _stored_tokenizer(run: str) -> Tokenizer:
+    return Tokenizer.from_state(read_json(run_folder(run) / "tokenizer.json"))
+
+
+def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: str) -> list[dict]:
+    lineage = parent.lineage if parent else None
+    if not config.overwrite and _is_finished(config, lineage, if_complete, log):
+        return read_history(config.run)
+    fabric = build_fabric(config)
+    dataset = load_dataset(config)
+    for note in dataset.notes:
+        log(f"{dataset.name}: {note}")
+    _check_data(dataset, config, parent)
+    store = open_store(dataset, config.image_size, config.resize)
+    tokenizer = (
+        Tokenizer.from_state(parent.content["tokenizer"]) if parent else tokenizer_for(config, dataset)
+    )
+    seed_everything(config.seed, verbose=False)
+    model, loss = build_model(config, tokenizer.size), build_loss(config)
+    data = {
+        split: SplitTensors(
+            dataset, store, tokenizer, split, config.max_tokens, config.padding_mask, fabric.device
+        )
+        for split in ("train", "val")
+    }
+    with open_run(config.run, config.overwrite) as folder:
+        last = folder.path / "last.pt"
+        resumed = load_checkpoint(last) if last.exists() else None
+        if resumed:
+            check_fits(last, resumed, config.model_dump(), tokenizer.fingerprint)
+        _load_modules(
+            last if resumed else _parent_path(parent), resumed or (parent and parent.content), model, loss
+        )
+        training = Training(
+            folder, config, fabric, model, loss, build_optimizer(config, (model, loss)), tokenizer,
+            data["train"], data["val"],
+            phase=1 + (parent.content["phase"] if parent else 0),
+            parent_epoch=parent.epoch if parent else 0,
+            log=log,
+        )  # fmt: skip
+        if resumed:
+            training.restore(resumed)
+            folder.keep_history(training.position.epoch - 1)
+            position = training.position
+            log(f"run {config.run!r} goes on in epoch {position.epoch}, step {position.step + 1}")
+        else:
+            _start_folder(folder, config, parent, tokenizer, dataset, fabric.device)
+            if parent and parent.optimizer_state == "keep":
+                training.optimizer.load_state_dict(parent.content["optimizer"])
+        _run(training)
+    return read_history(config.run)
+
+
+def _run(training: Training) -> None:
+    """Runs, and leaves the truth in `status.json` whatever happens."""
+    folder, last_epoch = training.folder, training.last_epoch
+
+    def status(state: str, reason: str | None = None) -> None:
+        folder.write_status(state, training.position.epoch - 1, last_epoch, reason)
+
+    status("running")
+    try:
+        training.run()
+    except KeyboardInterrupt:
+        status("interrupted", "stopped on request (Ctrl-C or SIGTERM); the same call goes on")
+        raise
+    except BaseException as error:
+        status("failed", f"{type(error).__name__}: {error}")
+        raise
+    status("complete")
+
+
+def build_fabric(config) -> Fabric:
+    """Device and precision.
+
+    Raises:
+        ParameterError: a GPU is asked for and there is none, or fp16 without a GPU.
+    """
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise ParameterError("device: expected a CUDA GPU, found none; use device='auto' or 'cpu'")
+    device = "cuda" if cuda and config.device != "cpu" else "cpu"
+    precision = getattr(config, "precision", "fp32")
+    if precision == "fp16" and device == "cpu":
+        raise ParameterError("precision: fp16 needs a GPU, found a CPU; use bf16 or fp32")
+    return Fabric(accelerator=device, devices=1, precision=PRECISION[precision])
+
+
+def _is_finished(config: TrainConfig, lineage: dict | None, if_complete: str, log: Log) -> bool:
+    """Whether this very run is complete.
+
+    Raises:
+        FileExistsError: a run of this name has other parameters or another parent, or is complete
+            and `if_complete` is `refuse`.
+    """
+    folder = run_folder(config.run)
+    if not (folder / "config.json").exists():
+        return False
+    state, _ = run_state(config.run)
+    differ = differences(stored_config(config.run), config)
+    lineage_there = read_json(folder / "environment.json")["parent"]
+    if lineage_there != lineage:
+        differ.append(f"parent: {lineage_there!r} there, {lineage!r} here")
+    what_to_do = "choose another run name, or overwrite=True to replace it"
+    if differ:
+        raise FileExistsError(
+            f"run {config.run!r} exists ({state}) with other parameters: {'; '.join(differ)};\n{what_to_do}"
+        )
+    if state != "complete":
+        return False
+    if if_complete == "refuse":
+        raise FileExistsError(f"run {config.run!r} exists and is complete; {what_to_do}")
+    log(f"run {config.run!r} is complete: its results are shown, nothing is trained again")
+    return True
+
+
+def _check_data(dataset: Dataset, config: TrainConfig, parent: Parent | None) -> None:
+    """Passes if the data are those of the run's beginning and of its parent."""
+    for run in [config.run] * (not config.overwrite) + ([parent.run] if parent else []):
+        path = run_folder(run) / "environment.json"
+        if not path.exists():
+            continue
+        there = read_json(path)["data"]
+        if there["fingerprint"] != dataset.fingerprint:
+            raise ValueError(
+                f"run {run!r} was trained on other data: {there['name']} with fingerprint"
+                f" {there['fingerprint']} there, {dataset.name} with {dataset.fingerprint} here;"
+                " bring those data back, or train a new run"
+            )
+
+
+def _parent_path(parent: Parent | None) -> Path | None:
+    return run_folder(parent.run) / f"{parent.checkpoint}.pt" if parent else None
+
+
+def _load_modules(
+    path: Path | None, content: dict | None, model: torch.nn.Module, loss: torch.nn.Module
+) -> None:
+    if content:
+        load_weights(path, model, content["model"])
+        # A fixed temperature is a parameter of this phase; a learned one goes on from where it is.
+        if loss.log_scale.requires_grad:
+            load_weights(path, loss, content["loss"])
+
+
+def _start_folder(
+    folder: RunFolder,
+    config: TrainConfig,
+    parent: Parent | None,
+    tokenizer: Tokenizer,
+    dataset: Dataset,
+    device: torch.device,
+) -> None:
+    lineage = parent.lineage if parent else None
+    write_json(
+        folder.path / "environment.json", environment.describe(config.seed, device, dataset.identity, lineage)
+    )
+    write_json(folder.path / "tokenizer.json", tokenizer.state)
+    rows = read_history(parent.run) if parent else []
+    folder.write_history([row for row in rows if row["epoch"] <= parent.epoch])
+    # Last, since its presence says that the folder holds a run.
+    write_json(folder.path / "config.json", config.model_dump(mode="json"))
