@@ -81,7 +81,7 @@ def new_figure(title: str, subtitle: str, alt: str, height: float, legend=None) 
         height: inches below the heading.
         legend: handles with labels for one row of legend under the heading, or None.
     """
-    lines = textwrap.wrap(subtitle, 122)
+    lines = textwrap.wrap(subtitle, 122, break_on_hyphens=False)
     heading = 0.36 + 0.17 * len(lines) + (0.27 if legend else 0) + 0.06
     total = height + heading
     figure = Figure(figsize=(WIDTH, total), layout="constrained")
