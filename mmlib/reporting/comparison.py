@@ -92,9 +92,8 @@ def published_figure(results: list[dict]) -> Figure:
                 _dot(axes, ours[direction]["r1"], y + _OFFSET[direction] / 2, direction)
             else:
                 value = getattr(published, direction)[0]
-                axes.plot(
-                    value, y, look["marker"], color=look["color"], markersize=5, alpha=0.75, mfc="white"
-                )
+                height = y + _OFFSET[direction] / 2
+                axes.plot(value, height, look["marker"], color=look["color"], markersize=5, mfc="white")
     names = [row if isinstance(row, str) else row[0] for row in rows]
     axes.set_yticks(range(len(rows)), names)
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
