@@ -13,7 +13,7 @@ from PIL import Image
 from mmlib.data.shapes_backdrop import blend, cover, paint_backdrop, wave
 from mmlib.data.shapes_scene import Scene, Thing
 
-RENDERER_VERSION = 1  # raise it with every change of what a scene looks like
+RENDERER_VERSION = 2  # raise it with every change of what a scene looks like
 SUPERSAMPLE = 2
 MIN_SIZE = 16  # pixels; below it a small thing has no shape left
 

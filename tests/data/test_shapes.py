@@ -15,7 +15,7 @@ PIXELS = {
     "test": "39d5dda886cea2ff8a3dbb34041c9cc06163869333832a4562eeeaa4d383184c",
 }
 CAPTIONS = "6575fb64c9d763f61c0abd67b69d41e4bba16b60a3e0396fa38aaae013d11f1c"
-FINGERPRINT = "9e50cfd916cb4ebc"
+FINGERPRINT = "a4bd19236f889f8c"
 
 
 @pytest.fixture(scope="module")
