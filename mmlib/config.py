@@ -101,7 +101,7 @@ class DataConfig(_Config):
     shapes_train: Count = Field(2000, description="shapes: training images")
     shapes_val: Count = Field(250, description="shapes: validation images")
     shapes_test: Count = Field(250, description="shapes: test images")
-    image_size: int = Field(64, ge=8, le=1024, description="side of the square image the model sees, pixels")
+    image_size: int = Field(64, ge=16, le=1024, description="side of the square image the model sees, pixels")
     resize: Literal["squash", "crop"] = Field(
         "squash", description="squash to a square, as the reference does, or resize the shorter side and crop"
     )
@@ -269,6 +269,14 @@ class AnalysisConfig(_Config):
 
     runs: list[Name] = Field(..., min_length=1, description="runs of one lineage, oldest phase first")
     title: str = Field("", description="heading of the report")
+
+
+CONFIG_OF_NOTEBOOK = {
+    "01_train": TrainConfig,
+    "02_continue": ContinueConfig,
+    "03_evaluate": EvaluateConfig,
+    "04_analysis": AnalysisConfig,
+}
 
 
 def build(config_class: type[BaseModel], parameters: Mapping[str, Any]) -> Any:

@@ -4,16 +4,21 @@ What notebooks use is here; `pipeline.run_experiment`, `report.write_report` and
 stay in their modules, because a notebook should not wait for nbconvert and papermill.
 """
 
+from mmlib.reporting.change import change_between, reference_claim
+from mmlib.reporting.checks import check_run, evaluation_checks
 from mmlib.reporting.comparison import published_figure, results_figure
 from mmlib.reporting.curves import loss_curves, lr_curve, recall_curves
 from mmlib.reporting.display import show
-from mmlib.reporting.gallery import gallery_figures
+from mmlib.reporting.gallery import gallery_figures, samples_figure
 from mmlib.reporting.published import why_not_published
+from mmlib.reporting.published_section import published_section
 from mmlib.reporting.scope import result_scope
 from mmlib.reporting.slots import slots_figure
 from mmlib.reporting.tables import (
     Table,
     best_epochs_table,
+    dataset_table,
+    lineage_table,
     parameter_table,
     published_table,
     reference_table,
@@ -23,17 +28,25 @@ from mmlib.reporting.tables import (
 __all__ = [
     "Table",
     "best_epochs_table",
+    "change_between",
+    "check_run",
+    "dataset_table",
+    "evaluation_checks",
     "gallery_figures",
+    "lineage_table",
     "loss_curves",
     "lr_curve",
     "parameter_table",
     "published_figure",
+    "published_section",
     "published_table",
     "recall_curves",
+    "reference_claim",
     "reference_table",
     "result_scope",
     "results_figure",
     "results_table",
+    "samples_figure",
     "show",
     "slots_figure",
     "why_not_published",

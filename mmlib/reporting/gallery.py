@@ -6,10 +6,12 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
+from mmlib.data import Dataset
 from mmlib.reporting.scope import result_scope
 from mmlib.reporting.style import DIRECTION_NAMES, HIT, INK, MISS, SOFT, new_figure, styled
 
 _ROW = 1.32  # inches a query
+SAMPLE_PIXELS = 192  # side at which a data set that draws its images draws a sample
 
 
 def gallery_figures(gallery: Mapping[str, np.ndarray], result: dict) -> dict[str, Figure]:
@@ -63,6 +65,36 @@ def _captions_for_images(gallery: Mapping[str, np.ndarray], result: dict) -> Fig
                 0, 0.9 - 0.2 * place, line, va="center", fontsize=8.5,
                 color=HIT if hit else INK, fontweight="bold" if hit else "normal", parse_math=False,
             )  # fmt: skip
+    return figure
+
+
+@styled
+def samples_figure(dataset: Dataset, count: int = 8) -> Figure:
+    """Training images with the captions of each, evenly spread over the split."""
+    split = dataset.splits["train"]
+    count = min(count, len(split.images))
+    chosen = np.linspace(0, len(split.images) - 1, count).astype(int)
+    columns, rows = 2, -(-count // 2)
+    figure = new_figure(
+        "What the model learns from",
+        f"{dataset.name} · training split · {count} of {len(split.images):,} images with their captions",
+        "Sample of training images, each with its captions beside it.",
+        height=1.75 * rows,
+    )
+    grid = figure.add_gridspec(rows, 2 * columns, width_ratios=[1, 1.5] * columns)
+    for place, image in enumerate(chosen):
+        row, column = divmod(place, columns)
+        axes = figure.add_subplot(grid[row, 2 * column])
+        axes.imshow(dataset.source.load(split.images[image], SAMPLE_PIXELS))
+        _bare(axes)
+        axes = figure.add_subplot(grid[row, 2 * column + 1])
+        _bare(axes)
+        captions = [split.captions[m] for m in np.flatnonzero(split.image_of_caption_M == image)[:5]]
+        text = "\n".join(
+            textwrap.fill(textwrap.shorten(c, 80, placeholder=" …"), 32, subsequent_indent="  ")
+            for c in captions
+        )
+        axes.text(0, 1, text, va="top", fontsize=7, linespacing=1.25, parse_math=False)
     return figure
 
 

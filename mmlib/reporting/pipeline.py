@@ -96,7 +96,7 @@ def _run_steps(steps: list[Step], executed: Path, overwrite: bool) -> int:
 def _execute(step: Step, copy: Path, outdated: bool) -> tuple[str, str | None]:
     """Executes one notebook; its state is told from the copy and the run folders, not by papermill."""
     parameters = dict(step.parameters)
-    if outdated and "overwrite" in step.known:
+    if outdated and "overwrite" in step.accepted:
         parameters["overwrite"] = True
     copy.parent.mkdir(parents=True, exist_ok=True)
     stopped: tuple[str, str] | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlib import paths
-from mmlib.config import ParameterError
+from mmlib.config import CONFIG_OF_NOTEBOOK, ParameterError
 from mmlib.params import notebook_defaults, read_yaml
 
 
@@ -19,13 +19,15 @@ class Step:
         name: of the notebook and of its YAML, without ending.
         notebook: its source.
         parameters: what the YAML and the overrides set.
-        known: every parameter that the notebook has, with its default.
+        known: the parameters in the notebook's cell, with their defaults.
+        accepted: names of all parameters that the notebook takes.
     """
 
     name: str
     notebook: Path
     parameters: dict[str, Any]
     known: dict[str, Any]
+    accepted: tuple[str, ...]
 
 
 def plan(params_dir: str | Path, overrides: Mapping[str, Any]) -> tuple[str, list[Step]]:
@@ -47,7 +49,7 @@ def plan(params_dir: str | Path, overrides: Mapping[str, Any]) -> tuple[str, lis
             f"{paths.shown(folder)}: expected one YAML file per notebook, such as 01_train.yaml, found none"
         )
     steps = [_step(file, overrides) for file in files]
-    known = {name for step in steps for name in step.known}
+    known = {name for step in steps for name in step.accepted}
     for name in overrides:
         if name not in known:
             raise ParameterError(
@@ -80,13 +82,20 @@ def _step(file: Path, overrides: Mapping[str, Any]) -> Step:
             f"{_nearest(file.stem, there)}"
         )
     known = notebook_defaults(source)
+    names = accepted_parameters(source.stem, known)
     for name in parameters:
-        if name not in known:
+        if name not in names:
             raise ParameterError(
-                f"{paths.shown(file)} sets {name!r}, which {source.name} does not have{_nearest(name, known)}"
+                f"{paths.shown(file)} sets {name!r}, which {source.name} does not have{_nearest(name, names)}"
             )
-    wanted = {name: value for name, value in overrides.items() if name in known}
-    return Step(file.stem, source, parameters | wanted, known)
+    wanted = {name: value for name, value in overrides.items() if name in names}
+    return Step(file.stem, source, parameters | wanted, known, names)
+
+
+def accepted_parameters(notebook: str, defaults: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names that a notebook takes: all fields of its config; those of its cell if it has no config."""
+    config = CONFIG_OF_NOTEBOOK.get(notebook)
+    return tuple(config.model_fields if config else defaults)
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -80,6 +80,7 @@ REFERENCE_PHASES = (
     ReferencePhase(50, 0.005, 46, (0.38, 1.48, 2.60), (0.34, 1.44, 2.56), 21),
 )
 REFERENCE_PROTOCOL = "paired"
+REFERENCE_QUERIES = 5000  # per direction
 REFERENCE_CEILING = 0.2  # i2t R@1 of a perfect model under `paired` with five captions an image
 REFERENCE_TEST = {"i2t": (0.32, 1.30, 2.54), "t2i": (0.24, 1.52, 2.72)}  # best of phase 2, in %
 # Exact when an image's five copies are identical: 5 × paired I→T R@1, and paired T→I R@5.

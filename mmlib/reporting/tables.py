@@ -3,9 +3,11 @@
 import html
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from pydantic import BaseModel
 
+from mmlib.data import Dataset
 from mmlib.reporting import published
 from mmlib.reporting.scope import (
     DIRECTIONS,
@@ -19,6 +21,13 @@ from mmlib.reporting.scope import (
     summary_of,
 )
 from mmlib.reporting.style import DIRECTION_NAMES
+from mmlib.training.runs import read_json, run_folder
+from mmlib.training.start import stored_config
+
+SMALL_RUN = (
+    "A small run on drawn shapes, to see how everything works: its numbers say nothing of photographs."
+    " For real data: make report EXPERIMENT=flickr8k-cpu."
+)
 
 
 @dataclass(frozen=True)
@@ -48,11 +57,61 @@ class Table:
 
 
 def parameter_table(config: BaseModel) -> Table:
-    """Every parameter with its value and its meaning; the meaning is the field's description."""
+    """Every parameter with its value and its meaning; the meaning is the field's description.
+
+    A run on embedded data says under the table that it is a small one.
+    """
     rows = [
         {"parameter": name, "value": repr(getattr(config, name)), "meaning": field.description or ""}
         for name, field in type(config).model_fields.items()
     ]
+    small = getattr(config, "dataset", None) == "shapes"
+    return Table(pd.DataFrame(rows), SMALL_RUN if small else "")
+
+
+def dataset_table(dataset: Dataset) -> Table:
+    """Images and captions of each split, captions per image, and what the loader noticed."""
+    rows = []
+    for split in dataset.splits.values():
+        per_image = np.bincount(split.image_of_caption_M, minlength=len(split.images))
+        low, high = per_image.min(), per_image.max()
+        rows.append(
+            {
+                "split": split.name,
+                "images": f"{len(split.images):,}",
+                "captions": f"{len(split.captions):,}",
+                "captions per image": f"{low}" if low == high else f"{low}–{high}",
+                "chance R@1": f"{percent(1 / len(split.images))} %",
+            }
+        )
+    notes = [f"{dataset.name}, fingerprint {dataset.fingerprint}.", *dataset.notes]
+    return Table(pd.DataFrame(rows), " ".join(notes))
+
+
+def lineage_table(*runs: str) -> Table:
+    """Where runs come from: data, model size, epochs, parent.
+
+    Raises:
+        FileNotFoundError, ValueError: a run that is missing or damaged.
+    """
+    rows = []
+    for run in runs:
+        config, environment = stored_config(run), read_json(run_folder(run) / "environment.json")
+        parent = environment["parent"]
+        data = environment["data"]
+        rows.append(
+            {
+                "run": run,
+                "from": f"{parent['run']}, {parent['checkpoint']}" if parent else "scratch",
+                "optimizer state": parent["optimizer_state"] if parent else "new",
+                "epochs": config.epochs,
+                "first lr": f"{config.lr:g}",
+                "tokenizer": config.tokenizer,
+                "trainable weights": f"{environment['trainable_weights']:,}",
+                "data": f"{data['name']} {data['fingerprint']}",
+                **{split: f"{n['images']:,} images" for split, n in data["splits"].items()},
+            }
+        )
     return Table(pd.DataFrame(rows))
 
 

@@ -13,7 +13,9 @@ from mmlib.training.runs import now
 PACKAGES = ("mmlib", "torch", "torchvision", "lightning-fabric", "numpy", "pillow")
 
 
-def describe(seed: int, device: torch.device, data: dict, parent: dict | None) -> dict:
+def describe(
+    seed: int, device: torch.device, data: dict, parent: dict | None, trainable_weights: int
+) -> dict:
     """The content of `environment.json`.
 
     Args:
@@ -21,6 +23,7 @@ def describe(seed: int, device: torch.device, data: dict, parent: dict | None) -
         device: that the model is on.
         data: `Dataset.identity`.
         parent: `{"run", "checkpoint", "epoch", "optimizer_state"}`, or None for a first phase.
+        trainable_weights: numbers that training changes.
     """
     commit, dirty = _commit()
     return {
@@ -34,6 +37,7 @@ def describe(seed: int, device: torch.device, data: dict, parent: dict | None) -
         "seed": seed,
         "data": data,
         "parent": parent,
+        "trainable_weights": trainable_weights,
         "started": now(),
     }
 

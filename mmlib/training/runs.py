@@ -9,9 +9,11 @@ import datetime
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from mmlib import paths
@@ -66,6 +68,40 @@ def read_history(run: str) -> list[dict]:
     if not path.is_file():
         raise FileNotFoundError(f"run {run!r} has no history: expected {paths.shown(path)}; train it first")
     return parse_history(path)[0]
+
+
+def read_result(run: str) -> dict:
+    """The evaluation of a run, `results.json`.
+
+    Raises:
+        FileNotFoundError: the run was not evaluated.
+        ValueError: the file is damaged.
+    """
+    return read_json(_evaluated(run, "results.json"))
+
+
+def read_arrays(run: str, name: str) -> dict[str, np.ndarray]:
+    """The arrays that the evaluation of a run left, `gallery` or `slots`.
+
+    Raises:
+        FileNotFoundError: the run was not evaluated.
+        ValueError: the file is damaged.
+    """
+    path = _evaluated(run, f"{name}.npz")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{paths.shown(path)} is damaged ({error}); evaluate the run again") from None
+
+
+def _evaluated(run: str, name: str) -> Path:
+    path = run_folder(run) / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"run {run!r} was not evaluated: expected {paths.shown(path)}; run notebook 03_evaluate first"
+        )
+    return path
 
 
 def parse_history(path: Path) -> tuple[list[dict], int]:

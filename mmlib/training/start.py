@@ -23,7 +23,6 @@ from mmlib.training.checkpoint import check_fits, load_checkpoint, load_weights
 from mmlib.training.loop import Training
 from mmlib.training.optimisation import build_optimizer
 from mmlib.training.runs import (
-    RunFolder,
     open_run,
     read_history,
     read_json,
@@ -181,7 +180,7 @@ def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: st
             position = training.position
             log(f"run {config.run!r} goes on in epoch {position.epoch}, step {position.step + 1}")
         else:
-            _start_folder(folder, config, parent, tokenizer, dataset, fabric.device)
+            _start_folder(training, parent, dataset)
             if parent and parent.optimizer_state == "keep":
                 training.optimizer.load_state_dict(parent.content["optimizer"])
         _run(training)
@@ -280,19 +279,17 @@ def _load_modules(
             load_weights(path, loss, content["loss"])
 
 
-def _start_folder(
-    folder: RunFolder,
-    config: TrainConfig,
-    parent: Parent | None,
-    tokenizer: Tokenizer,
-    dataset: Dataset,
-    device: torch.device,
-) -> None:
-    lineage = parent.lineage if parent else None
-    write_json(
-        folder.path / "environment.json", environment.describe(config.seed, device, dataset.identity, lineage)
+def _start_folder(training: Training, parent: Parent | None, dataset: Dataset) -> None:
+    folder, config = training.folder, training.config
+    described = environment.describe(
+        config.seed,
+        training.fabric.device,
+        dataset.identity,
+        parent.lineage if parent else None,
+        sum(p.numel() for group in training.optimizer.param_groups for p in group["params"]),
     )
-    write_json(folder.path / "tokenizer.json", tokenizer.state)
+    write_json(folder.path / "environment.json", described)
+    write_json(folder.path / "tokenizer.json", training.tokenizer.state)
     rows = read_history(parent.run) if parent else []
     folder.write_history([row for row in rows if row["epoch"] <= parent.epoch])
     # Last, since its presence says that the folder holds a run.

@@ -1,0 +1,7 @@
+"""`python -m mmlib`."""
+
+import sys
+
+from mmlib.cli import main
+
+sys.exit(main())

@@ -1,0 +1,162 @@
+"""The commands: `python -m mmlib run | train | evaluate | report`.
+
+Exit codes: 0 done, 1 failed while working, 2 wrong input (nothing was touched), 130 interrupted.
+Heavy imports happen inside the commands, so that `--help` and a wrong word answer at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmlib import __version__
+from mmlib.config import ContinueConfig, EvaluateConfig, ParameterError, TrainConfig, build
+from mmlib.params import notebook_defaults, read_yaml
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except (ParameterError, FileNotFoundError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mmlib", description="Image–text retrieval: train, continue, evaluate, report."
+    )
+    parser.add_argument("--version", action="version", version=f"mmlib {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        help="execute an experiment's notebooks in order and render its report",
+        description="Executes the notebooks of an experiment in order and renders its report. Called again"
+        " after an interruption, it goes on where it stopped.",
+    )
+    run.add_argument("experiment", help="a folder of params/, or its name: params/demo or demo")
+    run.add_argument("--overwrite", action="store_true", help="train and execute everything anew")
+    _add_overrides(run, "given to every notebook that has it")
+    run.set_defaults(command=_run)
+
+    train = commands.add_parser(
+        "train",
+        help="train or continue one run, without a notebook",
+        description="Trains the run of a parameter file (one with `parent` continues that run). A run that"
+        " was stopped goes on; one that is complete is refused.",
+    )
+    train.add_argument("params", type=Path, help="for example params/demo/01_train.yaml")
+    _add_overrides(train, "beats the file")
+    train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="evaluate finished runs on the test split, without a notebook",
+        description="Evaluates runs as notebook 03 does and prints the table.",
+    )
+    evaluate.add_argument("params", type=Path, help="for example params/demo/03_evaluate.yaml")
+    _add_overrides(evaluate, "beats the file")
+    evaluate.set_defaults(command=_evaluate)
+
+    report = commands.add_parser(
+        "report",
+        help="render the report of an experiment again, and the index over all",
+        description="Renders the executed notebooks of an experiment and reports/index.html again;"
+        " executes nothing.",
+    )
+    report.add_argument("experiment", nargs="?", help="a folder name of reports/; none: the index alone")
+    report.set_defaults(command=_report)
+    return parser
+
+
+def _add_overrides(parser: argparse.ArgumentParser, meaning: str) -> None:
+    parser.add_argument(
+        "-p",
+        "--param",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help=f"a parameter, as often as wanted; {meaning}",
+    )
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    import yaml
+
+    values = {}
+    for name, text in options.param:
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            values[name] = text
+    return values
+
+
+def _run(options: argparse.Namespace) -> int:
+    from mmlib.reporting.pipeline import run_experiment
+
+    return run_experiment(options.experiment, _overrides(options), options.overwrite)
+
+
+def _parameters(options: argparse.Namespace, notebook: str) -> dict[str, Any]:
+    """What the notebook would see: its defaults, then the file, then the command line."""
+    from mmlib import paths
+
+    return (
+        notebook_defaults(paths.NOTEBOOKS / f"{notebook}.ipynb")
+        | read_yaml(options.params)
+        | _overrides(options)
+    )
+
+
+def _train(options: argparse.Namespace) -> int:
+    continues = "parent" in read_yaml(options.params)
+    config = (
+        build(ContinueConfig, _parameters(options, "02_continue"))
+        if continues
+        else build(TrainConfig, _parameters(options, "01_train"))
+    )
+    from mmlib.paths import shown
+    from mmlib.training import continue_training, run_folder, train
+
+    def log(line: str) -> None:
+        print(line, flush=True)
+
+    (continue_training if continues else train)(config, log)
+    print(f"complete: {shown(run_folder(config.run))}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    config = build(EvaluateConfig, _parameters(options, "03_evaluate"))
+    from mmlib.reporting import results_table
+    from mmlib.training import evaluate
+
+    for result in evaluate(config):
+        for protocol in result["protocols"]:
+            print(repr(results_table([result], protocol)), end="\n\n")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from mmlib.paths import shown
+    from mmlib.reporting.index import write_index
+    from mmlib.reporting.report import write_report
+
+    if options.experiment:
+        print(shown(write_report(Path(options.experiment).name)))
+    print(shown(write_index()))
+    return 0
