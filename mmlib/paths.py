@@ -5,7 +5,8 @@ shell's folder, Jupyter and nbval in the notebook's own.  A relative path in a p
 therefore read from `ROOT`, never from `os.getcwd()`.
 
 `MMLIB_ROOT` (environment) moves the root, for a copy that is installed away from its repository;
-`MMLIB_RUNS` moves only the run folders, so that tests never touch a person's runs.
+`MMLIB_RUNS` and `MMLIB_CACHE` move only the run folders and the packed images, so that tests never
+touch a person's.
 """
 
 import os
@@ -16,7 +17,7 @@ PARAMS = ROOT / "params"
 NOTEBOOKS = ROOT / "notebooks"
 RUNS = Path(os.environ.get("MMLIB_RUNS") or ROOT / "runs").resolve()
 REPORTS = ROOT / "reports"
-CACHE = ROOT / "data" / "cache"
+CACHE = Path(os.environ.get("MMLIB_CACHE") or ROOT / "data" / "cache").resolve()
 
 
 def from_root(path: str | os.PathLike) -> Path:
