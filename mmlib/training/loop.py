@@ -5,12 +5,9 @@ one clipped optimizer step; then validation, history, checkpoints.  All that the
 on is in the checkpoint, so that a run that goes on equals one that never stopped, bit for bit.
 """
 
-import contextlib
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -27,6 +24,8 @@ from mmlib.training.checkpoint import rng_state, save_checkpoint, set_rng_state,
 from mmlib.training.embed import rank_split
 from mmlib.training.optimisation import learning_rate
 from mmlib.training.runs import RunFolder
+from mmlib.training.stopping import StopRequest, stop_requests
+from mmlib.training.watch import LossWatch, check_weights
 
 CHECK_EVERY = 20  # steps between looks at the loss: each look makes the host wait for the device
 
@@ -88,7 +87,8 @@ class Training:
         """Trains to the last epoch.
 
         Raises:
-            FloatingPointError: the loss became NaN or infinite; the last checkpoint is from before.
+            FloatingPointError: the loss or the weights became NaN or infinite; the last checkpoint is
+                from before.
             KeyboardInterrupt: asked to stop (Ctrl-C or SIGTERM); a checkpoint of this moment is written.
             OSError: a checkpoint could not be written; the previous one is intact.
         """
@@ -96,27 +96,30 @@ class Training:
             while self.position.epoch <= self.last_epoch:
                 self._run_epoch(stop)
 
-    def _run_epoch(self, stop: "StopRequest") -> None:
+    def _run_epoch(self, stop: StopRequest) -> None:
         position, config = self.position, self.config
         order_P = self.train_data.epoch_order(config.seed, position.epoch, config.captions_per_image)
         batches = order_P.split(config.batch_size)
-        watch = LossWatch(self.fabric.device, position)
+        watch = LossWatch(self.fabric.device, position.loss_sum, position.pairs)
         started = time.monotonic() - position.seconds
         self.forward.train()
         for step in self._progress(range(position.step, len(batches)), len(batches)):
-            lr = self._set_learning_rate(step, len(batches))
-            watch.add(self._step(batches[step]), len(batches[step]), step)
+            self._set_learning_rate(step, len(batches))
+            watch.add(self._step(batches[step]), len(batches[step]), step, self.lr)
             position.step = step + 1
-            if position.step % CHECK_EVERY == 0 or stop.requested or self._checkpoint_is_due():
-                watch.check(position.epoch, lr)
-            if stop.requested or self._checkpoint_is_due():
+            # Asked once: a request that comes between two questions would stop without a checkpoint.
+            stopping = stop.requested
+            save = stopping or self._checkpoint_is_due()
+            if save or position.step % CHECK_EVERY == 0 or position.step == len(batches):
+                watch.check(position.epoch)
+            if save:
+                check_weights(self.model, position.epoch, position.step, self.lr)
                 position.seconds = time.monotonic() - started
-                watch.store(position)
+                position.loss_sum, position.pairs = watch.totals()
                 self._save("last.pt")
-            if stop.requested:
+            if stopping:
                 raise KeyboardInterrupt
-        watch.check(position.epoch, lr)
-        watch.store(position)
+        position.loss_sum, position.pairs = watch.totals()
         self._finish_epoch(started, len(batches))
 
     def _step(self, caption_B: torch.Tensor) -> torch.Tensor:
@@ -133,18 +136,23 @@ class Training:
         self.stepper.step()
         return loss.detach()
 
-    def _set_learning_rate(self, step: int, steps: int) -> float:
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def _set_learning_rate(self, step: int, steps: int) -> None:
         epoch_of_phase = self.position.epoch - self.parent_epoch - 1
         lr = learning_rate(self.config, epoch_of_phase, step, steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if step == 0:
             self.position.first_lr = lr
-        return lr
 
     def _finish_epoch(self, started: float, steps: int) -> None:
         position = self.position
         trained = time.monotonic() - started
+        check_weights(self.model, position.epoch, position.step, self.lr)
         val = {"split": "val", **summarise(rank_split(self.model, self.val_data))}
         row = {
             "epoch": position.epoch,
@@ -215,74 +223,6 @@ class Training:
         self.position = Position(**content["position"])
         self.best = Best(**content["best"])
         set_rng_state(content["rng"])
-
-
-class LossWatch:
-    """Sums the loss and notes the first step at which it was not finite, on the device, without waiting."""
-
-    def __init__(self, device: torch.device, position: Position):
-        # MPS has no float64; nothing else here needs more than the sum's own digits.
-        self.sum = torch.tensor(position.loss_sum, dtype=torch.float64, device=device)
-        self.pairs = position.pairs
-        self.bad_step = torch.tensor(-1, device=device)
-        self.bad_value = torch.tensor(0.0, device=device)
-
-    def add(self, loss: torch.Tensor, pairs: int, step: int) -> None:
-        """Counts the mean loss of `pairs` pairs at `step` (from 0)."""
-        first = ~torch.isfinite(loss) & (self.bad_step < 0)
-        self.bad_step = torch.where(first, step, self.bad_step)
-        self.bad_value = torch.where(first, loss, self.bad_value)
-        self.sum += loss.double() * pairs
-        self.pairs += pairs
-
-    def check(self, epoch: int, lr: float) -> None:
-        """Passes if every loss so far was finite.
-
-        Raises:
-            FloatingPointError: names the epoch, the step and the learning rate.
-        """
-        step = int(self.bad_step)
-        if step >= 0:
-            raise FloatingPointError(
-                f"the loss became {float(self.bad_value)} in epoch {epoch} at step {step + 1} (lr {lr:.3g});"
-                " the last checkpoint is from before. Try a lower lr, a warm-up, or precision fp32"
-            )
-
-    def store(self, position: Position) -> None:
-        """Puts the sums into the position, for the history or a checkpoint."""
-        position.loss_sum, position.pairs = float(self.sum), self.pairs
-
-
-@dataclass
-class StopRequest:
-    """Whether somebody asked the run to stop."""
-
-    requested: bool = False
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Turns the first SIGINT or SIGTERM into a request, so that a step is never cut in two.
-
-    A second one interrupts at once.  Only the main thread can handle signals; elsewhere nothing
-    is changed.
-    """
-    stop = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number, frame):
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested = True
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def epoch_line(row: dict, last_epoch: int, improved: bool) -> str:
