@@ -29,6 +29,23 @@ def build_optimizer(config: OptimConfig, modules: Iterable[nn.Module]) -> torch.
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
+def keep_optimizer_state(optimizer: torch.optim.Optimizer, parent: dict) -> None:
+    """Takes over the parent's momentum and the like, and none of its settings.
+
+    PyTorch keeps settings (lr, momentum, weight decay) in the same dict as the state; loading it
+    whole would put the parent's back over those asked for.
+
+    Args:
+        optimizer: of the continued run, over the parent's weights in the parent's order; a temperature
+            that is newly learned comes last and starts without a state.
+        parent: `state_dict()` of the parent's optimizer.
+    """
+    own = optimizer.state_dict()
+    known = {i for group in own["param_groups"] for i in group["params"]}
+    state = {i: value for i, value in parent["state"].items() if i in known}
+    optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+
+
 def learning_rate(config: OptimConfig, epoch: int, step: int, steps: int) -> float:
     """The learning rate of one step.
 

@@ -5,6 +5,7 @@ starts from a parent's checkpoint, with the parent's data, tokenizer and archite
 Everything that can be wrong with the input is found before the run folder is touched.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from mmlib.params import training_of
 from mmlib.training import environment
 from mmlib.training.checkpoint import check_fits, load_checkpoint, load_weights
 from mmlib.training.loop import Training
-from mmlib.training.optimisation import build_optimizer
+from mmlib.training.optimisation import build_optimizer, keep_optimizer_state
 from mmlib.training.runs import (
     open_run,
     read_history,
@@ -182,7 +183,7 @@ def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: st
         else:
             _start_folder(training, parent, dataset)
             if parent and parent.optimizer_state == "keep":
-                training.optimizer.load_state_dict(parent.content["optimizer"])
+                keep_optimizer_state(training.optimizer, parent.content["optimizer"])
         _run(training)
     return read_history(config.run)
 
@@ -197,11 +198,13 @@ def _run(training: Training) -> None:
     status("running")
     try:
         training.run()
-    except KeyboardInterrupt:
-        status("interrupted", "stopped on request (Ctrl-C or SIGTERM); the same call goes on")
-        raise
     except BaseException as error:
-        status("failed", f"{type(error).__name__}: {error}")
+        # On a full disk the status cannot be written either; what went wrong first is what counts.
+        with contextlib.suppress(OSError):
+            if isinstance(error, KeyboardInterrupt):
+                status("interrupted", "stopped on request (Ctrl-C or SIGTERM); the same call goes on")
+            else:
+                status("failed", f"{type(error).__name__}: {error}")
         raise
     status("complete")
 
@@ -274,8 +277,8 @@ def _load_modules(
 ) -> None:
     if content:
         load_weights(path, model, content["model"])
-        # A fixed temperature is a parameter of this phase; a learned one goes on from where it is.
-        if loss.log_scale.requires_grad:
+        # A fixed temperature is a parameter of its phase; a learned one goes on from where it is.
+        if loss.log_scale.requires_grad and content["config"]["learn_temperature"]:
             load_weights(path, loss, content["loss"])
 
 
