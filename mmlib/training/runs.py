@@ -217,8 +217,13 @@ def open_run(run: str, overwrite: bool = False) -> Iterator[RunFolder]:
             f"run {run!r} is being written by another process; wait for it, stop it, or choose another name"
         ) from None
     try:
+        # Under the lock, unfinished files can only be a killed process's.
+        for stale in folder.glob("*.part"):
+            stale.unlink()
         if overwrite:
-            for path in folder.iterdir():
+            # What says "a complete run" goes first: killed halfway, the rest must not pass for one.
+            first = ("status.json", "config.json")
+            for path in sorted(folder.iterdir(), key=lambda path: path.name not in first):
                 if path.name != _LOCK:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield RunFolder(folder)
