@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmlib.config import EvaluateConfig, TrainConfig, build
+from mmlib.config import DataConfig, EvaluateConfig, TrainConfig, build
 from mmlib.data import Dataset, Tokenizer, load_dataset, open_store
 from mmlib.data.batches import SplitTensors
 from mmlib.metrics import RetrievalRanks, paired_ranks, retrieval_ranks, summarise
@@ -86,7 +86,7 @@ def _dataset_of(run: str, config: TrainConfig, data_root: str | None, loaded: di
     """The data set of a run, loaded once for all runs that share it."""
     if data_root is not None:
         config = build(TrainConfig, {**config.model_dump(), "data_root": data_root})
-    key = json.dumps([config.dataset, config.data_root, config.shapes_seed, config.image_size])
+    key = json.dumps([getattr(config, name) for name in DataConfig.model_fields])
     dataset = loaded.get(key) or load_dataset(config)
     loaded[key] = dataset
     there = read_json(run_folder(run) / "environment.json")["data"]
