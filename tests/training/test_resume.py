@@ -1,0 +1,141 @@
+"""A run that is interrupted and goes on equals one that never stopped, to the last bit."""
+
+import pytest
+import torch
+from tiny_runs import (
+    RECIPES,
+    STEPS,
+    assert_same,
+    before_step,
+    checkpoint,
+    left_behind,
+    press_ctrl_c,
+    tiny_continue,
+    tiny_train,
+)
+
+from mmlib import paths
+from mmlib.training import loop, run_state
+
+pytestmark = pytest.mark.usefixtures("tiny_place")
+
+
+@pytest.fixture(params=RECIPES.values(), ids=RECIPES)
+def recipe(request):
+    return request.param
+
+
+def never_stopped(monkeypatch, tmp_path, **changes) -> dict:
+    """What the run leaves behind if nothing interrupts it, in another folder under the same name."""
+    with monkeypatch.context() as patch:
+        patch.setattr(paths, "RUNS", tmp_path / "never-stopped")
+        tiny_train(**changes)
+        return left_behind("tiny")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [2, STEPS, STEPS + 1, 2 * STEPS],
+    ids=["inside an epoch", "at an epoch's end", "at an epoch's start", "at the very end"],
+)
+def test_a_run_that_was_asked_to_stop_goes_on_bit_for_bit(step, recipe, tmp_path, monkeypatch):
+    whole = never_stopped(monkeypatch, tmp_path, **recipe)
+    with monkeypatch.context() as patch:
+        before_step(patch, step, press_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_train(**recipe)
+    assert run_state("tiny")[0] == "interrupted"
+    stopped_at = checkpoint("tiny")["position"]
+    assert (stopped_at["epoch"], stopped_at["step"]) == ((step - 1) // STEPS + 1, (step - 1) % STEPS + 1)
+
+    lines = []
+    tiny_train(**recipe, log=lines.append)
+    assert any("goes on in epoch" in line for line in lines)
+    assert_same(whole, left_behind("tiny"))
+    assert run_state("tiny") == ("complete", None)
+
+
+def test_a_stop_asked_for_in_the_validation_comes_at_the_next_step(recipe, tmp_path, monkeypatch):
+    whole = never_stopped(monkeypatch, tmp_path, **recipe)
+    rank_split = loop.rank_split
+
+    def interrupted(*arguments):
+        press_ctrl_c()
+        return rank_split(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "rank_split", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_train(**recipe)
+    assert len(left_behind("tiny")["history"]) == 1
+    tiny_train(**recipe)
+    assert_same(whole, left_behind("tiny"))
+
+
+def test_a_run_stopped_at_every_step_ends_as_one_never_stopped(recipe, tmp_path, monkeypatch):
+    whole = never_stopped(monkeypatch, tmp_path, **recipe)
+    for _ in range(2 * STEPS):
+        with monkeypatch.context() as patch:
+            before_step(patch, 1, press_ctrl_c)
+            with pytest.raises(KeyboardInterrupt):
+                tiny_train(**recipe)
+    tiny_train(**recipe)
+    assert_same(whole, left_behind("tiny"))
+
+
+def test_checkpoints_inside_an_epoch_change_nothing(tmp_path, monkeypatch):
+    whole = never_stopped(monkeypatch, tmp_path)
+    tiny_train(checkpoint_seconds=0)
+    rest = left_behind("tiny")
+    for content in (*whole.values(), *rest.values()):
+        if isinstance(content, dict):
+            del content["config"]["checkpoint_seconds"]
+    assert_same(whole, rest)
+
+
+def test_a_learned_temperature_is_resumed_too(tmp_path, monkeypatch):
+    learned = {"learn_temperature": True}
+    whole = never_stopped(monkeypatch, tmp_path, **learned)
+    assert whole["history"][-1]["temperature"] != pytest.approx(0.07)
+    with monkeypatch.context() as patch:
+        before_step(patch, 3, press_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_train(**learned)
+    tiny_train(**learned)
+    assert_same(whole, left_behind("tiny"))
+
+
+def test_a_continued_run_is_resumed_bit_for_bit(tmp_path, monkeypatch):
+    tiny_train()
+    tiny_continue()
+    whole = left_behind("child")
+    (paths.RUNS / "child").rename(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        before_step(patch, STEPS + 2, press_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_continue()
+    tiny_continue()
+    assert_same(whole, left_behind("child"))
+    assert run_state("child") == ("complete", None)
+
+
+def test_a_second_ctrl_c_stops_at_once(monkeypatch):
+    def twice(_):
+        press_ctrl_c()
+        press_ctrl_c()
+
+    before_step(monkeypatch, 2, twice)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_train()
+    assert run_state("tiny")[0] == "interrupted"
+    assert not (paths.RUNS / "tiny" / "last.pt").exists()  # nobody waited for it
+
+
+def test_the_seed_decides_the_run_and_nothing_that_was_drawn_before(tmp_path, monkeypatch):
+    whole = never_stopped(monkeypatch, tmp_path)
+    torch.rand(7)
+    tiny_train()
+    assert_same(whole, left_behind("tiny"))
+    tiny_train(run="other", seed=1)
+    other = left_behind("other")
+    assert other["history"][0]["train_loss"] != whole["history"][0]["train_loss"]
