@@ -99,9 +99,12 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
     values = {}
     for name, text in options.param:
         try:
-            values[name] = yaml.safe_load(text)
+            value = yaml.safe_load(text)
         except yaml.YAMLError:
-            values[name] = text
+            value = text
+        # YAML also makes mappings of "a: b", dates of "2024-01-01" and nothing of "#1"; here they are text.
+        is_plain = isinstance(value, (str, int, float, list)) or text.strip() in ("null", "~")
+        values[name] = value if is_plain else text
     return values
 
 

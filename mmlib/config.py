@@ -11,6 +11,7 @@ papermill hands `1e-3` over as text and `-p amp false` as `'false'`: text that r
 or truth value that is expected is taken as such; nothing else is converted.
 """
 
+import contextlib
 import difflib
 import typing
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ class _Config(BaseModel):
         if isinstance(value, bool) and bool not in kinds:
             raise ValueError(f"expected {_type_names(kinds)}")
         if isinstance(value, str) and str not in kinds:
-            return _parse(value, kinds)
+            value = _parse(value, kinds)
         if isinstance(value, float) and float not in kinds and int in kinds and value.is_integer():
             return int(value)
         return value
@@ -79,12 +80,10 @@ def _parse(text: str, kinds: set[type]) -> Any:
         return lowered == "true"
     if type(None) in kinds and lowered in ("none", "null"):
         return None
-    for kind in (int, float):
-        if kind in kinds:
-            try:
+    if kinds & {int, float}:
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
                 return kind(text)
-            except ValueError:
-                continue
     raise ValueError(f"expected {_type_names(kinds)}")
 
 
@@ -190,18 +189,21 @@ class TrainConfig(DataConfig, TokenizerConfig, ModelConfig, LossConfig, OptimCon
 
     @model_validator(mode="after")
     def _sizes_fit(self):
+        wrong = []
         if self.latent_dim % self.num_heads:
-            raise ValueError(
+            wrong.append(
                 f"num_heads must divide latent_dim: {self.latent_dim} is not a multiple of {self.num_heads}"
             )
         if self.image_size % self.patch_size:
-            raise ValueError(
+            wrong.append(
                 f"patch_size must divide image_size: {self.image_size} is not a multiple of {self.patch_size}"
             )
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
-            raise ValueError(
+            wrong.append(
                 f"warmup_epochs must be smaller than epochs: found {self.warmup_epochs} of {self.epochs}"
             )
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
 

@@ -54,7 +54,11 @@ def notebook_defaults(path: Path) -> dict[str, Any]:
             f"{paths.shown(path)}: expected one cell tagged 'parameters', found {len(tagged)}"
         )
     values = {}
-    for line in ast.parse("".join(tagged[0]["source"])).body:
+    try:
+        lines = ast.parse("".join(tagged[0]["source"])).body
+    except SyntaxError as error:
+        raise ParameterError(f"{paths.shown(path)}: the parameters cell is no Python: {error}") from None
+    for line in lines:
         try:
             values[line.target.id] = ast.literal_eval(line.value)
         except (AttributeError, ValueError):

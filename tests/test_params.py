@@ -1,0 +1,171 @@
+"""YAML files of parameters and the parameters cells of notebooks, right and wrong."""
+
+import json
+
+import pytest
+
+from mmlib import paths
+from mmlib.config import ParameterError
+from mmlib.params import notebook_defaults, read_yaml, training_of
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "PARAMS", tmp_path / "params")
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "notebooks")
+    return tmp_path
+
+
+def write_yaml(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_notebook(path, *cells):
+    """A notebook of (source, tags) cells."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = [{"cell_type": "code", "source": source, "metadata": {"tags": tags}} for source, tags in cells]
+    path.write_text(json.dumps({"cells": content}), encoding="utf-8")
+    return path
+
+
+def parameters_cell(*lines):
+    return [line + "\n" for line in lines], ["parameters"]
+
+
+# --- YAML
+
+
+def test_a_file_is_read_from_the_root_and_keeps_what_yaml_reads(root):
+    write_yaml(
+        root / "params/demo/01_train.yaml", "# header\nrun: démo\nlr: 1e-3\nruns: [a, b]\noverwrite: false\n"
+    )
+    assert read_yaml("params/demo/01_train.yaml") == {
+        "run": "démo", "lr": "1e-3", "runs": ["a", "b"], "overwrite": False,
+    }  # fmt: skip
+
+
+def test_a_file_of_comments_has_no_parameters(root):
+    assert read_yaml(write_yaml(root / "a.yaml", "# nothing\n")) == {}
+
+
+def test_names_are_text(root):
+    assert read_yaml(write_yaml(root / "a.yaml", "1: x\n")) == {"1": "x"}
+
+
+def test_a_missing_file_names_those_beside_it(root):
+    write_yaml(root / "params/demo/02_continue.yaml", "")
+    write_yaml(root / "params/demo/01_train.yml", "")
+    with pytest.raises(FileNotFoundError) as caught:
+        read_yaml("params/demo/01_trian.yaml")
+    assert str(caught.value) == (
+        "no parameter file params/demo/01_trian.yaml; beside it there are 01_train.yml, 02_continue.yaml"
+    )
+
+
+def test_a_missing_file_in_an_empty_or_missing_folder_says_so():
+    with pytest.raises(FileNotFoundError, match=r"no parameter file nowhere/a\.yaml; its folder holds none"):
+        read_yaml("nowhere/a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("run: [a", r"a\.yaml is not valid YAML: .*line 2"),
+        ("run: !!python/object/apply:os.getcwd []", r"a\.yaml is not valid YAML: could not determine"),
+        ("- run", r"a\.yaml: expected `name: value` lines, found a list"),
+        ("just words", r"a\.yaml: expected `name: value` lines, found a str"),
+    ],
+)
+def test_what_is_no_mapping_in_yaml_is_refused(root, text, expected):
+    with pytest.raises(ParameterError, match=f"(?s){expected}"):
+        read_yaml(write_yaml(root / "a.yaml", text + "\n"))
+
+
+# --- parameters cells
+
+
+def test_defaults_come_from_the_tagged_cell(root):
+    cell = parameters_cell(
+        'run: str = "quick"  # name',
+        "lr: float = -1e-3  # rate",
+        "runs: list[str] = ['a', 'b']",
+        "x: int | None = None",
+    )
+    path = write_notebook(root / "n.ipynb", (["other = 1"], []), cell)
+    assert notebook_defaults(path) == {"run": "quick", "lr": -0.001, "runs": ["a", "b"], "x": None}
+
+
+@pytest.mark.parametrize("cells", [0, 2])
+def test_a_notebook_has_one_parameters_cell(root, cells):
+    path = write_notebook(root / "n.ipynb", *[parameters_cell("lr: float = 1.0")] * cells)
+    with pytest.raises(
+        ParameterError, match=f"n.ipynb: expected one cell tagged 'parameters', found {cells}"
+    ):
+        notebook_defaults(path)
+
+
+@pytest.mark.parametrize(
+    "line", ["lr = 0.1", "lr: float = 10 ** 2", "lr: float", "import os", "lr: float = base", "print(1)"]
+)
+def test_a_line_that_is_no_literal_parameter_is_quoted(root, line):
+    path = write_notebook(root / "n.ipynb", parameters_cell("seed: int = 0", line))
+    with pytest.raises(ParameterError) as caught:
+        notebook_defaults(path)
+    assert f"expected `name: type = literal` lines in the parameters cell, found {line!r}" in str(
+        caught.value
+    )
+
+
+def test_a_parameters_cell_that_is_no_python_is_refused(root):
+    path = write_notebook(root / "n.ipynb", parameters_cell("%matplotlib inline"))
+    with pytest.raises(ParameterError, match=r"n\.ipynb: the parameters cell is no Python: invalid syntax"):
+        notebook_defaults(path)
+
+
+def test_a_missing_notebook_is_named(root):
+    with pytest.raises(FileNotFoundError, match=r"no notebook notebooks/01_train\.ipynb"):
+        notebook_defaults(root / "notebooks/01_train.ipynb")
+
+
+# --- how a run is trained
+
+
+@pytest.fixture
+def recipes(root):
+    write_notebook(
+        root / "notebooks/01_train.ipynb",
+        parameters_cell('run: str = "quick"', "epochs: int = 3", "lr: float = 0.1"),
+    )
+    write_yaml(root / "params/demo/01_train.yaml", "run: demo\nepochs: 9\n")
+    write_yaml(root / "params/other/01_train.yaml", "epochs: 5\n")
+
+
+@pytest.mark.usefixtures("recipes")
+def test_a_run_of_a_parameter_file_is_found_with_the_notebooks_defaults():
+    values, command = training_of("demo")
+    assert values == {"run": "demo", "epochs": 9, "lr": 0.1}
+    assert command == "python -m mmlib train params/demo/01_train.yaml"
+
+
+@pytest.mark.usefixtures("recipes")
+def test_the_notebooks_own_run_is_found():
+    values, command = training_of("quick")
+    assert values == {"run": "quick", "epochs": 3, "lr": 0.1}
+    assert command == "papermill notebooks/01_train.ipynb out.ipynb"
+
+
+@pytest.mark.usefixtures("recipes")
+def test_a_run_that_nothing_trains_is_not_found():
+    assert training_of("elsewhere") is None
+
+
+@pytest.mark.parametrize("name", ["01_train", "02_continue", "03_evaluate", "04_analysis"])
+def test_the_notebooks_of_this_repository_have_parameters_that_their_config_takes(name, monkeypatch):
+    monkeypatch.undo()
+    from mmlib.config import CONFIG_OF_NOTEBOOK, build
+
+    defaults = notebook_defaults(paths.NOTEBOOKS / f"{name}.ipynb")
+    assert defaults.items() <= build(CONFIG_OF_NOTEBOOK[name], defaults).model_dump().items()
