@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-MAX_SCALE = 100.0  # clamp of a learned 1/temperature: Radford et al. 2021 (CLIP), section 2.5
+# Clamp of a learned 1/temperature at 100: Radford et al. 2021 (CLIP), section 2.5.
+LOG_MAX_SCALE = math.log(100.0)
 
 
 class InfoNCE(nn.Module):
@@ -19,11 +20,16 @@ class InfoNCE(nn.Module):
 
     Args:
         temperature: the fixed temperature, or the first one of a learned temperature.
-        learned: learn log(1/temperature), with 1/temperature clamped to 100.
-        identity_positives: captions of one image are positives of each other's image: the target is
-            uniform over all of them, as in supervised contrastive learning (Khosla et al. 2020, L_out).
+        learned: learn log(1/temperature), with 1/temperature clamped to 100; a fixed one may be higher.
+        identity_positives: every caption of a row's image is a positive of it, and each positive is
+            weighed against captions of other images alone (SINCERE: Feeney & Hughes 2023).
+            Targets that are uniform over all of them (Khosla et al. 2020, L_out) would not do: rows
+            of one image are alike, which makes that loss the very same as without the option.
             Off, only the pair itself is positive and the rest are negatives, even another caption of
             the same image (REFERENCE §3.8).
+
+    Raises:
+        ValueError: the temperature is not greater than 0.
     """
 
     def __init__(self, temperature: float = 0.07, learned: bool = False, identity_positives: bool = True):
@@ -37,7 +43,8 @@ class InfoNCE(nn.Module):
     @property
     def temperature(self) -> float:
         """The temperature in use."""
-        return 1 / min(math.exp(self.log_scale.item()), MAX_SCALE)
+        log_scale = self.log_scale.item()
+        return math.exp(-min(log_scale, LOG_MAX_SCALE) if self.log_scale.requires_grad else -log_scale)
 
     def forward(
         self, image_BD: torch.Tensor, text_BD: torch.Tensor, image_id_B: torch.Tensor
@@ -53,11 +60,21 @@ class InfoNCE(nn.Module):
             image_id_B: which image each row shows, to find captions of the same image.
         """
         with torch.autocast(image_BD.device.type, enabled=False):
-            scale = self.log_scale.exp().clamp(max=MAX_SCALE)
-            sim_BB = scale * F.normalize(image_BD.float(), dim=-1) @ F.normalize(text_BD.float(), dim=-1).T
-            if not self.identity_positives:
-                target_B = torch.arange(len(sim_BB), device=sim_BB.device)
-                return (F.cross_entropy(sim_BB, target_B) + F.cross_entropy(sim_BB.T, target_B)) / 2
-            same_BB = (image_id_B[:, None] == image_id_B[None, :]).float()
-            target_BB = same_BB / same_BB.sum(1, keepdim=True)
-            return (F.cross_entropy(sim_BB, target_BB) + F.cross_entropy(sim_BB.T, target_BB)) / 2
+            if self.log_scale.requires_grad:
+                with torch.no_grad():  # the weight itself: a clamp in the graph has no gradient to return by
+                    self.log_scale.clamp_(max=LOG_MAX_SCALE)
+            image_BD, text_BD = (F.normalize(x.float(), dim=-1) for x in (image_BD, text_BD))
+            sim_BB = self.log_scale.exp() * image_BD @ text_BD.T
+            positive_BB = torch.eye(len(sim_BB), dtype=torch.bool, device=sim_BB.device)
+            if self.identity_positives:
+                positive_BB = image_id_B[:, None] == image_id_B[None, :]
+            return (_one_direction(sim_BB, positive_BB) + _one_direction(sim_BB.T, positive_BB)) / 2
+
+
+def _one_direction(sim_BB: torch.Tensor, positive_BB: torch.Tensor) -> torch.Tensor:
+    """Mean over rows and their positives p of -log(e^p / (e^p + sum over the row's negatives n of e^n))."""
+    # The lowest number, not -inf: a row without negatives then costs 0 and has a gradient of 0.
+    lowest = torch.finfo(sim_BB.dtype).min
+    negatives_B1 = sim_BB.masked_fill(positive_BB, lowest).logsumexp(1, keepdim=True)
+    cost_BB = F.softplus(negatives_B1 - sim_BB)
+    return ((cost_BB * positive_BB).sum(1) / positive_BB.sum(1)).mean()

@@ -129,7 +129,9 @@ class MemoryNetwork(nn.Module):
             z_BD = self.central_memory(z_BD + self.feedback(z_BD))
         return z_BD
 
-    def _fuse(self, image_BD: torch.Tensor | None, text_BD: torch.Tensor | None) -> torch.Tensor:
+    def _fuse(
+        self, image_BD: torch.Tensor | None = None, text_BD: torch.Tensor | None = None
+    ) -> torch.Tensor:
         present = next((x for x in (image_BD, text_BD) if x is not None), None)
         if present is None:
             raise ValueError("expected an image vector, a text vector or both, found neither")

@@ -1,0 +1,41 @@
+"""Small networks and batches that the tests of this room share."""
+
+import pytest
+import torch
+
+from mmlib.model import MemoryNetwork
+
+SIZES = {
+    "vocabulary": 11, "max_tokens": 12, "image_size": 16, "patch_size": 8, "latent_dim": 16, "num_layers": 1,
+    "num_heads": 2, "mlp_ratio": 2, "dropout": 0.1, "memory_slots": 8, "feedback_steps": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """One thread, and random numbers that a test's neighbours cannot change."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def network():
+    """Makes a small network whose every weight is random, norms and biases too; in eval mode."""
+
+    def make(**sizes):
+        model = MemoryNetwork(**SIZES | sizes).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        return model
+
+    return make
+
+
+@pytest.fixture
+def batch():
+    """Four images (4, 3, 16, 16), captions of 11 token ids (4, 12) and their lengths (4,)."""
+    length_B = torch.tensor([12, 5, 1, 3])
+    tokens_BL = torch.randint(1, 11, (4, 12))
+    tokens_BL[torch.arange(12) >= length_B[:, None]] = 0
+    return torch.randn(4, 3, 16, 16), tokens_BL, length_B

@@ -1,0 +1,194 @@
+"""The memory network against REFERENCE §1 and §2, written out.
+
+Shapes: B items, S slots, D latent width.
+"""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmlib.config import TrainConfig, build
+from mmlib.model import InfoNCE, MemoryNetwork, build_loss, build_model
+
+REFERENCE = {
+    "vocabulary": 34,
+    "max_tokens": 77,
+    "image_size": 224,
+    "padding_mask": False,
+}  # else the defaults
+
+
+def by_hand(model, image_BD=None, text_BD=None):
+    """Fusion, central read and feedback of what the modality memories gave, in eval mode."""
+    rows = []
+    for b in range(len(image_BD if image_BD is not None else text_BD)):
+        zero_D = torch.zeros(model.type_2D.shape[1])
+        image_D = (zero_D if image_BD is None else image_BD[b]) + model.type_2D[0]
+        text_D = (zero_D if text_BD is None else text_BD[b]) + model.type_2D[1]
+        bits_2 = torch.tensor([float(image_BD is not None), float(text_BD is not None)])
+        x = torch.cat([image_D, text_D, bits_2])
+        wide, wide_norm, _, _, narrow, narrow_norm = model.fusion
+        x = narrow_norm(narrow(F.relu(wide_norm(wide(x)))))
+        z_1D = model.central_memory(x[None])
+        for _ in range(model.feedback_steps):
+            linear, norm = model.feedback[0], model.feedback[1]
+            z_1D = z_1D + F.relu(norm(linear(z_1D)))
+            z_1D = model.central_memory(z_1D)
+        rows.append(z_1D)
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("feedback_steps", [0, 1, 2])
+def test_the_latents_are_those_written_out(network, batch, feedback_steps):
+    model = network(feedback_steps=feedback_steps)
+    image_BCHW, *caption = batch
+    image_BD = model.modality_memory["image"](model.image_encoder(image_BCHW))
+    text_BD = model.modality_memory["text"](model.text_encoder(*caption))
+
+    torch.testing.assert_close(model.embed_images(image_BCHW), by_hand(model, image_BD=image_BD))
+    torch.testing.assert_close(model.embed_captions(*caption), by_hand(model, text_BD=text_BD))
+    torch.testing.assert_close(model.embed_pairs(*batch), by_hand(model, image_BD, text_BD))
+    both = model(*batch)
+    torch.testing.assert_close(both[0], model.embed_images(image_BCHW))
+    torch.testing.assert_close(both[1], model.embed_captions(*caption))
+
+
+def test_every_latent_has_the_latent_width(network, batch):
+    model = network(latent_dim=32)
+    assert [tuple(x.shape) for x in (*model(*batch), model.embed_pairs(*batch))] == [(4, 32)] * 3
+
+
+def test_an_item_has_the_same_latent_alone_and_in_a_batch(network, batch):
+    model = network()
+    image_BD, text_BD = model(*batch)
+    for b in range(4):
+        alone = model(*(x[b : b + 1] for x in batch))
+        torch.testing.assert_close(
+            torch.cat(alone), torch.stack([image_BD[b], text_BD[b]]), atol=1e-5, rtol=1e-5
+        )
+
+
+def test_nothing_to_fuse_is_refused(network):
+    with pytest.raises(ValueError, match="expected an image vector, a text vector or both, found neither"):
+        network().centre()
+
+
+def test_dropout_is_where_the_reference_has_it():
+    model = MemoryNetwork(**REFERENCE, patch_size=112, latent_dim=16, num_layers=1, dropout=0.25)
+    dropouts = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and m.p == 0.25]
+    assert [n for n in dropouts if "encoder" not in n] == ["fusion.3", "feedback.3"]
+    assert len([n for n in dropouts if "encoder" in n]) == 6  # three in each layer, as in Vaswani et al. 2017
+    assert all(
+        block.attention.dropout == 0 for block in [*model.modality_memory.values(), model.central_memory]
+    )
+
+
+def test_the_reference_sizes_have_the_number_of_weights_that_their_definition_gives():
+    with torch.device("meta"):
+        model = MemoryNetwork(**REFERENCE)
+    D, L, P = 512, 77, 196
+    norm, linear, attention = 2 * D, D * D + D, 4 * (D * D + D)
+    layer = attention + 2 * norm + (D * 4 * D + 4 * D) + (4 * D * D + D)
+    text = 34 * D + L * D + 4 * layer + norm + linear
+    image = (3 * 16 * 16 * D + D) + D + (P + 1) * D + 4 * layer + norm
+    memories = 3 * (attention + norm) + (64 + 64 + 128) * D
+    fusion = 2 * D + ((2 * D + 2) * 2 * D + 2 * D) + 2 * (2 * D) + (2 * D * D + D) + norm
+    feedback = linear + norm
+    counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert counted == text + image + memories + fusion + feedback == 31_165_952
+    assert len(model.modality_memory["image"].slots_SD) == len(model.modality_memory["text"].slots_SD) == 64
+    assert len(model.central_memory.slots_SD) == 128
+
+
+def test_the_reference_recipe_starts_near_the_logarithm_of_its_batch():
+    """ln 64 = 4.159 (REFERENCE §2), and a little more for what random weights make of differing items."""
+    model = MemoryNetwork(**REFERENCE | {"image_size": 32, "max_tokens": 16})  # fewer positions, same widths
+    loss = InfoNCE(0.07, identity_positives=False)
+    images = F.interpolate(torch.randn(64, 3, 4, 4), size=32, mode="bicubic")
+    with torch.no_grad():
+        latents = model(images, torch.randint(0, 34, (64, 16)), torch.full((64,), 16))
+    assert loss(*latents, torch.arange(64)).item() == pytest.approx(math.log(64), abs=0.4)
+
+
+@pytest.mark.parametrize("padding_mask", [True, False])
+def test_a_gradient_reaches_every_trainable_weight(network, batch, padding_mask):
+    model = network(padding_mask=padding_mask).train()
+    loss = InfoNCE(learned=True)
+    loss(*model(*batch), torch.arange(4)).backward()
+    weights = [*model.named_parameters(), *loss.named_parameters()]
+    assert [name for name, p in weights if p.grad is None] == []
+    # Keys share their bias, which a softmax does not see: its gradient is zero up to rounding.
+    assert [name for name, p in weights if not p.grad.abs().sum() > 0] == []
+
+
+def test_a_read_tells_which_slots_were_read(network, batch):
+    model = network()
+    image_BCHW, tokens_BL, length_B = batch
+    for reads in (model.slot_reads(image_BCHW), model.slot_reads(tokens_BL=tokens_BL, length_B=length_B)):
+        assert (reads.modality_BS.shape, reads.central_BS.shape) == ((4, 4), (4, 8))
+        torch.testing.assert_close(reads.modality_BS.sum(1), torch.ones(4))
+        torch.testing.assert_close(reads.central_BS.sum(1), torch.ones(4))
+    item_BD, weight_BS = model.modality_memory["text"].read(
+        model.text_encoder(tokens_BL, length_B), weights=True
+    )
+    torch.testing.assert_close(reads.modality_BS, weight_BS)
+    central_BS = model.central_memory.read(model._fuse(text_BD=item_BD), weights=True)[1]
+    torch.testing.assert_close(reads.central_BS, central_BS)
+
+
+def test_a_write_follows_the_read_and_changes_what_the_next_batch_reads(network, batch):
+    model = network(memory_write=True, memory_slots=32)
+    image_BCHW, *caption = batch
+    slots = {name: p.detach().clone() for name, p in model.named_parameters() if name.endswith("slots_SD")}
+
+    def changed():
+        now = dict(model.named_parameters())
+        return {name: int((now[name] != before).any(1).sum()) for name, before in slots.items()}
+
+    image_before_BD, text_before_BD = model(*batch)
+    assert changed() == dict.fromkeys(slots, 0)
+    torch.testing.assert_close(model.embed_images(image_BCHW, write=True), image_before_BD)
+    assert changed() == {
+        "modality_memory.image.slots_SD": 4,
+        "modality_memory.text.slots_SD": 0,
+        "central_memory.slots_SD": 8,
+    }
+    assert not torch.allclose(model.embed_images(image_BCHW), image_before_BD)
+    assert not torch.allclose(model.embed_captions(*caption), text_before_BD)  # by way of the central memory
+    model.embed_captions(*caption, write=True)
+    assert changed()["modality_memory.text.slots_SD"] == 4
+
+
+def test_a_write_is_refused_by_a_network_built_without_it(network, batch):
+    model = network()
+    with pytest.raises(RuntimeError, match="build the model with memory_write=True"):
+        model.embed_images(batch[0], write=True)
+
+
+def test_a_config_builds_the_network_and_the_loss_that_it_names():
+    config = build(
+        TrainConfig,
+        {
+            "run": "r", "epochs": 1, "lr": 0.1, "image_size": 32, "patch_size": 16, "max_tokens": 9,
+            "latent_dim": 24, "num_layers": 3, "num_heads": 3, "mlp_ratio": 2, "dropout": 0.3,
+            "memory_slots": 10, "feedback_steps": 1, "padding_mask": False, "memory_write": True,
+            "temperature": 0.2, "learn_temperature": True, "identity_positives": False,
+        },
+    )  # fmt: skip
+    model, loss = build_model(config, vocabulary=13), build_loss(config)
+    text = model.text_encoder
+    assert (text.token.weight.shape, text.position_LD.shape) == ((13, 24), (9, 24))
+    assert model.image_encoder.position_1PD.shape == (1, 5, 24)
+    assert (len(text.layers.layers), len(model.image_encoder.layers.layers)) == (3, 3)
+    layer = text.layers.layers[0]
+    assert (layer.self_attn.num_heads, layer.linear1.out_features, layer.dropout.p) == (3, 48, 0.3)
+    assert (model.central_memory.slots_SD.shape, model.modality_memory["text"].slots_SD.shape) == (
+        (10, 24),
+        (5, 24),
+    )
+    assert (model.feedback_steps, text.padding_mask) == (1, False)
+    assert (model.central_memory.write_top, model.modality_memory["image"].write_top) == (8, 4)
+    assert (loss.temperature, loss.identity_positives) == (pytest.approx(0.2), False)
+    assert loss.log_scale.requires_grad
