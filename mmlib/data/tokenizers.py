@@ -76,7 +76,8 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, without padding; unknown tokens read `<unk>`.
 
-        Lossless for `char` up to case; `word` puts one space between tokens.
+        Lossless for `char` up to case; `word` puts one space between tokens; `char-reference` cannot
+        tell unknown from padding, and leaves out both.
         """
         glue = " " if self.kind == "word" else ""
         return glue.join(self.vocabulary[i] for i in ids if self.vocabulary[i] != PADDING)

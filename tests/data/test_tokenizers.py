@@ -1,0 +1,145 @@
+"""Tokenizers: the reference's one shared index (REFERENCE §3.9) and the honest ones."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmlib.config import TokenizerConfig
+from mmlib.data import Tokenizer, build_tokenizer, tokenizer_for
+from mmlib.data.shapes import load_shapes
+
+CAPTIONS = ["A dog's ball .", "a dog, a dog", "Ünïted 北京 cafés_2!", ""]
+KINDS = ["char", "char-reference", "word"]
+
+
+def ids_of(tokenizer, caption, max_tokens=40):
+    tokens_BL, length_B = tokenizer.encode([caption], max_tokens)
+    return tokens_BL[0, : length_B[0]].tolist()
+
+
+# --- the reference's
+
+
+def test_the_references_vocabulary_is_its_33_characters_and_0():
+    tokenizer = build_tokenizer("char-reference", CAPTIONS)
+    assert tokenizer.size == 34
+    assert "".join(tokenizer.vocabulary[1:]) == " abcdefghijklmnopqrstuvwxyz.,!?'-"
+    assert len(tokenizer.vocabulary[1:]) == 33
+    assert tokenizer.vocabulary == build_tokenizer("char-reference", ["other captions"]).vocabulary
+    assert ids_of(tokenizer, "Az -") == [2, 27, 1, 33]
+
+
+def test_in_the_references_digits_and_unknown_share_the_index_of_padding():
+    tokenizer = build_tokenizer("char-reference", CAPTIONS)
+    tokens_BL, length_B = tokenizer.encode(["a1é", "a"], 4)
+    assert tokens_BL.tolist() == [[2, 0, 0, 0], [2, 0, 0, 0]]  # two captions that it cannot tell apart
+    assert length_B.tolist() == [3, 1]
+    assert tokenizer.decode(tokens_BL[0]) == "a"
+
+
+# --- the honest ones
+
+
+@pytest.mark.parametrize("kind", ["char", "word"])
+def test_padding_unknown_and_digits_have_indices_of_their_own(kind):
+    tokenizer = build_tokenizer(kind, ["a 1"])
+    assert tokenizer.vocabulary[:2] == ("<pad>", "<unk>")
+    a, digit, unknown = (ids_of(tokenizer, text)[0] for text in ("a", "1", "?"))
+    assert unknown == 1
+    assert len({a, digit, 0, 1}) == 4
+    tokens_BL, length_B = tokenizer.encode(["a"], 3)
+    assert tokens_BL.tolist() == [[a, 0, 0]]
+    assert length_B.tolist() == [1]
+
+
+def test_characters_are_those_of_the_training_captions_in_their_own_order():
+    assert build_tokenizer("char", ["ba", "É a"]).vocabulary == ("<pad>", "<unk>", " ", "a", "b", "é")
+    assert build_tokenizer("char", ["a É", "ab"]).vocabulary == ("<pad>", "<unk>", " ", "a", "b", "é")
+
+
+def test_words_are_those_of_the_training_captions_most_frequent_first():
+    tokenizer = build_tokenizer("word", CAPTIONS)
+    assert tokenizer.vocabulary == (
+        "<pad>", "<unk>", "a", "dog",
+        "!", "'", ",", ".", "2", "_", "ball", "cafés", "s", "ünïted", "北京",
+    )  # fmt: skip
+
+
+def test_rare_words_are_unknown():
+    tokenizer = build_tokenizer("word", ["a dog", "a cat", "a dog"], min_count=2)
+    assert tokenizer.vocabulary == ("<pad>", "<unk>", "a", "dog")
+    assert ids_of(tokenizer, "a cat") == [2, 1]
+    assert tokenizer.decode([2, 1, 0]) == "a <unk>"
+
+
+def test_the_vocabulary_comes_from_the_training_captions_alone():
+    dataset = load_shapes(0, 2, 30, 30, 16)
+    train = build_tokenizer("word", dataset.splits["train"].captions)
+    config = TokenizerConfig(tokenizer="word")
+    assert tokenizer_for(config, dataset).vocabulary == train.vocabulary
+    everywhere = {
+        token for split in dataset.splits.values() for c in split.captions for token in train.split(c)
+    }
+    assert set(train.vocabulary) - {"<pad>", "<unk>"} < everywhere
+    rare = tokenizer_for(TokenizerConfig(tokenizer="word", min_word_count=3), dataset)
+    assert set(rare.vocabulary) < set(train.vocabulary)
+
+
+def test_the_words_for_padding_and_unknown_in_a_caption_are_text_like_any_other():
+    for kind in ("char", "word"):
+        tokenizer = build_tokenizer(kind, ["<pad> <unk>"])
+        assert 0 not in ids_of(tokenizer, "<pad>")
+        assert 1 not in ids_of(tokenizer, "<unk>")
+
+
+# --- all of them
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+def test_characters_come_back_up_to_case(caption):
+    tokenizer = build_tokenizer("char", CAPTIONS)
+    assert tokenizer.decode(tokenizer.encode([caption], 40)[0][0]) == caption.lower()
+
+
+def test_words_come_back_with_a_space_between():
+    tokenizer = build_tokenizer("word", CAPTIONS)
+    assert tokenizer.decode(tokenizer.encode(["A dog's  BALL."], 9)[0][0]) == "a dog ' s ball ."
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_longer_captions_are_cut_and_empty_ones_are_all_padding(kind):
+    tokenizer = build_tokenizer(kind, ["a a a a a"])
+    tokens_BL, length_B = tokenizer.encode(["a a a a a", "", "a"], 3)
+    assert (tokens_BL.dtype, length_B.dtype, tokens_BL.shape) == (np.int64, np.int64, (3, 3))
+    assert length_B.tolist() == [3, 0, 1]
+    assert tokens_BL[1].tolist() == [0, 0, 0]
+    assert (tokens_BL[0] > 0).all()
+    assert tokenizer.encode([], 3)[0].shape == (0, 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_comes_back_from_json(kind):
+    tokenizer = build_tokenizer(kind, CAPTIONS)
+    restored = Tokenizer.from_state(json.loads(json.dumps(tokenizer.state)))
+    assert (restored.kind, restored.vocabulary, restored.size) == (kind, tokenizer.vocabulary, tokenizer.size)
+    assert restored.fingerprint == tokenizer.fingerprint
+    unseen = [*CAPTIONS, "zebra 7 ?"]
+    for there, here in zip(restored.encode(unseen, 12), tokenizer.encode(unseen, 12)):
+        assert np.array_equal(there, here)
+
+
+def test_a_fingerprint_tells_tokenizers_apart():
+    made = [
+        *(build_tokenizer(kind, CAPTIONS) for kind in KINDS),
+        build_tokenizer("char", CAPTIONS[:1]),
+        Tokenizer("word", build_tokenizer("char", CAPTIONS).vocabulary),  # same vocabulary, another rule
+        Tokenizer("char", build_tokenizer("char", CAPTIONS).vocabulary[::-1]),
+    ]
+    assert len({tokenizer.fingerprint for tokenizer in made}) == len(made)
+    assert all(len(t.fingerprint) == 16 and int(t.fingerprint, 16) >= 0 for t in made)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="expected one of char, char-reference, word, found 'bpe'"):
+        build_tokenizer("bpe", CAPTIONS)
