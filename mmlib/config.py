@@ -110,9 +110,9 @@ class TokenizerConfig(_Config):
     """How captions become token ids."""
 
     tokenizer: Literal["char", "char-reference", "word"] = Field(
-        "char", description="char-reference shares one index for padding and unknown; char and word do not"
+        "word", description="char-reference shares one index for padding and unknown; char and word do not"
     )
-    max_tokens: int = Field(77, ge=1, le=4096, description="longest caption, tokens; longer ones are cut")
+    max_tokens: int = Field(24, ge=1, le=4096, description="longest caption, tokens; longer ones are cut")
     min_word_count: Count = Field(1, description="word: rarer words of the training captions are unknown")
 
 
@@ -120,7 +120,7 @@ class ModelConfig(_Config):
     """The memory network's sizes (reference: 16, 512, 4, 8, 4, 0.1, 128, 2, mask off)."""
 
     patch_size: Count = Field(8, description="side of an image patch, pixels; divides image_size")
-    latent_dim: int = Field(128, ge=8, description="width of the latent and of both encoders")
+    latent_dim: int = Field(96, ge=8, description="width of the latent and of both encoders")
     num_layers: Count = Field(2, description="transformer layers of each encoder")
     num_heads: Count = Field(4, description="attention heads; divides latent_dim")
     mlp_ratio: Count = Field(4, description="feed-forward width over latent_dim")
@@ -270,7 +270,6 @@ class AnalysisConfig(_Config):
     """What the analysis reads (notebook 04)."""
 
     runs: list[Name] = Field(..., min_length=1, description="runs of one lineage, oldest phase first")
-    title: str = Field("", description="heading of the report")
 
 
 CONFIG_OF_NOTEBOOK = {

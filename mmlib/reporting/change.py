@@ -93,6 +93,10 @@ def _row(name: str, metric: dict) -> dict:
         "change, points (95 %)": " ".join(
             [points(metric["difference"]), f"({points(metric['low'])} to {points(metric['high'])})"]
         ),
-        "p": f"{metric['p']:.3f}",
-        "p, Holm": f"{metric['p_holm']:.3f}" if metric.get("p_holm") is not None else "",
+        "p": _p(metric["p"]),
+        "p, Holm": _p(metric.get("p_holm")),
     }
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,7 +1,7 @@
 """Runs an experiment: its notebooks in order, each executed copy kept, all rendered at the end.
 
-Called again after an interruption it goes on: a notebook whose copy is whole, whose source and
-parameters are unchanged and whose runs are complete is not executed again.
+Called again after an interruption it goes on: a notebook whose copy is whole and whose runs
+are complete is not executed again, as long as its source, its parameters and the library are unchanged.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 
+import mmlib
 from mmlib import paths
 from mmlib.reporting.index import write_index
 from mmlib.reporting.notebook import MARK, notebook_state, read_notebook, runs_of, section_of
@@ -161,10 +162,19 @@ def _training_stamp(step: Step) -> str | None:
 
 
 def _digest(step: Step) -> str:
-    """Equal if and only if the notebook's cells and its parameters are."""
+    """Equal if and only if the notebook's cells, its parameters and the library's source are."""
     cells = [(cell.cell_type, cell.source) for cell in read_notebook(step.notebook).cells]
-    text = json.dumps([cells, step.parameters], sort_keys=True, default=str)
+    text = json.dumps([cells, step.parameters, _library_digest()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def _library_digest() -> str:
+    library = Path(mmlib.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(library.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _read_finished(executed: Path) -> dict:

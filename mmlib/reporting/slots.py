@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mmlib.reporting.scope import result_scope
 from mmlib.reporting.style import BAR, INK, SOFT, new_figure, styled
@@ -32,7 +33,7 @@ def slots_figure(slots: Mapping[str, np.ndarray], result: dict) -> Figure:
         "Which memory slots are read, and by what",
         f"{result['run']} · {result['data']['name']} · {result['split']} split"
         f" · {result_scope(result).rsplit(' · ', 1)[-1]}"
-        " · a word's factor: how much more frequent it is where the slot is read most",
+        " · a word's factor: attention of the items with that word over that of all",
         "Four bar charts of mean attention per memory slot, sorted, each beside the words that go with its"
         " most read slots.",
         height=2.0 * len(BLOCKS),
@@ -46,9 +47,10 @@ def slots_figure(slots: Mapping[str, np.ndarray], result: dict) -> Figure:
         axes.bar(np.arange(1, len(weight_S) + 1), 100 * weight_S, width=0.85, color=BAR)
         axes.axhline(100 / len(weight_S), color=SOFT, linestyle=":", linewidth=1.2)
         axes.set_title(title)
-        axes.set_xlabel(f"slots, most read first ({in_use:.1f} of {len(weight_S)} in use)")
+        axes.set_xlabel(f"slots, most read first ({in_use:.0f} of {len(weight_S)} in use)")
         axes.set_ylabel("attention (%)")
         axes.set_xlim(0.3, len(weight_S) + 0.7)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="x", visible=False)
         axes.annotate(
             "even reading", (1, 100 / len(weight_S)), xycoords=("axes fraction", "data"),
@@ -64,7 +66,7 @@ def _words(axes, top: list[dict]) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1))
     for place, entry in enumerate(top[:6]):
         y = 0.92 - place * 0.165
-        words = ",  ".join(f"{word} ×{lift:.1f}" for word, lift in entry["read_by"][:3])
+        words = ",  ".join(f"{word} ×{lift:.2f}" for word, lift in entry["read_by"][:3])
         axes.text(0.0, y, f"{entry['slot']}", fontsize=8.5, va="center", fontweight="bold", color=INK)
         axes.text(0.105, y, f"{100 * entry['share']:.1f} %", fontsize=8.5, va="center", color=SOFT)
         axes.text(0.255, y, words, fontsize=8.5, va="center", parse_math=False)

@@ -103,16 +103,15 @@ def lineage_table(*runs: str) -> Table:
             {
                 "run": run,
                 "from": f"{parent['run']}, {parent['checkpoint']}" if parent else "scratch",
-                "optimizer state": parent["optimizer_state"] if parent else "new",
                 "epochs": config.epochs,
                 "first lr": f"{config.lr:g}",
                 "tokenizer": config.tokenizer,
-                "trainable weights": f"{environment['trainable_weights']:,}",
+                "weights": f"{environment['trainable_weights']:,}",
                 "data": f"{data['name']} {data['fingerprint']}",
-                **{split: f"{n['images']:,} images" for split, n in data["splits"].items()},
+                "images": " / ".join(f"{n['images']:,}" for n in data["splits"].values()),
             }
         )
-    return Table(pd.DataFrame(rows))
+    return Table(pd.DataFrame(rows), "Weights: those that training changes. Images: train / val / test.")
 
 
 def results_table(results: list[dict], protocol: str = "standard") -> Table:

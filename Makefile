@@ -1,0 +1,55 @@
+# Every target builds .venv first when it is missing or older than requirements.lock.
+PYTHON ?= python3
+EXPERIMENT ?= demo
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup report test test-slow lint format notebooks lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## build .venv from the lock (about two minutes, 5 GB)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else \
+	"mmlib needs Python 3.11 to 3.13, found %d.%d; name another one: make PYTHON=python3.12 ..." % v)'
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+report: $(READY) ## run an experiment and render its report: make report EXPERIMENT=flickr8k-cpu
+	$(BIN)/python -m mmlib run params/$(EXPERIMENT) $(ARGS)
+
+test: lint ## lint, unit tests, notebooks against their stored outputs
+	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --nbval notebooks/
+
+test-slow: $(READY) ## the long forms of the statistical simulations
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(READY) ## check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(READY) ## mend style and formatting
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+notebooks: $(READY) ## execute the notebooks with their defaults and store the outputs
+	rm -rf runs/quick-train runs/quick-continue
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	$(BIN)/nbstripout --keep-output --keep-count --keep-id notebooks/*.ipynb
+
+lock: $(READY) ## renew requirements.lock from pyproject.toml (needs uv)
+	uv pip compile --universal --generate-hashes --python-version 3.11 --extra dev --no-header \
+	  --no-emit-index-url pyproject.toml -o requirements.lock
+
+clean: ## remove generated files: environment, caches, runs, local reports (data/ stays, but for its cache)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info runs data/cache reports/*/executed reports/*/private
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
