@@ -97,7 +97,7 @@ class SplitTensors:
         """Token ids (B, L) and lengths (B,) of caption indices within the split (on the host)."""
         longest = None
         if self.trim:
-            longest = max(1, int(self._lengths_on_host[index_B.numpy()].max(initial=1)))
+            longest = int(self._lengths_on_host[index_B.numpy()].max(initial=1))
         index_B = index_B.to(self.device, non_blocking=True)
         return self.tokens_ML[index_B, :longest], self.length_M[index_B]
 

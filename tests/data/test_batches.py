@@ -160,12 +160,15 @@ def test_all_covers_every_caption_once(tensors):
 
 
 def test_one_covers_every_image_once_with_a_caption_drawn_anew(tensors):
-    data, drawn = tensors(), set()
+    data, drawn, orders = tensors(), set(), set()
     for epoch in range(1, 30):
         order_P = data.epoch_order(0, epoch, "one")
-        assert sorted(data.split.image_of_caption_M[order_P.numpy()].tolist()) == list(range(12))
+        image_P = tuple(data.split.image_of_caption_M[order_P.numpy()].tolist())
+        assert sorted(image_P) == list(range(12))
         drawn |= set(order_P.tolist())
+        orders.add(image_P)
     assert len(drawn) > 55  # of 60: every caption has its turn
+    assert len(orders) == 29  # and the images come in another order each time
 
 
 def test_one_leaves_out_images_without_captions(uneven):
