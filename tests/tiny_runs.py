@@ -1,6 +1,8 @@
 """Runs of a second: parameters, what a run left behind, and ways to stop one at a chosen moment."""
 
+import contextlib
 import signal
+from types import SimpleNamespace
 
 import torch
 
@@ -10,9 +12,13 @@ from mmlib.training.checkpoint import load_checkpoint
 from mmlib.training.loop import Training
 
 TINY = {
-    "run": "tiny", "shapes_train": 24, "shapes_val": 8, "shapes_test": 8,
+    "run": "tiny", "dataset": "shapes", "shapes_train": 24, "shapes_val": 8, "shapes_test": 8,
     "image_size": 16, "patch_size": 8, "max_tokens": 24, "latent_dim": 16, "num_heads": 2, "num_layers": 1,
-    "memory_slots": 4, "feedback_steps": 1, "batch_size": 30, "epochs": 2, "lr": 0.01, "device": "cpu",
+    "memory_slots": 4, "feedback_steps": 1, "dropout": 0.1, "tokenizer": "char",
+    "temperature": 0.07, "learn_temperature": False, "identity_positives": True,
+    "epochs": 2, "batch_size": 30, "captions_per_image": "all", "optimizer": "adamw", "lr": 0.01,
+    "weight_decay": 0.0, "clip_norm": 1.0, "schedule": "cosine", "schedule_unit": "epoch",
+    "warmup_epochs": 0.0, "final_lr_fraction": 0.01, "select_by": "rsum", "device": "cpu",
 }  # fmt: skip
 STEPS = 4  # of an epoch: 24 images with 5 captions each, 30 pairs at once
 SGD_ALL = {"optimizer": "sgd", "captions_per_image": "all"}
@@ -97,3 +103,28 @@ def before_step(monkeypatch, number: int, act) -> list[float]:
 def press_ctrl_c(*_) -> None:
     """What the terminal does on Ctrl-C."""
     signal.raise_signal(signal.SIGINT)
+
+
+def half_written(name: str, number: int, act):
+    """An `open` to put into a module: files whose name starts with `name` break, from the `number`-th on.
+
+    Half of what is written to such a file reaches the disk, then `act()` is called.
+    """
+    opened = []
+
+    @contextlib.contextmanager
+    def breaking_open(path, mode):
+        opened.append(path.name.startswith(name))
+        with open(path, mode) as file:
+            if not (opened[-1] and sum(opened) >= number):
+                yield file
+                return
+
+            def write(data):
+                file.write(bytes(data[: len(data) // 2]))
+                file.flush()
+                act()
+
+            yield SimpleNamespace(write=write)
+
+    return breaking_open

@@ -89,8 +89,9 @@ def read_arrays(run: str, name: str) -> dict[str, np.ndarray]:
     """
     path = _evaluated(run, f"{name}.npz")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+        # Opened here, since numpy leaves a file open that turns out to be damaged.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{paths.shown(path)} is damaged ({error}); evaluate the run again") from None
 

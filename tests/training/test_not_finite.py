@@ -1,0 +1,101 @@
+"""A loss or weights that become NaN or infinite: stopped by name, the last checkpoint from before."""
+
+import json
+import math
+
+import pytest
+import torch
+from tiny_runs import STEPS, before_step, checkpoint, left_behind, tiny_evaluate, tiny_train
+
+from mmlib import paths
+from mmlib.training import run_state
+from mmlib.training.loop import Training
+from mmlib.training.watch import LossWatch
+
+pytestmark = pytest.mark.usefixtures("tiny_place")
+
+
+def poison(training) -> None:
+    training.model.central_memory.slots_SD.data.fill_(math.nan)
+
+
+def assert_finite(run: str) -> None:
+    for name in ("best", "last"):
+        assert all(w.isfinite().all() for w in checkpoint(run, name)["model"].values())
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_with_epoch_step_and_lr(monkeypatch):
+    whole = tiny_train(run="whole")
+    with monkeypatch.context() as patch:
+        before_step(patch, STEPS + 2, poison)
+        with pytest.raises(
+            FloatingPointError,
+            match=r"loss became nan in epoch 2 at step 2 \(lr 0\.00505\); the last checkpoint is from before",
+        ):
+            tiny_train()
+    state, reason = run_state("tiny")
+    assert state == "failed"
+    assert reason.startswith("FloatingPointError: the loss became nan in epoch 2 at step 2")
+    assert json.loads((paths.RUNS / "tiny" / "status.json").read_text())["epoch"] == 1
+    assert_finite("tiny")
+    assert checkpoint("tiny")["position"]["epoch"] == 2
+    assert len(left_behind("tiny")["history"]) == 1
+    with pytest.raises(ValueError, match="'tiny' is not complete but failed"):
+        tiny_evaluate("tiny")
+
+    # What failed can be resumed: here the cause is gone.
+    resumed = tiny_train()
+    assert [row["train_loss"] for row in resumed] == [row["train_loss"] for row in whole]
+    assert run_state("tiny") == ("complete", None)
+
+
+def test_weights_that_a_finite_loss_ruined_are_never_saved(monkeypatch):
+    step, calls = Training._step, []
+
+    def ruin_at_the_third(training, caption_B):
+        loss = step(training, caption_B)
+        calls.append(loss)
+        if len(calls) == 3:
+            training.model.central_memory.slots_SD.data[0, 0] = math.inf
+        return loss
+
+    monkeypatch.setattr(Training, "_step", ruin_at_the_third)
+    with pytest.raises(FloatingPointError, match=r"weights became NaN or infinite in epoch 1 at step 3 \(lr"):
+        tiny_train(checkpoint_seconds=0)
+    assert all(loss.isfinite() for loss in calls)
+    content = checkpoint("tiny")
+    assert content["position"]["step"] == 2
+    assert all(w.isfinite().all() for w in content["model"].values())
+
+
+def test_weights_ruined_in_the_last_step_of_an_epoch_are_found_before_the_validation(monkeypatch):
+    step, calls = Training._step, []
+
+    def ruin_at_the_last(training, caption_B):
+        loss = step(training, caption_B)
+        calls.append(loss)
+        if len(calls) == 2 * STEPS:
+            training.model.central_memory.slots_SD.data[0, 0] = math.nan
+        return loss
+
+    monkeypatch.setattr(Training, "_step", ruin_at_the_last)
+    with pytest.raises(FloatingPointError, match="weights became NaN or infinite in epoch 2 at step 4"):
+        tiny_train()
+    assert_finite("tiny")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_the_watch_names_the_first_step_that_was_not_finite_and_its_rate(value):
+    watch = LossWatch(torch.device("cpu"), 0.0, 0)
+    for step, loss in enumerate([1.0, 2.0, value, math.nan, 3.0]):
+        watch.add(torch.tensor(loss), 30, step, lr=0.1 * (step + 1))
+    with pytest.raises(FloatingPointError, match=rf"became {value} in epoch 7 at step 3 \(lr 0\.3\)"):
+        watch.check(epoch=7)
+
+
+def test_the_watch_sums_over_pairs():
+    watch = LossWatch(torch.device("cpu"), loss_sum=5.0, pairs=10)
+    watch.add(torch.tensor(2.0), 30, 0, lr=0.1)
+    watch.add(torch.tensor(4.0), 5, 1, lr=0.1)
+    watch.check(epoch=1)
+    assert watch.totals() == (85.0, 45)

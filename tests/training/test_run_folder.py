@@ -1,0 +1,326 @@
+"""What a run folder promises: complete runs are safe, others go on, and the status is the truth."""
+
+import json
+import signal
+
+import pytest
+from tiny_runs import (
+    assert_same,
+    before_step,
+    left_behind,
+    press_ctrl_c,
+    tiny_config,
+    tiny_evaluate,
+    tiny_train,
+)
+
+from mmlib.config import ParameterError
+from mmlib.data import shapes
+from mmlib.training import read_history, read_json, read_result, run_state, stored_config
+from mmlib.training.loop import Training
+from mmlib.training.runs import STATES, open_run, parse_history, require_complete
+
+pytestmark = pytest.mark.usefixtures("tiny_place")
+
+
+@pytest.fixture
+def folder(tiny_place):
+    return tiny_place / "tiny"
+
+
+@pytest.fixture
+def interrupted(monkeypatch, folder):
+    """A run that was stopped in its second epoch."""
+    with monkeypatch.context() as patch:
+        before_step(patch, 6, press_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_train()
+    return folder
+
+
+def contents(folder) -> dict:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_a_run_leaves_behind(folder):
+    history = tiny_train()
+    assert {path.name for path in folder.iterdir()} - {".lock"} == {
+        "config.json", "environment.json", "tokenizer.json", "history.jsonl", "status.json",
+        "best.pt", "last.pt", "model.safetensors",
+    }  # fmt: skip
+    assert read_history("tiny") == history
+    assert stored_config("tiny") == tiny_config()
+    status = read_json(folder / "status.json")
+    assert (status["state"], status["reason"], status["epoch"], status["epochs"]) == ("complete", None, 2, 2)
+    environment = read_json(folder / "environment.json")
+    assert (environment["device"], environment["seed"], environment["parent"]) == ("cpu", 0, None)
+    assert environment["data"]["splits"]["train"] == {"images": 24, "captions": 120}
+    assert environment["versions"]["torch"]
+    row = history[0]
+    assert (row["epoch"], row["phase"], row["steps"], row["run"]) == (1, 1, 4, "tiny")
+    assert row["seconds"] > 0
+    assert row["pairs_per_s"] > 0
+
+
+def test_a_complete_run_is_refused(folder):
+    tiny_train(epochs=1)
+    before = contents(folder)
+    with pytest.raises(
+        FileExistsError, match=r"'tiny' exists and is complete; choose another.*overwrite=True"
+    ):
+        tiny_train(epochs=1)
+    assert contents(folder) == before
+
+
+def test_a_complete_run_is_shown(folder):
+    history = tiny_train(epochs=1)
+    before, lines = contents(folder), []
+    assert tiny_train(epochs=1, if_complete="show", log=lines.append) == history
+    assert lines == ["run 'tiny' is complete: its results are shown, nothing is trained again"]
+    assert contents(folder) == before
+
+
+def test_a_complete_run_is_overwritten_on_request(folder):
+    tiny_train(epochs=1)
+    tiny_evaluate()
+    history = tiny_train(epochs=1, lr=0.02, overwrite=True)
+    assert history[0]["lr"] == 0.02
+    assert not (folder / "results.json").exists()  # those of the old weights
+
+
+@pytest.mark.parametrize("if_complete", ["show", "refuse"])
+def test_other_parameters_are_named(if_complete, folder):
+    tiny_train(epochs=1)
+    before = contents(folder)
+    with pytest.raises(FileExistsError, match="with other parameters") as caught:
+        tiny_train(epochs=1, lr=0.02, latent_dim=32, if_complete=if_complete)
+    for part in (
+        "(complete)",
+        "lr: 0.01 there, 0.02 here",
+        "latent_dim: 16 there, 32 here",
+        "overwrite=True",
+    ):
+        assert part in str(caught.value)
+    assert contents(folder) == before
+
+
+def test_where_a_run_is_kept_may_change_when_it_goes_on(interrupted):
+    tiny_train(device="auto", checkpoint_seconds=5.0)
+    assert run_state("tiny")[0] == "complete"
+
+
+def test_a_second_writer_is_refused(monkeypatch, folder):
+    def second(_):
+        assert run_state("tiny")[0] == "running"  # the lock is held, so it was not killed
+        before = (folder / "history.jsonl").read_bytes()
+        for overwrite in (False, True):
+            with pytest.raises(RuntimeError, match=r"'tiny' is being written by another process; wait"):
+                tiny_train(epochs=1, overwrite=overwrite)
+        assert (folder / "history.jsonl").read_bytes() == before
+
+    rates = before_step(monkeypatch, 2, second)
+    tiny_train(epochs=1)
+    assert len(rates) == 4
+    assert run_state("tiny")[0] == "complete"
+
+
+def test_sigterm_stops_as_ctrl_c_does(monkeypatch, folder):
+    before_step(monkeypatch, 2, lambda _: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_train()
+    state, reason = run_state("tiny")
+    assert state == "interrupted"
+    assert reason == "stopped on request (Ctrl-C or SIGTERM); the same call goes on"
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(
+        ValueError, match=r"'tiny' is not complete but interrupted .*it goes on where it stopped"
+    ):
+        require_complete("tiny")
+
+
+def test_a_run_that_says_running_while_nobody_holds_its_lock_was_killed(folder):
+    tiny_train(epochs=1)
+    status = read_json(folder / "status.json")
+    (folder / "status.json").write_text(json.dumps(status | {"state": "running"}))
+    assert run_state("tiny")[0] == "killed"
+    (folder / ".lock").unlink()
+    assert run_state("tiny")[0] == "killed"
+    assert {"killed", "running"} < set(STATES)
+
+
+def test_a_failed_run_goes_on_and_keeps_its_reason_until_then(monkeypatch, folder):
+    whole = tiny_train(run="whole")
+
+    def fail(_):
+        raise RuntimeError("the cable came loose")
+
+    with monkeypatch.context() as patch:
+        before_step(patch, 6, fail)
+        with pytest.raises(RuntimeError, match="cable"):
+            tiny_train()
+    assert run_state("tiny") == ("failed", "RuntimeError: the cable came loose")
+    history = tiny_train()
+    assert [row["train_loss"] for row in history] == [row["train_loss"] for row in whole]
+
+
+def test_a_status_that_cannot_be_written_hides_no_error(monkeypatch, folder):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def fail(training):
+        monkeypatch.setattr(type(training.folder), "write_status", full)
+        raise RuntimeError("what went wrong first")
+
+    before_step(monkeypatch, 2, fail)
+    with pytest.raises(RuntimeError, match="what went wrong first"):
+        tiny_train()
+    assert run_state("tiny")[0] == "killed"  # nothing else could be written down
+
+
+def test_a_history_cut_inside_its_last_line(interrupted, monkeypatch, tmp_path):
+    with open(interrupted / "history.jsonl", "a") as file:
+        file.write('{"epoch": 2, "phase": 1, "tr')
+    assert [row["epoch"] for row in read_history("tiny")] == [1]
+    history = tiny_train()
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert all(line.endswith("}") for line in (interrupted / "history.jsonl").read_text().splitlines())
+
+
+def test_a_history_damaged_in_its_middle_is_an_error(folder):
+    tiny_train()
+    path = folder / "history.jsonl"
+    path.write_text(path.read_text().replace('"epoch": 1', '"epoch" 1'))
+    with pytest.raises(
+        ValueError, match=r"history\.jsonl, line 1 is damaged: expected one JSON object per line"
+    ):
+        read_history("tiny")
+
+
+def test_a_history_is_parsed_to_its_last_whole_line(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(b'{"epoch": 1}\n{"epoch": 2}')
+    assert parse_history(path) == ([{"epoch": 1}], 13)
+    path.write_bytes(b"")
+    assert parse_history(path) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"run": "ti', "damaged: expected JSON"),
+        ("[1, 2]", "damaged: expected a JSON object, found list"),
+        ('{"run": "tiny"}', "epochs: missing"),
+    ],
+)
+def test_damaged_parameters_stop_before_anything_is_touched(text, message, interrupted):
+    (interrupted / "config.json").write_text(text)
+    before = contents(interrupted)
+    with pytest.raises(ValueError, match=message):
+        tiny_train()
+    assert contents(interrupted) == before
+
+
+def test_a_missing_or_damaged_status_is_a_failure_with_its_reason(folder):
+    tiny_train(epochs=1)
+    (folder / "status.json").write_text("{")
+    assert run_state("tiny")[0] == "failed"
+    assert "status.json is damaged" in run_state("tiny")[1]
+    (folder / "status.json").unlink()
+    assert "expected the file" in run_state("tiny")[1]
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(
+        FileNotFoundError, match=r"no run 'tiny' in .*; there are no runs yet\. Train it first"
+    ):
+        require_complete("tiny")
+    with pytest.raises(FileNotFoundError, match=r"'tiny' has no history: expected .*; train it first"):
+        read_history("tiny")
+    with pytest.raises(FileNotFoundError, match=r"'tiny' was not evaluated: expected .*03_evaluate first"):
+        read_result("tiny")
+    tiny_train(epochs=1, run="another")
+    with pytest.raises(FileNotFoundError, match="the runs there are: another"):
+        require_complete("tiny")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"dataset": "flickr8k", "data_root": "no/such/folder"}, FileNotFoundError, "no/such/folder"),
+        ({"device": "cuda"}, ParameterError, "expected a CUDA GPU, found none"),
+        ({"precision": "fp16"}, ParameterError, "fp16 needs a GPU"),
+    ],
+)
+def test_overwriting_with_wrong_input_leaves_the_old_run(wrong, error, message, folder, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    tiny_train(epochs=1)
+    before = contents(folder)
+    with pytest.raises(error, match=message):
+        tiny_train(overwrite=True, **wrong)
+    assert contents(folder) == before
+
+
+def test_overwriting_removes_first_what_says_that_the_run_is_complete(folder, monkeypatch):
+    tiny_train(epochs=1)
+    removed = []
+    unlink = type(folder).unlink
+    monkeypatch.setattr(
+        type(folder), "unlink", lambda path, **k: (removed.append(path.name), unlink(path, **k))
+    )
+    with open_run("tiny", overwrite=True):
+        pass
+    assert set(removed[:2]) == {"status.json", "config.json"}
+    assert {path.name for path in folder.iterdir()} <= {".lock"}
+
+
+def test_data_that_changed_meanwhile_are_refused_with_both_fingerprints(interrupted, monkeypatch):
+    there = read_json(interrupted / "environment.json")["data"]["fingerprint"]
+    before = contents(interrupted)
+    monkeypatch.setattr(shapes, "RENDERER_VERSION", 99)
+    with pytest.raises(
+        ValueError, match=r"'tiny' was trained on other data: shapes with fingerprint"
+    ) as caught:
+        tiny_train()
+    assert there in str(caught.value)
+    assert len([w for w in str(caught.value).split() if len(w.strip(" ;,")) == 16]) >= 2
+    assert contents(interrupted) == before
+    history = tiny_train(overwrite=True)
+    assert read_json(interrupted / "environment.json")["data"]["fingerprint"] != there
+    assert len(history) == 2
+
+
+def test_a_run_in_a_thread_leaves_the_signals_alone(folder):
+    from concurrent.futures import ThreadPoolExecutor
+
+    whole = tiny_train(run="whole", epochs=1)
+    with ThreadPoolExecutor(1) as pool:
+        history = pool.submit(tiny_train, epochs=1).result()
+    assert history[0]["train_loss"] == whole[0]["train_loss"]
+
+
+def test_unfinished_files_of_a_killed_writer_are_cleared(interrupted):
+    rest = interrupted / "last.pt.0123.part"
+    rest.write_bytes(b"half")
+    tiny_train()
+    assert not rest.exists()
+
+
+def test_one_line_per_epoch_goes_to_the_log(folder):
+    lines = []
+    tiny_train(log=lines.append)
+    epochs = [line for line in lines if line.startswith("epoch")]
+    assert [line.split("  ")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
+    assert "lr 1.00e-02" in epochs[0]
+    assert "rsum" in epochs[0]
+    assert epochs[0].endswith("best")
+    assert_same(lines[:1], [f"shapes: {shapes.NOTE}"])
+
+
+def test_the_loop_runs_the_steps_it_says(folder, monkeypatch):
+    seen = []
+    step = Training._step
+    monkeypatch.setattr(Training, "_step", lambda t, b: (seen.extend(b.tolist()), step(t, b))[1])
+    tiny_train(epochs=1)
+    assert sorted(seen) == list(range(120))  # every pair once
+    assert left_behind("tiny")["last"]["position"]["epoch"] == 2
