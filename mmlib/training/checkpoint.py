@@ -162,12 +162,14 @@ def load_weights(path: Path, module: torch.nn.Module, state: dict) -> None:
 
 def rng_state() -> dict:
     """The state of every random generator: torch (CPU and each GPU), numpy and Python."""
+    # As tensors: pickling 625 plain numbers each takes longer than writing a small model.
     kind, keys, *rest = np.random.get_state()
+    version, internal, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [kind, keys.tolist(), *rest],
-        "python": list(random.getstate()),
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "python": [version, torch.tensor(internal), gauss],
     }
 
 
@@ -177,6 +179,6 @@ def set_rng_state(state: dict) -> None:
     if torch.cuda.is_available() and state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
     kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+    random.setstate((version, tuple(internal.tolist()), gauss))

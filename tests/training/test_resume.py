@@ -1,5 +1,8 @@
 """A run that is interrupted and goes on equals one that never stopped, to the last bit."""
 
+from copy import deepcopy
+from functools import cache
+
 import pytest
 import torch
 from tiny_runs import (
@@ -25,12 +28,18 @@ def recipe(request):
     return request.param
 
 
-def never_stopped(monkeypatch, tmp_path, **changes) -> dict:
-    """What the run leaves behind if nothing interrupts it, in another folder under the same name."""
-    with monkeypatch.context() as patch:
-        patch.setattr(paths, "RUNS", tmp_path / "never-stopped")
-        tiny_train(**changes)
-        return left_behind("tiny")
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory):
+    """Gives what a run leaves behind if nothing interrupts it; each is trained once."""
+
+    @cache
+    def whole(**changes) -> dict:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(paths, "RUNS", tmp_path_factory.mktemp("never-stopped"))
+            tiny_train(**changes)
+            return left_behind("tiny")
+
+    return whole
 
 
 @pytest.mark.parametrize(
@@ -38,8 +47,8 @@ def never_stopped(monkeypatch, tmp_path, **changes) -> dict:
     [2, STEPS, STEPS + 1, 2 * STEPS],
     ids=["inside an epoch", "at an epoch's end", "at an epoch's start", "at the very end"],
 )
-def test_a_run_that_was_asked_to_stop_goes_on_bit_for_bit(step, recipe, tmp_path, monkeypatch):
-    whole = never_stopped(monkeypatch, tmp_path, **recipe)
+def test_a_run_that_was_asked_to_stop_goes_on_bit_for_bit(step, recipe, never_stopped, monkeypatch):
+    whole = never_stopped(**recipe)
     with monkeypatch.context() as patch:
         before_step(patch, step, press_ctrl_c)
         with pytest.raises(KeyboardInterrupt):
@@ -55,8 +64,8 @@ def test_a_run_that_was_asked_to_stop_goes_on_bit_for_bit(step, recipe, tmp_path
     assert run_state("tiny") == ("complete", None)
 
 
-def test_a_stop_asked_for_in_the_validation_comes_at_the_next_step(recipe, tmp_path, monkeypatch):
-    whole = never_stopped(monkeypatch, tmp_path, **recipe)
+def test_a_stop_asked_for_in_the_validation_comes_at_the_next_step(recipe, never_stopped, monkeypatch):
+    whole = never_stopped(**recipe)
     rank_split = loop.rank_split
 
     def interrupted(*arguments):
@@ -72,8 +81,8 @@ def test_a_stop_asked_for_in_the_validation_comes_at_the_next_step(recipe, tmp_p
     assert_same(whole, left_behind("tiny"))
 
 
-def test_a_run_stopped_at_every_step_ends_as_one_never_stopped(recipe, tmp_path, monkeypatch):
-    whole = never_stopped(monkeypatch, tmp_path, **recipe)
+def test_a_run_stopped_at_every_step_ends_as_one_never_stopped(recipe, never_stopped, monkeypatch):
+    whole = never_stopped(**recipe)
     for _ in range(2 * STEPS):
         with monkeypatch.context() as patch:
             before_step(patch, 1, press_ctrl_c)
@@ -83,8 +92,8 @@ def test_a_run_stopped_at_every_step_ends_as_one_never_stopped(recipe, tmp_path,
     assert_same(whole, left_behind("tiny"))
 
 
-def test_checkpoints_inside_an_epoch_change_nothing(tmp_path, monkeypatch):
-    whole = never_stopped(monkeypatch, tmp_path)
+def test_checkpoints_inside_an_epoch_change_nothing(never_stopped):
+    whole = deepcopy(never_stopped())
     tiny_train(checkpoint_seconds=0)
     rest = left_behind("tiny")
     for content in (*whole.values(), *rest.values()):
@@ -93,9 +102,9 @@ def test_checkpoints_inside_an_epoch_change_nothing(tmp_path, monkeypatch):
     assert_same(whole, rest)
 
 
-def test_a_learned_temperature_is_resumed_too(tmp_path, monkeypatch):
+def test_a_learned_temperature_is_resumed_too(never_stopped, monkeypatch):
     learned = {"learn_temperature": True}
-    whole = never_stopped(monkeypatch, tmp_path, **learned)
+    whole = never_stopped(**learned)
     assert whole["history"][-1]["temperature"] != pytest.approx(0.07)
     with monkeypatch.context() as patch:
         before_step(patch, 3, press_ctrl_c)
@@ -131,8 +140,8 @@ def test_a_second_ctrl_c_stops_at_once(monkeypatch):
     assert not (paths.RUNS / "tiny" / "last.pt").exists()  # nobody waited for it
 
 
-def test_the_seed_decides_the_run_and_nothing_that_was_drawn_before(tmp_path, monkeypatch):
-    whole = never_stopped(monkeypatch, tmp_path)
+def test_the_seed_decides_the_run_and_nothing_that_was_drawn_before(never_stopped):
+    whole = never_stopped()
     torch.rand(7)
     tiny_train()
     assert_same(whole, left_behind("tiny"))
