@@ -6,6 +6,7 @@ are complete is not executed again, as long as its source, its parameters and th
 
 import hashlib
 import json
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -100,6 +101,8 @@ def _execute(step: Step, copy: Path, outdated: bool) -> tuple[str, str | None]:
     if outdated and "overwrite" in step.accepted:
         parameters["overwrite"] = True
     copy.parent.mkdir(parents=True, exist_ok=True)
+    # It warns of parameters that are not in the notebook's cell; `plan` has checked every name.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     stopped: tuple[str, str] | None = None
     try:
         papermill.execute_notebook(

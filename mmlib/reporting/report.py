@@ -12,6 +12,7 @@ from mmlib import paths
 from mmlib.reporting.curves import thumbnail
 from mmlib.reporting.html import render_notebook
 from mmlib.reporting.notebook import has_private, read_notebook
+from mmlib.reporting.overview import write_overview
 from mmlib.reporting.scope import best_row, phases
 from mmlib.reporting.state import Page, experiment_pages, worst
 from mmlib.training.runs import read_history, read_json, run_folder, run_state, write_json
@@ -22,7 +23,7 @@ _ROW = ("phase", "run", "epoch", "lr", "train_loss", "val")  # of a history row;
 
 
 def write_report(experiment: str) -> Path:
-    """Writes `reports/<experiment>/`: a page per executed notebook, figures, `results.json`.
+    """Writes `reports/<experiment>/`: a page per executed notebook, figures, `results.json`, `README.md`.
 
     Whatever is missing or damaged is named in `results.json` and marked on the pages; the rest of
     the report is made all the same.
@@ -59,6 +60,8 @@ def write_report(experiment: str) -> Path:
             "timings": {name: run["timings"] for name, run in runs.items()},
         },
     )
+    results = [run["metrics"]["test"] for run in runs.values() if run["metrics"]["test"]]
+    write_overview(folder, experiment, state, reason, results)
     return folder
 
 

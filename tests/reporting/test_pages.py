@@ -14,6 +14,7 @@ from mmlib.reporting import loss_curves, show
 from mmlib.reporting.html import render_notebook
 from mmlib.reporting.index import write_index
 from mmlib.reporting.notebook import read_notebook
+from mmlib.reporting.overview import write_overview
 from mmlib.reporting.report import write_report
 from mmlib.reporting.state import experiment_pages
 
@@ -227,3 +228,26 @@ def test_show_displays_a_comparable_output_with_alt_text(history, monkeypatch):
 def test_show_refuses_names_that_are_no_file_names():
     with pytest.raises(ValueError, match=r"figure name: expected letters, digits.*found '../x'"):
         show(Figure(), "../x")
+
+
+def test_the_readme_of_a_report_shows_state_table_and_shareable_pages(repository, result):
+    folder = paths.REPORTS / "readme"
+    (folder / "figures").mkdir(parents=True)
+    for name in ("04_analysis.html", "04_analysis.private.html", "figures/04_analysis-loss.png"):
+        (folder / name).touch()
+    write_overview(folder, "readme", "failed", "03_evaluate: no | space", [result])
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "State: **failed** (03_evaluate: no | space)." in text
+    assert "[04_analysis](04_analysis.html)" in text
+    assert ".private.html" not in text
+    assert "![loss](figures/04_analysis-loss.png)" in text
+    part = result["protocols"]["standard"]["i2t"]["r1"]
+    assert f"{part['hits']}/{result['protocols']['standard']['i2t']['n']}" in text
+
+
+def test_the_readme_keeps_runs_of_different_data_in_tables_of_their_own(tmp_path, result):
+    other = result | {"data": result["data"] | {"fingerprint": "f" * 16}}
+    write_overview(tmp_path, "mixed", "complete", None, [result, other])
+    assert (tmp_path / "README.md").read_text(encoding="utf-8").count("| run |") == 2
+    write_overview(tmp_path, "broken", "complete", None, [result | {"protocols": {}}])
+    assert "has no result under protocol 'standard'" in (tmp_path / "README.md").read_text(encoding="utf-8")
