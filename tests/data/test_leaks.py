@@ -1,0 +1,202 @@
+"""Leak guard: images of the training split that are held out somewhere, by id, bytes and look."""
+
+import pytest
+from PIL import ImageOps
+from test_lookalikes import jpeg, picture
+
+from mmlib import paths
+from mmlib.data.dataset import Dataset, Split
+from mmlib.data.image_folder import ImageFolder
+from mmlib.data.leaks import Leak, find_leaks, photo_id, without_leaks
+from mmlib.data.shapes import load_shapes
+
+
+@pytest.fixture
+def dataset_of(tmp_path, monkeypatch):
+    """Writes a data set: pictures (or bytes) by name by split, two captions each but one of the first."""
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+
+    def make(name, **splits):
+        folder = tmp_path / name
+        folder.mkdir()
+        for images in splits.values():
+            for file, image in images.items():
+                if isinstance(image, bytes):
+                    (folder / file).write_bytes(image)
+                else:
+                    image.save(folder / file, format="PNG")
+        built = {}
+        for split, images in splits.items():
+            image_of_caption = [row for row in range(len(images)) for _ in range(2)][1:]
+            texts = [f"{list(images)[row]}, caption {m}" for m, row in enumerate(image_of_caption)]
+            built[split] = Split(split, tuple(images), texts, image_of_caption)
+        return Dataset(name, built, ImageFolder(folder), f"fingerprint of {name}", ("A note.",))
+
+    return make
+
+
+def image_bytes(folder, file):
+    return (folder / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("667626_18933d713e.jpg", "flickr:667626"),  # Flickr8k
+        ("2258277193_586949ec62.jpg.1", "flickr:2258277193"),
+        ("667626.jpg", "flickr:667626"),  # Flickr30k
+        ("36979.jpg", "flickr:36979"),
+        ("train/667626_18933d713e_b.jpg", "flickr:667626"),
+        ("COCO_val2014_000000391895.jpg", "coco:391895"),
+        ("val2014/COCO_val2014_000000391895.jpg", "coco:391895"),
+        ("000000391895.jpg", "coco:391895"),
+        ("391895.jpg", "flickr:391895"),
+        ("test_00012.png", None),  # shapes
+        ("0012.jpg", None),
+        ("7.jpg", None),
+        ("photo 667626.jpg", None),
+    ],
+)
+def test_the_id_of_a_photo_is_read_from_its_name(image, expected):
+    assert photo_id(image) == expected
+
+
+def test_each_sign_finds_its_own_and_the_surest_names_the_pair(dataset_of, tmp_path):
+    test = dataset_of(
+        "old",
+        train={"111111_aa.jpg": picture(1)},
+        val={"222222_aa.jpg": picture(2)},
+        test={
+            name: picture(seed) for seed, name in enumerate(["333333_aa.jpg", "c.jpg", "d.jpg", "e.jpg"], 3)
+        },
+    )
+    train = dataset_of(
+        "new",
+        train={
+            "111111.jpg": picture(1),  # training there too: no leak
+            "222222.jpg": picture(20),  # id alone, another picture
+            "333333.jpg": image_bytes(tmp_path / "old", "333333_aa.jpg"),  # all three signs
+            "x.jpg": image_bytes(tmp_path / "old", "c.jpg"),  # bytes and look
+            "y.jpg": jpeg(picture(5).resize((70, 50)), 60),  # look alone
+            "z.jpg": ImageOps.mirror(picture(5)),  # the same photo again
+            "innocent.jpg": picture(21),
+        },
+        val={"v.jpg": picture(22)},
+        test={"w.jpg": picture(23)},
+    )
+    leaks = find_leaks(train, [train, test])
+    looks = {(leak.train_image, leak.held_out_image): leak.distance for leak in leaks if leak.kind == "look"}
+    assert looks.keys() == {("y.jpg", "d.jpg"), ("z.jpg", "d.jpg")}
+    assert looks["z.jpg", "d.jpg"] == 0
+    assert leaks[:3] == [
+        Leak("id", "222222.jpg", "222222_aa.jpg", "old", "val"),
+        Leak("id", "333333.jpg", "333333_aa.jpg", "old", "test"),
+        Leak("bytes", "x.jpg", "c.jpg", "old", "test"),
+    ]
+    assert len(leaks) == 5
+    assert find_leaks(train, train) == []
+    assert [leak.train_image for leak in find_leaks(train, test, kinds=["bytes"])] == ["333333.jpg", "x.jpg"]
+    assert {leak.train_image: leak.kind for leak in find_leaks(train, test, kinds=["look"])} == dict.fromkeys(
+        ["333333.jpg", "x.jpg", "y.jpg", "z.jpg"], "look"
+    )
+
+
+def test_an_image_may_be_held_out_twice(dataset_of):
+    one = dataset_of("one", train={"555555.jpg": picture(0)}, test={"a.jpg": picture(1)})
+    two = dataset_of("two", val={"555555_b.jpg": picture(2)}, test={"555555_c.jpg": picture(3)})
+    leaks = find_leaks(one, [one, two, two], kinds=["id"])
+    assert [(leak.held_out_image, leak.split) for leak in leaks] == [
+        ("555555_b.jpg", "val"),
+        ("555555_c.jpg", "test"),
+    ] * 2
+
+
+def test_drawn_images_have_no_bytes_to_compare(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    shapes = load_shapes(train=3, val=1, test=1, size=32)
+    assert find_leaks(shapes, shapes, kinds=["id", "bytes"]) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leaks_are_left_out_with_their_captions(dataset_of):
+    train = {f"{name}.jpg": picture(seed) for seed, name in enumerate("abcde")}
+    dataset = dataset_of("tiny", train=train, test={"t.jpg": picture(9)})
+    leaks = [
+        Leak("look", "b.jpg", "t.jpg", "tiny", "test", 4),
+        Leak("look", "d.jpg", "v.jpg", "other", "val", 4),
+        Leak("id", "d.jpg", "t.jpg", "tiny", "test"),
+        Leak("look", "a.jpg", "t.jpg", "tiny", "test", 6),
+    ]
+    clean = without_leaks(dataset, leaks)
+    split = clean.splits["train"]
+    assert split.images == ("c.jpg", "e.jpg")
+    assert split.captions == tuple(
+        f"{name}.jpg, caption {m}" for m, name in ((3, "c"), (4, "c"), (7, "e"), (8, "e"))
+    )
+    assert split.image_of_caption_M.tolist() == [0, 0, 1, 1]
+    assert clean.splits["test"] is dataset.splits["test"]
+    assert clean.notes == (
+        "A note.",
+        "Leak guard: left out 3 of 5 training images and 5 captions that are held out in other val, tiny test"
+        " (1 by id, 2 by look).",
+    )
+    assert dataset.splits["train"].images == tuple(train)
+
+
+def test_data_without_leaks_are_other_data(dataset_of):
+    images = {f"{name}.jpg": picture(seed) for seed, name in enumerate("abc")}
+    dataset = dataset_of("tiny", train=images, test={"t.jpg": picture(9)})
+
+    def without(*names):
+        return without_leaks(dataset, [Leak("id", f"{name}.jpg", "t.jpg", "tiny", "test") for name in names])
+
+    fingerprints = [without(*names).fingerprint for names in ("a", "b", "ab")]
+    assert len({dataset.fingerprint, *fingerprints}) == 4
+    assert all(len(fingerprint) == 16 for fingerprint in fingerprints)
+    assert without("b", "a").fingerprint == fingerprints[2]
+    untouched = without()
+    assert untouched.identity == dataset.identity
+    assert untouched.notes == ("A note.", "Leak guard: no training image is held out.")
+
+
+def test_guarded_data_leak_no_more(dataset_of, tmp_path):
+    test = dataset_of("old", train={"a.jpg": picture(0)}, test={"b.jpg": picture(1), "c.jpg": picture(2)})
+    train = dataset_of(
+        "new", train={"x.jpg": jpeg(picture(1), 80), "y.jpg": picture(3)}, test={"z.jpg": picture(4)}
+    )
+    both = [train, test]
+    clean = [without_leaks(dataset, find_leaks(dataset, both)) for dataset in both]
+    assert clean[0].splits["train"].images == ("y.jpg",)
+    assert clean[1].identity == test.identity
+    assert all(find_leaks(dataset, clean) == [] for dataset in clean)
+
+
+# --- errors
+
+
+def test_what_cannot_be_searched_is_refused(dataset_of):
+    good = dataset_of("good", train={"a.jpg": picture(0)}, test={"b.jpg": picture(1)})
+    trained = dataset_of("trained", train={"a.jpg": picture(0)})
+    tested = dataset_of("tested", test={"a.jpg": picture(0)})
+    with pytest.raises(ValueError, match="some of id, bytes, look, found name"):
+        find_leaks(good, good, kinds=["name"])
+    with pytest.raises(ValueError, match="some of id, bytes, look, found none"):
+        find_leaks(good, good, kinds=[])
+    with pytest.raises(ValueError, match="expected training images in 'tested', found none"):
+        find_leaks(tested, good)
+    with pytest.raises(ValueError, match="expected images in val or test of 'trained', found none"):
+        find_leaks(good, [good, trained])
+
+
+def test_an_unreadable_image_is_named(dataset_of):
+    dataset = dataset_of("tiny", train={"a.jpg": b"no image"}, test={"b.jpg": picture(1)})
+    with pytest.raises(ValueError, match=r"1 that are not: a\.jpg"):
+        find_leaks(dataset, dataset)
+
+
+def test_leaks_of_other_data_are_refused(dataset_of):
+    dataset = dataset_of("tiny", train={"a.jpg": picture(0)}, test={"b.jpg": picture(1)})
+    with pytest.raises(ValueError, match=r"leaks of training images of 'tiny', found 'b\.jpg'.*\(1 in all\)"):
+        without_leaks(dataset, [Leak("id", "b.jpg", "a.jpg", "tiny", "test")])
+    with pytest.raises(ValueError, match="all 1 training images of 'tiny' are held out in other val"):
+        without_leaks(dataset, [Leak("id", "a.jpg", "c.jpg", "other", "val")])
