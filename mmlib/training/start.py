@@ -202,7 +202,10 @@ def _run(training: Training) -> None:
         # On a full disk the status cannot be written either; what went wrong first is what counts.
         with contextlib.suppress(OSError):
             if isinstance(error, KeyboardInterrupt):
-                status("interrupted", "stopped on request (Ctrl-C or SIGTERM); the same call goes on")
+                without = " without overwrite" if training.config.overwrite else ""
+                status(
+                    "interrupted", f"stopped on request (Ctrl-C or SIGTERM); the same call{without} goes on"
+                )
             else:
                 status("failed", f"{type(error).__name__}: {error}")
         raise
