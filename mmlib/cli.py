@@ -63,11 +63,29 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser(
         "evaluate",
-        help="evaluate finished runs on the test split, without a notebook",
-        description="Evaluates runs as notebook 03 does and prints the table.",
+        help="evaluate finished runs on the test split, without a notebook; or embeddings of any model",
+        description="Evaluates runs as notebook 03 does and prints the table; or evaluates embeddings of any"
+        " model from files, without runs.",
     )
-    evaluate.add_argument("params", type=Path, help="for example params/demo/03_evaluate.yaml")
+    evaluate.add_argument("params", type=Path, nargs="?", help="for example params/demo/03_evaluate.yaml")
     _add_overrides(evaluate, "beats the file")
+    files = evaluate.add_argument_group(
+        "embeddings of any model",
+        "FILE is an .npy, .npz or .safetensors file; FILE:NAME takes one of several arrays in it.",
+    )
+    files.add_argument("--images", metavar="FILE", help="image embeddings (N, D), any float type")
+    files.add_argument("--texts", metavar="FILE", help="caption embeddings (M, D)")
+    files.add_argument("--image-of-text", metavar="FILE", help="row of each caption's image (M,), from 0")
+    files.add_argument("--protocol", help="a name of mmlib.metrics.PROTOCOLS; standard if not given")
+    files.add_argument("--data", metavar="TEXT", help="data set and split, to stand beside the numbers")
+    files.add_argument("--out", type=Path, metavar="JSON", help="writes the result")
+    files.add_argument("--ranks", type=Path, metavar="NPZ", help="writes the rank of every query")
+    files.add_argument(
+        "--compare",
+        type=Path,
+        metavar="NPZ",
+        help="ranks of another model on the same queries: is this better?",
+    )
     evaluate.set_defaults(command=_evaluate)
 
     report = commands.add_parser(
@@ -144,6 +162,16 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    given = {name: getattr(options, name) for name in ("images", "texts", "image_of_text")}
+    extras = [options.protocol, options.data, options.out, options.ranks, options.compare]
+    if options.params is None and any(given.values()):
+        return _evaluate_files(options, given)
+    if options.params is None or any((*given.values(), *extras)):
+        found = "both" if options.params else "neither"
+        raise ParameterError(
+            "expected either a parameter file (runs) or --images, --texts and --image-of-text with their"
+            f" options (embeddings), found {found}; see python -m mmlib evaluate --help"
+        )
     config = build(EvaluateConfig, _parameters(options, "03_evaluate"))
     from mmlib.reporting import results_table
     from mmlib.training import evaluate
@@ -151,6 +179,50 @@ def _evaluate(options: argparse.Namespace) -> int:
     for result in evaluate(config):
         for protocol in result["protocols"]:
             print(repr(results_table([result], protocol)), end="\n\n")
+    return 0
+
+
+def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -> int:
+    missing = [f"--{name.replace('_', '-')}" for name, place in given.items() if place is None]
+    if missing or options.param:
+        found = f"no {', '.join(missing)}" if missing else "-p, which is for parameter files"
+        raise ParameterError(
+            f"expected --images, --texts and --image-of-text, found {found}; correct the command"
+        )
+    if options.compare and not options.compare.is_file():  # known before minutes of work
+        raise FileNotFoundError(
+            f"expected ranks to compare with in {options.compare}, found no such file; another call writes it"
+            " with --ranks"
+        )
+    import json
+
+    from mmlib.data.atomic import write_text_atomic
+    from mmlib.metrics.embeddings import compare_with, evaluate_embeddings, read_array, results_text
+
+    protocol, data = options.protocol or "standard", options.data or "data not named"
+    try:
+        arrays = [read_array(place) for place in given.values()]
+        ranks, summary = evaluate_embeddings(*arrays, protocol=protocol)
+        comparison = compare_with(options.compare, ranks) if options.compare else None
+        if options.ranks and ranks is None:
+            raise ValueError(f"--ranks: protocol {protocol!r} ranks in folds, which have no file of ranks")
+    except ValueError as error:
+        where = ", ".join(
+            f"{n} is {p}" for n, p in zip(("image_ND", "text_MD", "image_of_text_M"), given.values())
+        )
+        raise ParameterError(f"{error} ({where})") from error
+    print(results_text(summary, data))
+    if comparison:
+        print(f"against {options.compare}: {comparison['verdict']}")
+        print(
+            "(sizes and map agree; that both are of the same images and captions, files of ranks do not show)"
+        )
+    if options.ranks:
+        options.ranks.parent.mkdir(parents=True, exist_ok=True)
+        ranks.save(options.ranks)
+    if options.out:
+        result = {"data": data, "files": given, "summary": summary, "comparison": comparison}
+        write_text_atomic(options.out, json.dumps(result, indent=1))
     return 0
 
 

@@ -1,0 +1,220 @@
+"""Embeddings of anyone's model, from files: read them, evaluate them by a named protocol, print the result.
+
+Shapes: N images, M captions, D embedding width.
+"""
+
+import os
+import re
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from mmlib.metrics.bootstrap import bootstrap_intervals
+from mmlib.metrics.compare import compare_runs
+from mmlib.metrics.folds import fold_ranks, summarise_folds
+from mmlib.metrics.protocols import PROTOCOLS, first_captions
+from mmlib.metrics.ranks import RetrievalRanks, checked_map, paired_ranks, retrieval_ranks
+from mmlib.metrics.summary import DIRECTIONS, summarise
+
+SUFFIXES = (".npy", ".npz", ".safetensors")
+DIRECTION_NAMES = {"i2t": "image → text", "t2i": "text → image"}
+
+_NAMED = re.compile(r"(?P<file>.+\.(?:npy|npz|safetensors)):(?P<name>.+)", re.DOTALL)
+
+
+def read_array(place: str):
+    """An array from `file.npy`, `file.npz`, `file.safetensors`, or `file.npz:name` for one of several.
+
+    Nothing in a file is executed: pickled objects are refused.  `.npy` and `.safetensors` are
+    memory-mapped; of an `.npz` the named array alone is read.
+
+    Args:
+        place: a path, `:name` behind it where the file holds more than one array.
+
+    Returns:
+        A numpy array, or a tensor (`.safetensors`, and bfloat16 of any file).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown ending; a damaged file; pickled objects; a name that the file has
+            not; several arrays and no name.
+    """
+    named = None if Path(place).is_file() else _NAMED.fullmatch(place)
+    path, name = (Path(named["file"]), named["name"]) if named else (Path(place), None)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{place}: expected a file that ends in {', '.join(SUFFIXES)}; convert it to one")
+    if not path.is_file():
+        raise FileNotFoundError(f"expected an array file {path}, found none; correct the path")
+    if path.suffix == ".npy" and name is not None:
+        raise ValueError(f"{place}: an .npy file holds one array without a name; leave out ':{name}'")
+    return {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}[path.suffix](path, name)
+
+
+def evaluate_embeddings(image_ND, text_MD, image_of_text_M, *, protocol: str = "standard", seed: int = 0):
+    """Ranks and summary of embeddings under a protocol of `mmlib.metrics.protocols.PROTOCOLS`.
+
+    Args:
+        image_ND, text_MD, image_of_text_M: as for `retrieval_ranks`.
+        protocol: `single_caption` keeps the first caption of each image; `coco_1k_folds` takes
+            five folds in order; the others rank all that is given.
+        seed: of the bootstrap.
+
+    Returns:
+        The `RetrievalRanks` (None of folds: they have no common gallery) and a dict ready for JSON:
+        that of `summarise`, with `width` (D), and `intervals` (`bootstrap_intervals`: rsum, mean
+        R@1, mean and median rank, MRR) where there are ranks.
+
+    Raises:
+        ValueError: an unknown protocol or another number of images than its name promises; input
+            refused by `retrieval_ranks`.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, found {protocol!r}")
+    for name, array, dimensions in (
+        ("image_ND", image_ND, 2),
+        ("text_MD", text_MD, 2),
+        ("image_of_text_M", image_of_text_M, 1),
+    ):
+        if array.ndim != dimensions:
+            raise ValueError(
+                f"{name}: expected {dimensions} dimension{'s' * (dimensions > 1)}, found shape"
+                f" {tuple(array.shape)}; save one row per image or caption, and one index per caption"
+            )
+    if protocol == "coco_1k_folds":
+        summary = summarise_folds(fold_ranks(image_ND, text_MD, image_of_text_M), protocol=protocol)
+        return None, summary | {"width": image_ND.shape[1]}
+    if PROTOCOLS[protocol].one_caption:
+        first_N = first_captions(checked_map(image_of_text_M, len(image_ND), len(text_MD)))
+        text_MD, image_of_text_M = text_MD[first_N], np.arange(len(image_ND))
+    function = paired_ranks if PROTOCOLS[protocol].ranking == "paired" else retrieval_ranks
+    ranks = function(image_ND, text_MD, image_of_text_M)
+    summary = summarise(ranks, protocol=protocol)
+    # A single R@K has a better interval in the summary: see bootstrap_intervals.
+    intervals = {
+        name: interval
+        for name, interval in bootstrap_intervals(ranks, seed=seed).items()
+        if not re.fullmatch("(i2t|t2i)_r[0-9]+", name)
+    }
+    return ranks, summary | {"width": image_ND.shape[1], "intervals": intervals}
+
+
+def compare_with(path: str | os.PathLike, ranks: RetrievalRanks | None) -> dict:
+    """`compare_runs` of these ranks, the second run, against those in a file, the first.
+
+    A file of ranks does not say of which images and captions it is: what can be seen is compared
+    (protocol, sizes, and the map of captions to images), the rest is for the caller to know.
+
+    Args:
+        path: as written by `RetrievalRanks.save`.
+        ranks: from `evaluate_embeddings`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no ranks, as under a protocol of folds; no file of ranks; ranks of other queries.
+    """
+    if ranks is None:
+        raise ValueError("expected ranks to compare, found folds, which have none; compare under standard")
+    comparison = compare_runs(RetrievalRanks.load(path), ranks)
+    if not comparison["comparable"]:
+        raise ValueError(f"{path}: {comparison['verdict']}; evaluate both models on the same queries")
+    return comparison
+
+
+def results_text(summary: dict, data: str) -> str:
+    """The result as plain text: R@K of both directions with interval, hits and n, and what they mean.
+
+    Args:
+        summary: from `evaluate_embeddings`.
+        data: data set and split, as they stand beside the numbers.
+    """
+    ks = [int(key[1:]) for key in summary["i2t"] if re.fullmatch("r[0-9]+", key)]
+    rows = [["", *(f"R@{k}, 95 %, hits/n" for k in ks), "chance R@1", "median rank", "MRR", "tied"]]
+    for direction in DIRECTIONS:
+        part = summary[direction]
+        rows.append(
+            [
+                DIRECTION_NAMES[direction],
+                *(f"{_interval_text(part[f'r{k}'])} {part[f'r{k}']['hits']:,}/{part['n']:,}" for k in ks),
+                f"{100 * part['r1']['chance']:.2f} %",
+                f"{part['median_rank']:g} of {part['gallery']:,.0f}",
+                f"{part['mrr']:.3f}",
+                f"{part['tied']:,}",
+            ]
+        )
+    width = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, width)).rstrip() for row in rows]
+    rsum = summary.get("intervals", {}).get("rsum")
+    lines.append("rsum " + (_interval_text(rsum) if rsum else f"{100 * summary['rsum']:.2f} %"))
+    lines.append(
+        f"{data} · protocol {summary['protocol']} · {summary['i2t']['n']:,} image and"
+        f" {summary['t2i']['n']:,} caption queries · {summary['width']} dimensions"
+        " · ties count against the model"
+    )
+    for name, ceiling in (summary["ceiling"] or {}).items():
+        if ceiling < 1:
+            direction, k = name.split("_r")
+            lines.append(f"a perfect model reaches {100 * ceiling:.1f} % {DIRECTION_NAMES[direction]} R@{k}")
+    return "\n".join(lines)
+
+
+def _interval_text(metric: dict) -> str:
+    return f"{100 * metric['value']:.2f} % ({100 * metric['low']:.2f}–{100 * metric['high']:.2f})"
+
+
+def _read_npy(path: Path, _: None):
+    try:
+        return _numeric(np.lib.format.open_memmap(path, mode="r"))
+    except ValueError as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_npz(path: Path, name: str | None):
+    if not zipfile.is_zipfile(path):
+        raise _unreadable(path, "no zip archive, which an .npz is")
+    with np.load(path, allow_pickle=False) as archive:
+        name = _chosen(path, name, archive.files)
+        try:
+            return _numeric(archive[name])
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+            raise _unreadable(path, error) from error
+
+
+def _read_safetensors(path: Path, name: str | None):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as archive:
+            return archive.get_tensor(_chosen(path, name, list(archive.keys())))
+    except SafetensorError as error:
+        raise _unreadable(path, error) from error
+
+
+def _chosen(path: Path, name: str | None, names: list[str]) -> str:
+    if name is None and len(names) == 1:
+        return names[0]
+    if name in names:
+        return name
+    asked = "one array or the name of one" if name is None else f"an array {name!r}"
+    raise ValueError(
+        f"{path}: expected {asked}, found {', '.join(names)}; name it as {path}:NAME"
+        if names
+        else f"{path}: expected {asked}, found none; the file is empty"
+    )
+
+
+def _numeric(array: np.ndarray):
+    """The array; bfloat16, which numpy knows only as two bytes without a meaning, as a tensor."""
+    if array.dtype != np.dtype("V2"):
+        return array
+    import torch
+
+    return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+
+
+def _unreadable(path: Path, found) -> ValueError:
+    return ValueError(
+        f"{path}: expected plain arrays in the format of {path.suffix} files, found: {found}; the file"
+        " may be cut short, or hold pickled objects, which are never loaded: save an array of numbers"
+    )
