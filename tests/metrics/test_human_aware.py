@@ -1,0 +1,86 @@
+"""Recall that heeds people's ratings, against a loop over all pairs and cases worked by hand."""
+
+import numpy as np
+import pytest
+
+from mmlib.metrics import paired_ranks, retrieval_ranks
+from mmlib.metrics.human_aware import human_aware_recall, pair_scores
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_pair_scores_are_cosines_and_equal_rows_score_equally(sample):
+    image_ND, text_MD, _ = sample(images=40)
+    text_MD[-1] = text_MD[0]
+    image_J, text_J = np.array([3, 39, 3, 0]), np.array([0, 7, len(text_MD) - 1, 5])
+    score_J = pair_scores(image_ND, text_MD, image_J, text_J, chunk=16)
+    np.testing.assert_allclose(score_J, (unit(image_ND)[image_J] * unit(text_MD)[text_J]).sum(1), atol=1e-6)
+    assert score_J[0] == score_J[2]
+    assert pair_scores(image_ND, text_MD, [], []).shape == (0,)
+
+
+@pytest.mark.parametrize("threshold", [4.0, 3.0])
+def test_recall_is_that_of_a_loop_over_all_pairs(sample, threshold):
+    image_ND, text_MD, map_M = sample(images=25, captions=3, noise=3.0)
+    rng = np.random.default_rng(1)
+    pair_image_P, pair_text_P = rng.integers(0, 25, 120), rng.integers(0, 75, 120)
+    ratings_P3 = rng.integers(2, 5, (120, 3))
+    ranks = retrieval_ranks(image_ND, text_MD, map_M)
+    found = human_aware_recall(
+        image_ND, text_MD, ranks, np.repeat(pair_image_P, 3), np.repeat(pair_text_P, 3), ratings_P3.ravel(),
+        threshold=threshold, ks=(1, 5), chunk=7,
+    )  # fmt: skip
+
+    right_NM = np.arange(25)[:, None] == map_M
+    ratings = {}
+    for pair, rating_3 in zip(zip(pair_image_P, pair_text_P), ratings_P3):
+        ratings.setdefault(pair, []).extend(rating_3)
+    added = 0
+    for (n, m), values in ratings.items():
+        if sum(values) >= threshold * len(values) and not right_NM[n, m]:
+            right_NM[n, m] = True
+            added += 1
+    assert found["pairs"] == added > 0
+    score_NM = unit(image_ND) @ unit(text_MD).T
+    for direction, score, right in (("i2t", score_NM, right_NM), ("t2i", score_NM.T, right_NM.T)):
+        part = found[direction]
+        for k in (1, 5):
+            hits = sum(right[q, np.argsort(-score[q])[:k]].any() for q in range(len(score)))
+            assert part[f"r{k}"]["hits"] == hits
+            assert part[f"r{k}"]["value"] == hits / len(score)
+            assert part[f"r{k}"]["low"] < hits / len(score) < part[f"r{k}"]["high"]
+            assert part[f"r{k}"]["standard_hits"] == (ranks.of(direction) <= k).sum() <= hits
+    assert found["i2t"]["judged"] == len(set(pair_image_P))
+    assert found["t2i"]["judged"] == len(set(pair_text_P))
+    own_NM = np.arange(25)[:, None] == map_M
+    assert found["t2i"]["extended"] == (right_NM & ~own_NM).any(0).sum()
+
+
+def test_without_judgements_it_is_the_standard(sample):
+    image_ND, text_MD, map_M = sample()
+    ranks = retrieval_ranks(image_ND, text_MD, map_M)
+    found = human_aware_recall(image_ND, text_MD, ranks, [], [], [])
+    assert found["pairs"] == found["i2t"]["judged"] == found["t2i"]["extended"] == 0
+    for direction in ("i2t", "t2i"):
+        assert all(found[direction][f"r{k}"]["hits"] == (ranks.of(direction) <= k).sum() for k in (1, 5, 10))
+
+
+def test_bad_input_is_refused(sample):
+    image_ND, text_MD, map_M = sample(images=6, captions=2)
+    ranks = retrieval_ranks(image_ND, text_MD, map_M)
+    with pytest.raises(ValueError, match=r"expected standard ranks of these 5 images and 12 captions, found"):
+        human_aware_recall(image_ND[:5], text_MD, ranks, [0], [0], [4])
+    with pytest.raises(ValueError, match="found paired ranks"):
+        human_aware_recall(image_ND, text_MD, paired_ranks(image_ND, text_MD, map_M), [0], [0], [4])
+    with pytest.raises(ValueError, match=r"finite rating per judged pair, shape \(1,\), found shape \(2,\)"):
+        human_aware_recall(image_ND, text_MD, ranks, [0], [0], [4, 4])
+    with pytest.raises(ValueError, match="with NaN or infinity"):
+        human_aware_recall(image_ND, text_MD, ranks, [0], [0], [np.nan])
+    with pytest.raises(ValueError, match=r"image_J: expected rows in 0\.\.5, found 6\.\.6"):
+        pair_scores(image_ND, text_MD, [6], [0])
+    with pytest.raises(ValueError, match=r"text_J: expected rows in 0\.\.11, found -1\.\.-1"):
+        pair_scores(image_ND, text_MD, [0], [-1])
+    with pytest.raises(ValueError, match=r"one image and caption row per judgement, found shapes \(2,\)"):
+        pair_scores(image_ND, text_MD, [0, 1], [0])
