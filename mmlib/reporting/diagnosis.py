@@ -22,6 +22,9 @@ _OFFSET = {"i2t": -0.16, "t2i": 0.16}  # of the two directions around a row's mi
 def recall_by_group_figure(diagnosis: dict, k: int = 10) -> Figure:
     """R@K of groups of queries, both directions, with 95 % intervals and the recall of all queries.
 
+    The intervals are of single groups: of forty, two miss the truth on average.  Clusters are those
+    of k-means over image embeddings, named by the words that set their captions apart.
+
     Args:
         diagnosis: from `mmlib.training.diagnose.read_diagnosis`.
         k: 1 or 10.
@@ -37,7 +40,7 @@ def recall_by_group_figure(diagnosis: dict, k: int = 10) -> Figure:
     figure = new_figure(
         f"Which queries find their match: R@{k} by kind of query",
         f"{_scope(diagnosis)} · 95 % intervals · in brackets, the group's image / caption queries; an image"
-        " has the words and people that most of its captions name; clusters: k-means, with typical words",
+        " has the words and people that most of its captions name",
         f"Dot plots of recall at {k} {', '.join(panels.values())}, both directions, each with its interval,"
         " beside the recall of all queries.",
         height=0.24 * rows + 0.3,

@@ -19,12 +19,12 @@ _PEOPLE = {"expert": "three experts, 1–4", "crowdflower": "CrowdFlower, share 
 _RULE = {4.0: "4 (no errors)", 3.0: "3 and above"}
 
 
-class PrivateTable(Table):
-    """A table that a report keeps out of the page that can be shared, like a private figure."""
+class PrivateQueries(Table):
+    """Queries that a report keeps out of the page that can be shared, as it does with private figures."""
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
         bundle = {"text/html": self._repr_html_(), "text/plain": repr(self)}
-        return bundle, {MARK: {"name": "table", "private": True}}
+        return bundle, {MARK: {"name": "changed-queries", "private": True}}
 
 
 def hubness_table(diagnosis: dict) -> Table:
@@ -190,7 +190,7 @@ def changed_queries_list(before: str, after: str, direction: str, k: int = 1, to
     ]
     columns = ["", "query", "rank before", "rank after"]
     numbers = " and ".join(f"{min(top, len(q)):,} of {len(q):,} {word}" for word, q in kinds.items())
-    table = Table if queries["redistributable"] else PrivateTable
+    table = Table if queries["redistributable"] else PrivateQueries
     return table(
         pd.DataFrame(rows, columns=columns),
         f"{after} against {before} · {_result_scope(result)} · {DIRECTION_NAMES[direction]} · {numbers},"

@@ -6,7 +6,9 @@ import re
 import numpy as np
 import pytest
 import reporting_samples as samples
+from IPython.core.formatters import DisplayFormatter
 from matplotlib.text import Text
+from nbformat import v4
 
 from mmlib import paths
 from mmlib.data import Dataset, Split
@@ -14,14 +16,14 @@ from mmlib.metrics import retrieval_ranks, summarise
 from mmlib.metrics.human_aware import human_aware_recall
 from mmlib.reporting.diagnosis import calibration_figure, recall_by_group_figure, similarity_figure
 from mmlib.reporting.diagnosis_tables import (
-    PrivateTable,
+    PrivateQueries,
     agreement_table,
     changed_queries_list,
     changed_queries_table,
     hubness_table,
     human_aware_table,
 )
-from mmlib.reporting.notebook import MARK
+from mmlib.reporting.notebook import has_private
 from mmlib.reporting.style import DIRECTIONS, alt_text
 from mmlib.training.diagnose import diagnose, write_queries
 
@@ -159,13 +161,14 @@ def test_changed_queries_are_listed_with_their_captions(two_runs):
     assert before[query] == before[after == 1].max()
     assert changed_queries_list("first", "second", "i2t").frame["query"].iloc[0].startswith("photo")
     assert changed_queries_list("second", "second", "i2t").frame.empty
-    assert not isinstance(table, PrivateTable)
+    assert not isinstance(table, PrivateQueries)
 
 
 def test_captions_that_may_not_be_passed_on_are_private(two_runs):
     write_queries("second", dataset(redistributable=False), "test")
-    bundle, metadata = changed_queries_list("first", "second", "t2i")._repr_mimebundle_()
-    assert metadata[MARK]["private"] is True
+    bundle, metadata = DisplayFormatter().format(changed_queries_list("first", "second", "t2i"))
+    output = v4.new_output("execute_result", bundle, metadata=metadata, execution_count=1)
+    assert has_private(v4.new_notebook(cells=[v4.new_code_cell(outputs=[output])]))
     assert "&lt;" in bundle["text/html"]
     assert "in the park" in bundle["text/plain"]
 
