@@ -14,7 +14,7 @@ help: ## this list
 
 setup: $(READY) ## build .venv from the lock (about two minutes, 5 GB)
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else \
 	"mmlib needs Python 3.11 to 3.13, found %d.%d; name another one: make PYTHON=python3.12 ..." % v)'
 	rm -rf $(VENV)

@@ -104,6 +104,9 @@ class DataConfig(_Config):
     resize: Literal["squash", "crop"] = Field(
         "squash", description="squash to a square, as the reference does, or resize the shorter side and crop"
     )
+    leaks: Literal["exclude", "keep"] = Field(
+        "exclude", description="training images that are also in val or test, by id, bytes or look"
+    )
 
 
 class TokenizerConfig(_Config):

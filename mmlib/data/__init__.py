@@ -1,8 +1,11 @@
 """Data: images and captions of a data set, packed images, token ids, batches in an exact order."""
 
+from dataclasses import replace
+
 from mmlib import paths
 from mmlib.config import DataConfig, TokenizerConfig
 from mmlib.data.dataset import SPLITS, Dataset, ImageSource, Split
+from mmlib.data.leaks import find_leaks, without_leaks
 from mmlib.data.store import ImageStore, open_store
 from mmlib.data.tokenizers import Tokenizer, build_tokenizer
 
@@ -21,7 +24,9 @@ __all__ = [
 
 
 def load_dataset(config: DataConfig) -> Dataset:
-    """The data set that the config names.
+    """The data set that the config names, its training split without images that are held out.
+
+    Drawn scenes need no guard: no two of them are equal, and what looks alike at 32 pixels may differ.
 
     Raises:
         FileNotFoundError, ValueError: from the loader, naming the file and what is wrong with it.
@@ -34,7 +39,13 @@ def load_dataset(config: DataConfig) -> Dataset:
         )
     from mmlib.data.flickr8k import load_flickr8k
 
-    return load_flickr8k(paths.from_root(config.data_root))
+    dataset = load_flickr8k(paths.from_root(config.data_root))
+    leaks = find_leaks(dataset, dataset)
+    if config.leaks == "exclude" or not leaks:
+        return without_leaks(dataset, leaks)
+    count = len({leak.train_image for leak in leaks})
+    note = f"Leak guard: {count:,} training images are held out too and were kept, as asked (leaks='keep')."
+    return replace(dataset, notes=(*dataset.notes, note))
 
 
 def tokenizer_for(config: TokenizerConfig, dataset: Dataset) -> Tokenizer:

@@ -81,7 +81,7 @@ def load_flickr8k(root: str | Path) -> Dataset:
     )
 
 
-def _find(root: Path, name: str) -> Path | None:
+def find_file(root: Path, name: str) -> Path | None:
     """The file `name` in `root` or in a folder of it; copies with equal content count as one."""
     found = [path for path in (root / name, *sorted(root.glob(f"*/{name}"))) if path.is_file()]
     if len({path.read_bytes() for path in found}) > 1:
@@ -94,11 +94,11 @@ def _find(root: Path, name: str) -> Path | None:
 def _read_captions(root: Path) -> list[tuple[CaptionFile, Splits | None]]:
     """Every caption file that is there, the one to use first, with the splits if it has them."""
     sources = []
-    if path := _find(root, TOKEN_FILE):
+    if path := find_file(root, TOKEN_FILE):
         sources.append((read_token_file(path), None))
-    if path := _find(root, CAPTION_CSV):
+    if path := find_file(root, CAPTION_CSV):
         sources.append((read_caption_csv(path), None))
-    if path := _find(root, KARPATHY_FILE):
+    if path := find_file(root, KARPATHY_FILE):
         sources.append(read_karpathy(path))
     if not sources:
         raise FileNotFoundError(
@@ -110,7 +110,7 @@ def _read_captions(root: Path) -> list[tuple[CaptionFile, Splits | None]]:
 
 def _read_splits(root: Path, sources: list[tuple[CaptionFile, Splits | None]]) -> tuple[Splits, list[str]]:
     """Official image names by split, and notes."""
-    lists = {split: _find(root, name) for split, name in SPLIT_FILES.items()}
+    lists = {split: find_file(root, name) for split, name in SPLIT_FILES.items()}
     karpathy = next((splits for _, splits in sources if splits), None)
     if karpathy and not any(lists.values()):
         return karpathy, []

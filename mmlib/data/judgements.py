@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmlib.data.dataset import Dataset
-from mmlib.data.flickr8k import TOKEN_FILE, _find
+from mmlib.data.flickr8k import TOKEN_FILE, find_file
 from mmlib.paths import from_root
 
 EXPERT_FILE = "ExpertAnnotations.txt"
@@ -40,7 +40,7 @@ def find_judgements(root: str | Path) -> JudgementFiles | None:
         ValueError: a file is there twice with different content.
     """
     expert, crowdflower, tokens = (
-        _find(from_root(root), name) for name in (EXPERT_FILE, CROWDFLOWER_FILE, TOKEN_FILE)
+        find_file(from_root(root), name) for name in (EXPERT_FILE, CROWDFLOWER_FILE, TOKEN_FILE)
     )
     return JudgementFiles(expert, crowdflower, tokens) if expert or crowdflower else None
 

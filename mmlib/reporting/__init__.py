@@ -8,6 +8,14 @@ from mmlib.reporting.change import change_between, reference_claim
 from mmlib.reporting.checks import check_run, evaluation_checks
 from mmlib.reporting.comparison import published_figure, results_figure
 from mmlib.reporting.curves import loss_curves, lr_curve, recall_curves
+from mmlib.reporting.diagnosis import calibration_figure, recall_by_group_figure, similarity_figure
+from mmlib.reporting.diagnosis_tables import (
+    agreement_table,
+    changed_queries_list,
+    changed_queries_table,
+    hubness_table,
+    human_aware_table,
+)
 from mmlib.reporting.display import show
 from mmlib.reporting.gallery import gallery_figures, samples_figure
 from mmlib.reporting.published import why_not_published
@@ -27,12 +35,18 @@ from mmlib.reporting.tables import (
 
 __all__ = [
     "Table",
+    "agreement_table",
     "best_epochs_table",
+    "calibration_figure",
     "change_between",
+    "changed_queries_list",
+    "changed_queries_table",
     "check_run",
     "dataset_table",
     "evaluation_checks",
     "gallery_figures",
+    "hubness_table",
+    "human_aware_table",
     "lineage_table",
     "loss_curves",
     "lr_curve",
@@ -40,6 +54,7 @@ __all__ = [
     "published_figure",
     "published_section",
     "published_table",
+    "recall_by_group_figure",
     "recall_curves",
     "reference_claim",
     "reference_table",
@@ -48,6 +63,7 @@ __all__ = [
     "results_table",
     "samples_figure",
     "show",
+    "similarity_figure",
     "slots_figure",
     "why_not_published",
 ]

@@ -3,8 +3,11 @@
 Shapes: N images, M captions, D width.
 """
 
+from collections.abc import Sequence
+
 import torch
 
+from mmlib.data import Tokenizer
 from mmlib.data.batches import SplitTensors
 from mmlib.metrics import RetrievalRanks, retrieval_ranks
 from mmlib.model import MemoryNetwork
@@ -45,6 +48,25 @@ def embed_split(
     finally:
         model.train(was_training)
     return image_ND, text_MD
+
+
+@torch.no_grad()
+def embed_captions(
+    model: MemoryNetwork,
+    tokenizer: Tokenizer,
+    captions: Sequence[str],
+    max_tokens: int,
+    batch_size: int = 250,
+) -> torch.Tensor:
+    """Embeddings of any captions (M, D), float32, for a model in evaluation mode; nothing is written."""
+    device = next(model.parameters()).device
+    tokens_ML, length_M = (torch.from_numpy(part) for part in tokenizer.encode(captions, max_tokens))
+    return torch.cat(
+        [
+            model.embed_captions(tokens_BL.to(device), length_B.to(device)).float()
+            for tokens_BL, length_B in zip(tokens_ML.split(batch_size), length_M.split(batch_size))
+        ]
+    )
 
 
 def rank_split(model: MemoryNetwork, data: SplitTensors, batch_size: int = 250) -> RetrievalRanks:

@@ -17,10 +17,12 @@ import torch
 from mmlib.config import DataConfig, EvaluateConfig, TrainConfig, build
 from mmlib.data import Dataset, Tokenizer, load_dataset, open_store
 from mmlib.data.batches import SplitTensors
+from mmlib.data.judgements import find_judgements
 from mmlib.metrics import RetrievalRanks, paired_ranks, retrieval_ranks, summarise
 from mmlib.model import MemoryNetwork, build_model
 from mmlib.training.checkpoint import check_fits, load_checkpoint, load_weights, write_bytes_atomic
-from mmlib.training.embed import embed_split
+from mmlib.training.diagnose import diagnose, write_diagnosis, write_queries
+from mmlib.training.embed import embed_captions, embed_split
 from mmlib.training.runs import read_json, require_complete, run_folder, write_json
 from mmlib.training.slots import slot_readers
 from mmlib.training.start import build_fabric, stored_config
@@ -58,7 +60,11 @@ def load_run(run: str, checkpoint: str, device: torch.device) -> LoadedRun:
 
 
 def evaluate(config: EvaluateConfig) -> list[dict]:
-    """Evaluates each run; `results.json`, `ranks.npz`, `gallery.npz` and `slots.npz` go into its folder.
+    """Evaluates each run; what it finds goes into the run's folder.
+
+    `results.json` (metrics), `ranks.npz` (per query), `diagnosis.json` (groups, hubs, agreement with
+    people), `slots.npz` (use of the memory); and, with data of the data set itself, `gallery.npz`
+    and `queries.json`.
 
     Returns:
         The content of each `results.json`, in the order of `config.runs`.
@@ -78,7 +84,8 @@ def evaluate(config: EvaluateConfig) -> list[dict]:
             dataset, store, parts.tokenizer, config.split, parts.config.max_tokens,
             parts.config.padding_mask, fabric.device,
         )  # fmt: skip
-        results.append(_evaluate_run(run, parts, data, dataset, config))
+        data_root = parts.config.data_root if config.data_root is None else config.data_root
+        results.append(_evaluate_run(run, parts, data, dataset, config, data_root))
     return results
 
 
@@ -99,13 +106,17 @@ def _dataset_of(run: str, config: TrainConfig, data_root: str | None, loaded: di
 
 
 def _evaluate_run(
-    run: str, parts: LoadedRun, data: SplitTensors, dataset: Dataset, config: EvaluateConfig
+    run: str,
+    parts: LoadedRun,
+    data: SplitTensors,
+    dataset: Dataset,
+    config: EvaluateConfig,
+    data_root: str,
 ) -> dict:
     model = parts.model
     if parts.config.memory_write:
-        model = copy.deepcopy(
-            model
-        )  # the test-time write changes the slots; the analysis below wants them as trained
+        # The test-time write changes the slots; the analysis below wants them as trained.
+        model = copy.deepcopy(model)
     image_ND, text_MD = embed_split(model, data, config.eval_batch_size, write=parts.config.memory_write)
     image_of_text_M = data.split.image_of_caption_M
     ranks = retrieval_ranks(image_ND, text_MD, image_of_text_M)
@@ -123,7 +134,21 @@ def _evaluate_run(
     gallery = _gallery(dataset, data, ranks, image_ND, text_MD, config.gallery_queries)
     _write_npz(folder / "gallery.npz", gallery)
     _write_npz(folder / "slots.npz", slot_readers(parts.model, data, config.eval_batch_size))
+    judgements = find_judgements(data_root) if parts.config.dataset == "flickr8k" else None
+    diagnosis = diagnose(
+        dataset,
+        config.split,
+        image_ND.cpu().numpy(),
+        text_MD.cpu().numpy(),
+        ranks,
+        judgements,
+        lambda captions: (
+            embed_captions(model, parts.tokenizer, captions, parts.config.max_tokens).cpu().numpy()
+        ),
+    )
     ranks.save(folder / "ranks.npz")
+    write_queries(run, dataset, config.split)
+    write_diagnosis(run, diagnosis)
     write_json(folder / "results.json", result)
     return result
 

@@ -1,0 +1,112 @@
+"""The house rules that a machine can check: imports, notebooks, parameter files, what is committed."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmlib import paths
+from mmlib.config import CONFIG_OF_NOTEBOOK, build
+from mmlib.params import notebook_defaults, read_yaml
+from mmlib.reporting.plan import plan
+
+NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
+EXPERIMENTS = sorted(path.name for path in paths.PARAMS.iterdir() if path.is_dir())
+# Each room may import those before it; metrics imports none and may be imported by the later ones.
+ROOMS = ("config", "paths", "params", "data", "metrics", "model", "training", "reporting")
+
+
+def code_cells(path: Path) -> list[dict]:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        rooms |= {name.split(".")[1] for name in names if name.startswith("mmlib.")}
+    return rooms & set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ["data", "metrics", "model", "training"])
+def test_imports_go_one_way(room):
+    allowed = set(ROOMS[: ROOMS.index(room) + 1])
+    allowed = {"metrics"} if room == "metrics" else allowed
+    for path in (paths.ROOT / "mmlib" / room).rglob("*.py"):
+        assert imported_rooms(path) <= allowed, path
+
+
+def test_importing_the_package_loads_no_torch():
+    code = "import sys, mmlib, mmlib.config, mmlib.metrics; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_thin(path):
+    for cell in code_cells(path):
+        source = "".join(cell["source"])
+        assert len(source.splitlines()) <= 12
+        tree = ast.parse(source)  # fails on a magic or a shell command
+        assert not any(isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.For)) for node in ast.walk(tree))
+        assert "sys.path" not in source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_stored_executed_in_order_without_what_is_volatile(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cells = code_cells(path)
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        assert "execution" not in cell["metadata"]
+        for output in cell["outputs"]:
+            assert output["output_type"] != "error"
+            assert output.get("name") != "stderr"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_parameters_stand_in_the_second_cell_with_their_meaning(path):
+    cell = json.loads(path.read_text(encoding="utf-8"))["cells"][1]
+    assert cell["metadata"]["tags"] == ["parameters"]
+    for line in "".join(cell["source"]).splitlines():
+        assert "  # " in line, line
+    build(CONFIG_OF_NOTEBOOK[path.stem], notebook_defaults(path))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_can_be_built_from_its_files(experiment):
+    name, steps = plan(experiment, {})
+    assert name == experiment
+    for step in steps:
+        build(CONFIG_OF_NOTEBOOK[step.name], step.known | step.parameters)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_parameter_files_open_with_the_command_that_runs_them(experiment):
+    for path in (paths.PARAMS / experiment).glob("*.yaml"):
+        head = path.read_text(encoding="utf-8").split("\n\n")[0]
+        comments = "\n".join(line for line in head.splitlines() if line.startswith("#"))
+        assert "papermill notebooks/" in comments or "make report" in comments, path
+        assert read_yaml(path)
+
+
+def test_nothing_of_flickr8k_is_committed():
+    try:
+        files = subprocess.check_output(["git", "ls-files"], cwd=paths.ROOT, text=True).splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    assert files
+    for file in files:
+        assert not file.endswith((".jpg", ".jpeg", ".private.html")), file
+        assert "/private/" not in file, file
+        assert "gallery" not in Path(file).name or "flickr" not in file, file
+        assert Path(file).name not in {"Flickr8k.token.txt", "captions.txt", "dataset_flickr8k.json"}, file
