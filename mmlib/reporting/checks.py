@@ -7,8 +7,7 @@ from mmlib.metrics import RetrievalRanks, summarise
 from mmlib.reporting.tables import Table
 from mmlib.training.checkpoint import load_checkpoint
 from mmlib.training.optimisation import learning_rate
-from mmlib.training.runs import read_history, read_json, run_folder, run_state
-from mmlib.training.start import stored_config
+from mmlib.training.runs import read_history, read_json, run_folder, run_state, stored_config
 
 
 def check_run(run: str) -> Table:

@@ -8,7 +8,7 @@ from mmlib.metrics.analysis import changed_queries
 from mmlib.metrics.significance import mcnemar, sign_flip_test
 from mmlib.metrics.summary import DIRECTIONS
 from mmlib.metrics.verdict import why_not_comparable
-from mmlib.reporting.notebook import MARK
+from mmlib.reporting.display import MARK
 from mmlib.reporting.scope import percent, recall_text, scope
 from mmlib.reporting.style import DIRECTION_NAMES
 from mmlib.reporting.tables import Table

@@ -7,8 +7,9 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mmlib.reporting.notebook import MARK
 from mmlib.reporting.style import alt_text
+
+MARK = "mmlib"  # key of our metadata: on a figure its name, on a notebook why it stopped
 
 
 def show(figure: Figure, name: str, private: bool = False) -> None:

@@ -10,8 +10,7 @@ import nbformat
 
 from mmlib import paths
 from mmlib.params import notebook_defaults
-
-MARK = "mmlib"  # key of our metadata: on a figure its name, on a notebook why it stopped
+from mmlib.reporting.display import MARK
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:

@@ -20,8 +20,9 @@ from nbclient.exceptions import DeadKernelError
 
 import mmlib
 from mmlib import paths
+from mmlib.reporting.display import MARK
 from mmlib.reporting.index import write_index
-from mmlib.reporting.notebook import MARK, notebook_state, read_notebook, runs_of, section_of
+from mmlib.reporting.notebook import notebook_state, read_notebook, runs_of, section_of
 from mmlib.reporting.plan import Step, plan
 from mmlib.reporting.report import write_report
 from mmlib.reporting.state import runs_state

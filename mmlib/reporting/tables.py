@@ -21,8 +21,7 @@ from mmlib.reporting.scope import (
     summary_of,
 )
 from mmlib.reporting.style import DIRECTION_NAMES
-from mmlib.training.runs import read_json, run_folder
-from mmlib.training.start import stored_config
+from mmlib.training.runs import read_json, run_folder, stored_config
 
 SMALL_RUN = (
     "A small run on drawn shapes, to see how everything works: its numbers say nothing of photographs."

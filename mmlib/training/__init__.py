@@ -1,9 +1,27 @@
-"""Training: one loop, run folders and checkpoints, exact resume, continued runs, evaluation."""
+"""Training: one loop, run folders and checkpoints, exact resume, continued runs, evaluation.
 
-from mmlib.training.diagnose import read_diagnosis
-from mmlib.training.evaluate import evaluate
-from mmlib.training.runs import read_arrays, read_history, read_json, read_result, run_folder, run_state
-from mmlib.training.start import continue_training, stored_config, train
+Reading run folders is light; what trains or evaluates is loaded when it is first asked for, so that
+an analysis does not wait for it.
+"""
+
+import importlib
+
+from mmlib.training.runs import (
+    read_arrays,
+    read_history,
+    read_json,
+    read_result,
+    run_folder,
+    run_state,
+    stored_config,
+)
+
+_HEAVY = {
+    "continue_training": "start",
+    "evaluate": "evaluation",
+    "read_diagnosis": "diagnose",
+    "train": "start",
+}
 
 __all__ = [
     "continue_training",
@@ -18,3 +36,10 @@ __all__ = [
     "stored_config",
     "train",
 ]
+
+
+def __getattr__(name: str):
+    """Loads the module of a heavy name (PEP 562)."""
+    if name not in _HEAVY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HEAVY[name]}"), name)

@@ -18,6 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from mmlib import paths
+from mmlib.config import TrainConfig, build
 from mmlib.data.atomic import write_text_atomic
 
 STATES = ("running", "complete", "failed", "interrupted", "killed")
@@ -69,6 +70,16 @@ def read_history(run: str) -> list[dict]:
     if not path.is_file():
         raise FileNotFoundError(f"run {run!r} has no history: expected {paths.shown(path)}; train it first")
     return parse_history(path)[0]
+
+
+def stored_config(run: str) -> TrainConfig:
+    """The parameters that a run was started with.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such run, or its `config.json` is damaged.
+    """
+    values = read_json(run_folder(run) / "config.json")
+    return build(TrainConfig, {k: v for k, v in values.items() if k in TrainConfig.model_fields})
 
 
 def read_result(run: str) -> dict:

@@ -30,6 +30,7 @@ from mmlib.training.runs import (
     require_complete,
     run_folder,
     run_state,
+    stored_config,
     write_json,
 )
 
@@ -111,12 +112,6 @@ def continue_training(
         )
     parent = Parent(config.parent, config.parent_checkpoint, config.optimizer_state, content)
     return _train(resolved, parent, log, if_complete)
-
-
-def stored_config(run: str) -> TrainConfig:
-    """The parameters that a run was started with."""
-    values = read_json(run_folder(run) / "config.json")
-    return build(TrainConfig, {k: v for k, v in values.items() if k in TrainConfig.model_fields})
 
 
 def _ensure_parent(parent: str, log: Log) -> None:

@@ -120,12 +120,12 @@ def test_slots_are_sorted_and_their_words_named(figures):
     heights = [bar.get_height() for bar in figures["slots"].axes[0].patches]
     assert heights == sorted(heights, reverse=True)
     assert sum(heights) == pytest.approx(100)
-    assert "red ×3.2,  circle ×2.1" in texts(figures["slots"])
+    assert "red ×3.20,  circle ×2.10" in texts(figures["slots"])
 
 
 def test_slots_in_use_is_their_number_when_all_are_read_alike(result):
     even = samples.slots(8) | {"image_weight": np.full(8, 1 / 8)}
-    assert "(8.0 of 8 in use)" in texts(slots_figure(even, result))
+    assert "(8 of 8 in use)" in texts(slots_figure(even, result))
 
 
 def test_ours_stands_in_the_group_of_its_pretraining(figures):

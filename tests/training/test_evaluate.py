@@ -15,7 +15,7 @@ from mmlib.metrics import paired_ranks, retrieval_ranks, summarise
 from mmlib.metrics.ranks import RetrievalRanks
 from mmlib.training import read_arrays, read_result
 from mmlib.training.embed import embed_split
-from mmlib.training.evaluate import load_run
+from mmlib.training.evaluation import load_run
 
 pytestmark = pytest.mark.usefixtures("tiny_place")
 

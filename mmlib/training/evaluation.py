@@ -23,9 +23,9 @@ from mmlib.model import MemoryNetwork, build_model
 from mmlib.training.checkpoint import check_fits, load_checkpoint, load_weights, write_bytes_atomic
 from mmlib.training.diagnose import diagnose, write_diagnosis, write_queries
 from mmlib.training.embed import embed_captions, embed_split
-from mmlib.training.runs import read_json, require_complete, run_folder, write_json
+from mmlib.training.runs import read_json, require_complete, run_folder, stored_config, write_json
 from mmlib.training.slots import slot_readers
-from mmlib.training.start import build_fabric, stored_config
+from mmlib.training.start import build_fabric
 
 GALLERY_K = 5  # retrieved items shown per query
 GALLERY_PIXELS = 128  # side of a gallery picture, where the source can draw or has it
