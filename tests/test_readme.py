@@ -28,7 +28,7 @@ def test_results_are_shown_at_all():
 
 def test_make_targets_and_experiments_exist():
     makefile = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"`?make ([a-z-]+)", README)):
+    for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.M)):
         assert re.search(rf"^{target}:", makefile, re.M), target
     for experiment in set(re.findall(r"EXPERIMENT=([\w-]+)", README)):
         assert (paths.PARAMS / experiment).is_dir(), experiment
