@@ -219,7 +219,8 @@ def test_a_continued_run_does_not_inherit_the_parents_warm_up():
 
 OTHER = {
     "dataset": "flickr8k", "shapes_seed": 1, "shapes_train": 7, "shapes_val": 7, "shapes_test": 7,
-    "image_size": 32, "resize": "crop", "tokenizer": "word", "max_tokens": 9, "min_word_count": 2,
+    "image_size": 32, "resize": "crop", "leaks": "keep",
+    "tokenizer": "word", "max_tokens": 9, "min_word_count": 2,
     "patch_size": 16, "latent_dim": 64, "num_layers": 1, "num_heads": 2, "mlp_ratio": 2, "dropout": 0.0,
     "memory_slots": 8, "feedback_steps": 1, "padding_mask": False, "memory_write": True,
 }  # fmt: skip
