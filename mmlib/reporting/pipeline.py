@@ -23,7 +23,7 @@ from mmlib import paths
 from mmlib.reporting.display import MARK
 from mmlib.reporting.index import write_index
 from mmlib.reporting.notebook import notebook_state, read_notebook, runs_of, section_of
-from mmlib.reporting.plan import Step, plan
+from mmlib.reporting.plan import Step, check_data_roots, plan
 from mmlib.reporting.report import write_report
 from mmlib.reporting.state import runs_state
 from mmlib.training.runs import read_json, run_folder, write_json
@@ -50,9 +50,11 @@ def run_experiment(
         Exit code: 0 complete, 1 failed, 130 interrupted.
 
     Raises:
-        FileNotFoundError, ParameterError: as `mmlib.reporting.plan.plan`; nothing was executed.
+        FileNotFoundError, ParameterError: as `mmlib.reporting.plan.plan`, or data that are not where
+            an experiment expects them; nothing was executed.
     """
     experiment, steps = plan(params_dir, overrides or {})
+    check_data_roots(steps)
     executed = paths.REPORTS / experiment / "executed"
     try:
         code = _run_steps(steps, executed, overwrite)

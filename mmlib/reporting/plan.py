@@ -59,6 +59,24 @@ def plan(params_dir: str | Path, overrides: Mapping[str, Any]) -> tuple[str, lis
     return folder.name, steps
 
 
+def check_data_roots(steps: Iterable[Step]) -> None:
+    """Passes if the data that the steps name are there; asked before anything is executed.
+
+    A report that stands already is then not replaced by one of a run that could never start.
+
+    Raises:
+        FileNotFoundError: no folder where a step expects Flickr8k.
+    """
+    for step in steps:
+        values = step.known | step.parameters
+        if values.get("dataset") == "flickr8k" and not paths.from_root(values["data_root"]).is_dir():
+            raise FileNotFoundError(
+                f"{step.name}: expected the Flickr8k folder {values['data_root']}, found none; unpack or"
+                " link Flickr8k there, or give its folder: -p data_root /path/to/flickr8k."
+                " Nothing was executed"
+            )
+
+
 def _folder(params_dir: str | Path) -> Path:
     given = paths.from_root(params_dir)
     for folder in (given, paths.PARAMS / str(params_dir)):

@@ -232,3 +232,20 @@ def test_invalid_yaml_is_named(repository):
         repository.params("demo", "01_train", text)
         with pytest.raises(ParameterError, match=r"params/demo/01_train.yaml"):
             plan("demo", {})
+
+
+def test_missing_data_stop_before_a_report_is_replaced(repository, fake_papermill):
+    data = 'dataset: str = "flickr8k"  # set\ndata_root: str = "data/none"  # folder'
+    repository.notebook("01_train", "pass", parameters=data)
+    repository.params("demo", "01_train")
+    page = paths.REPORTS / "demo" / "01_train.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("a report that stands")
+    with pytest.raises(
+        FileNotFoundError, match=r"expected the Flickr8k folder data/none, found none"
+    ) as caught:
+        run_experiment("demo")
+    assert "-p data_root /path/to/flickr8k" in str(caught.value)
+    assert page.read_text() == "a report that stands"
+    assert fake_papermill == []
+    assert run_experiment("demo", {"data_root": str(page.parent)}) == 0
