@@ -7,6 +7,7 @@ import pandas as pd
 
 from mmlib.metrics import RetrievalRanks, compare_runs, verdict_from_counts
 from mmlib.reporting import published
+from mmlib.reporting.scope import p_text
 from mmlib.reporting.tables import Table
 from mmlib.training.runs import read_result, run_folder
 
@@ -93,10 +94,6 @@ def _row(name: str, metric: dict) -> dict:
         "change, points (95 %)": " ".join(
             [points(metric["difference"]), f"({points(metric['low'])} to {points(metric['high'])})"]
         ),
-        "p": _p(metric["p"]),
-        "p, Holm": _p(metric.get("p_holm")),
+        "p": p_text(metric["p"]),
+        "p, Holm": p_text(metric.get("p_holm")),
     }
-
-
-def _p(value: float | None) -> str:
-    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

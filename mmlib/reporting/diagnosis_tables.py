@@ -9,7 +9,7 @@ from mmlib.metrics.significance import mcnemar, sign_flip_test
 from mmlib.metrics.summary import DIRECTIONS
 from mmlib.metrics.verdict import why_not_comparable
 from mmlib.reporting.display import MARK
-from mmlib.reporting.scope import percent, recall_text, scope
+from mmlib.reporting.scope import p_text, percent, recall_text, scope
 from mmlib.reporting.style import DIRECTION_NAMES
 from mmlib.reporting.tables import Table
 from mmlib.training.diagnose import read_queries
@@ -142,8 +142,8 @@ def changed_queries_table(before: str, after: str, k: int = 1) -> Table:
                 "won": f"{test['only_b']:,}",
                 "lost": f"{test['only_a']:,}",
                 "hit by neither": f"{(~hit_a_Q & ~hit_b_Q).sum():,}",
-                "p, McNemar": _p(test["p"]),
-                "p, by image": _p(p_image),
+                "p, McNemar": p_text(test["p"]),
+                "p, by image": p_text(p_image),
             }
         )
     return Table(
@@ -227,7 +227,3 @@ def _scope(diagnosis: dict) -> str:
 
 def _result_scope(result: dict) -> str:
     return scope(result["data"]["name"], result["split"], result["protocols"]["standard"])
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"

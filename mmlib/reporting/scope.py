@@ -74,6 +74,11 @@ def percent(fraction: float, like: float | None = None) -> str:
     return f"{100 * fraction:.{2 if 0 < follow < 0.01 else 1}f}"
 
 
+def p_text(p: float | None) -> str:
+    """`0.032`, `< 0.001` where digits would say more than they know, nothing for None."""
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def recall_text(recall: dict) -> str:
     """`12.4 % (8.9–17.1)`: an R@K with its 95 % interval."""
     value = recall["value"]
