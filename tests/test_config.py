@@ -86,7 +86,7 @@ def test_another_trainers_word_is_no_hint_where_its_parameter_does_not_exist():
         ("padding_mask", "yes", "expected true or false", "found 'yes' (str)"),
         ("dropout", 1.0, "less than 1", "found 1.0 (float)"),
         ("temperature", 0, "greater than 0", "found 0 (int)"),
-        ("optimizer", "adam", "'sgd' or 'adamw'", "found 'adam' (str)"),
+        ("optimizer", "adamv", "'sgd', 'adamw'", "found 'adamv' (str), did you mean 'adam'?"),
         ("tokenizer", True, "expected text", "found True (bool)"),
         ("run", 7, "valid string", "found 7 (int)"),
         ("run", "../elsewhere", "match pattern", "found '../elsewhere' (str)"),
@@ -103,7 +103,8 @@ def test_a_wrong_value_is_refused_with_what_was_expected_and_what_came(name, val
 
 def test_a_name_inside_a_list_is_checked():
     assert "runs: string should match pattern" in message(EvaluateConfig, {"runs": ["ok", "not/ok"]})
-    assert "expected a list" in message(EvaluateConfig, {"runs": "a-run"})
+    assert "valid list" in message(EvaluateConfig, {"runs": 7})
+    assert build(EvaluateConfig, {"runs": "a-run"}).runs == ["a-run"]  # as papermill's -p hands it over
     assert "at least 1 item" in message(AnalysisConfig, {"runs": []})
 
 
@@ -218,9 +219,12 @@ def test_a_continued_run_does_not_inherit_the_parents_warm_up():
 
 
 OTHER = {
-    "dataset": "flickr8k", "shapes_seed": 1, "shapes_train": 7, "shapes_val": 7, "shapes_test": 7,
+    "dataset": "flickr8k", "also_train_on": ["coco"], "train_shards": ["a.tar"], "val_shards": ["b.tar"],
+    "test_shards": ["c.tar"], "shapes_seed": 1, "shapes_train": 7, "shapes_val": 7, "shapes_test": 7,
     "image_size": 32, "resize": "crop", "leaks": "keep",
-    "tokenizer": "word", "max_tokens": 9, "min_word_count": 2,
+    "tokenizer": "word", "max_tokens": 9, "min_word_count": 2, "bpe_vocabulary": 300,
+    "image_encoder": "resnet18", "image_weights": "a", "image_pooling": "attention",
+    "text_encoder": "gru", "text_weights": "b",
     "patch_size": 16, "latent_dim": 64, "num_layers": 1, "num_heads": 2, "mlp_ratio": 2, "dropout": 0.0,
     "memory_slots": 8, "feedback_steps": 1, "padding_mask": False, "memory_write": True,
 }  # fmt: skip

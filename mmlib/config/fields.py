@@ -1,101 +1,39 @@
-"""Parameters → frozen, typed, checked configs.
+"""Every parameter of every notebook and command, with its meaning and unit; tables are made from it.
 
-Every parameter of every notebook and command is a field here, with its meaning and unit in the
-description; parameter tables are made from it.  Fields are grouped by what they decide:
+Fields are grouped by what they decide:
 
 * data, tokenizer, model: the run's *identity*.  A continued run takes these from its parent.
-* loss, optimisation: the recipe.  Free to change when a run is continued.
+* loss, augmentation, fine-tuning, optimisation: the recipe.  Free to change when a run is continued.
 * place: where and how often things are written.  No result depends on it.
-
-papermill hands `1e-3` over as text and `-p amp false` as `'false'`: text that reads as the number
-or truth value that is expected is taken as such; nothing else is converted.
 """
 
-import contextlib
-import difflib
-import typing
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    create_model,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, create_model, model_validator
+
+from mmlib.config.reading import Config
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Tuned = Annotated[str, Field(pattern=r"^(all|none|last-[1-9][0-9]*)$")]
 
 
-class ParameterError(ValueError):
-    """A parameter has a wrong name, type or value; the message lists every one of them."""
-
-
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _read_text(cls, value: Any, info) -> Any:
-        kinds = _basic_types(cls.model_fields[info.field_name].annotation)
-        if isinstance(value, bool) and bool not in kinds:
-            raise ValueError(f"expected {_type_names(kinds)}")
-        if isinstance(value, str) and str not in kinds:
-            value = _parse(value, kinds)
-        if isinstance(value, float) and float not in kinds and int in kinds and value.is_integer():
-            return int(value)
-        return value
-
-
-def _basic_types(annotation: Any) -> set[type]:
-    """The plain types inside an annotation: `float | None` → {float, NoneType}; a Literal → its values'."""
-    if typing.get_origin(annotation) is Literal:
-        return {type(v) for v in typing.get_args(annotation)}
-    if typing.get_origin(annotation) is Annotated:
-        return _basic_types(typing.get_args(annotation)[0])
-    if typing.get_origin(annotation) in (list, tuple):
-        return {list}
-    if args := typing.get_args(annotation):
-        return set().union(*(_basic_types(a) for a in args))
-    return {annotation}
-
-
-def _type_names(kinds: set[type]) -> str:
-    names = {
-        int: "a whole number", float: "a number", bool: "true or false", str: "text",
-        list: "a list", type(None): "nothing (null)",
-    }  # fmt: skip
-    order = sorted(kinds, key=list(names).index)
-    return " or ".join(names[k] for k in order)
-
-
-def _parse(text: str, kinds: set[type]) -> Any:
-    lowered = text.strip().lower()
-    if bool in kinds and lowered in ("true", "false"):
-        return lowered == "true"
-    if type(None) in kinds and lowered in ("none", "null"):
-        return None
-    if kinds & {int, float}:
-        for kind in (int, float):
-            with contextlib.suppress(ValueError):
-                return kind(text)
-    raise ValueError(f"expected {_type_names(kinds)}")
-
-
-class DataConfig(_Config):
+class DataConfig(Config):
     """Which images and captions."""
 
-    dataset: Literal["shapes", "flickr8k"] = Field(
-        "shapes", description="data set; shapes is drawn from a seed"
+    dataset: Literal["shapes", "flickr8k", "flickr30k", "coco", "shards"] = Field(
+        "shapes", description="data set; shapes is drawn from a seed, shards are webdataset tar files"
     )
-    data_root: str = Field(
-        "data/flickr8k", description="folder of a data set on disk, from the repository's root"
+    data_root: str | None = Field(
+        None, description="folder of a data set on disk, from the repository's root (null: data/<dataset>)"
     )
+    also_train_on: list[str] = Field(
+        [], description="training splits of more sets, each name[:folder][@weight], as flickr30k@0.5"
+    )
+    train_shards: list[str] = Field([], description="shards: paths, URLs or patterns of the training split")
+    val_shards: list[str] = Field([], description="shards: the same of the validation split")
+    test_shards: list[str] = Field([], description="shards: the same of the test split")
     shapes_seed: int = Field(0, ge=0, description="shapes: seed of the scenes")
     shapes_train: Count = Field(2000, description="shapes: training images")
     shapes_val: Count = Field(250, description="shapes: validation images")
@@ -108,29 +46,50 @@ class DataConfig(_Config):
         "exclude", description="training images that are also in val or test, by id, bytes or look"
     )
 
+    @property
+    def folder(self) -> str:
+        """Where the data set lies, from the repository's root."""
+        return self.data_root or f"data/{self.dataset}"
 
-class TokenizerConfig(_Config):
+
+class TokenizerConfig(Config):
     """How captions become token ids."""
 
-    tokenizer: Literal["char", "char-reference", "word"] = Field(
-        "word", description="char-reference shares one index for padding and unknown; char and word do not"
+    tokenizer: Literal["char", "char-reference", "word", "bpe", "clip", "encoder"] = Field(
+        "word", description="bpe and word are learned from the training captions; encoder: the text encoder's"
     )
     max_tokens: int = Field(24, ge=1, le=4096, description="longest caption, tokens; longer ones are cut")
     min_word_count: Count = Field(1, description="word: rarer words of the training captions are unknown")
+    bpe_vocabulary: int = Field(4096, ge=2, le=1_000_000, description="bpe: tokens, special ones included")
 
 
-class ModelConfig(_Config):
+class ModelConfig(Config):
     """The memory network's sizes (reference: 16, 512, 4, 8, 4, 0.1, 128, 2, mask off)."""
 
-    patch_size: Count = Field(8, description="side of an image patch, pixels; divides image_size")
+    image_encoder: str = Field(
+        "vit", description="vit, resnet…, convnext…, torchvision:<name>, timm:<name> or open_clip:<name>"
+    )
+    image_weights: str = Field(
+        "none", description="none, default (the library's own), a tag of it, or a file"
+    )
+    image_pooling: Literal["encoder", "attention"] = Field(
+        "encoder", description="pretrained: the encoder's own vector, or learned attention over its positions"
+    )
+    text_encoder: str = Field(
+        "transformer", description="transformer, gru, words, open_clip:<name> or hf:<name or folder>"
+    )
+    text_weights: str = Field("none", description="none, default (the library's own), a tag of it, or a file")
+    patch_size: Count = Field(8, description="vit: side of an image patch, pixels; divides image_size")
     latent_dim: int = Field(96, ge=8, description="width of the latent and of both encoders")
-    num_layers: Count = Field(2, description="transformer layers of each encoder")
+    num_layers: Count = Field(2, description="vit, transformer: layers of each")
     num_heads: Count = Field(4, description="attention heads; divides latent_dim")
     mlp_ratio: Count = Field(4, description="feed-forward width over latent_dim")
     dropout: float = Field(
         0.1, ge=0, lt=1, description="dropout of encoders, fusion and feedback, probability"
     )
-    memory_slots: int = Field(32, ge=2, description="slots of the central memory; each modality has half")
+    memory_slots: int = Field(
+        32, ge=0, description="slots of the central memory, half of it for each modality; 0: no memory at all"
+    )
     feedback_steps: int = Field(2, ge=0, description="rounds of feedback through the central memory")
     padding_mask: bool = Field(True, description="leave padding out of the text encoder (reference: false)")
     memory_write: bool = Field(
@@ -138,29 +97,83 @@ class ModelConfig(_Config):
     )
 
 
-class LossConfig(_Config):
-    """Symmetric InfoNCE."""
+class LossConfig(Config):
+    """What is minimised."""
 
+    loss: Literal["infonce", "sigmoid", "triplet"] = Field(
+        "infonce", description="InfoNCE, the sigmoid loss of SigLIP, or the hardest-negative triplet of VSE++"
+    )
     temperature: float = Field(
         0.07, gt=0, description="temperature of the similarities; the first one if learned"
     )
-    learn_temperature: bool = Field(False, description="learn the temperature, 1/temperature at most 100")
+    learn_temperature: bool = Field(
+        False, description="learn the temperature (infonce: 1/temperature at most 100)"
+    )
     identity_positives: bool = Field(
         True, description="captions of one image in a batch are not negatives (reference: false)"
     )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="infonce: share of the target spread over all"
+    )
+    sigmoid_bias: float = Field(-10.0, description="sigmoid: first value of the learned bias")
+    margin: float = Field(0.2, gt=0, description="triplet: margin of cosine similarities")
+    hardest_after_epochs: float = Field(
+        1.0, ge=0, description="triplet: epochs of the mean over negatives before the hardest alone"
+    )
 
 
-class OptimConfig(_Config):
+class AugmentConfig(Config):
+    """What is done to training images, anew at every sight of them."""
+
+    crop_area: float = Field(1.0, gt=0, le=1, description="random crop: smallest share of the area; 1: off")
+    flip: bool = Field(False, description="mirror half of the images")
+    colour: float = Field(
+        0.0, ge=0, le=1, description="jitter of brightness, contrast, saturation, strength; 0: off"
+    )
+    randaugment: int = Field(0, ge=0, le=8, description="RandAugment operations per image; 0: off")
+
+
+class TuneConfig(Config):
+    """How much of pretrained encoders is trained, and how fast."""
+
+    image_tune: Tuned = Field(
+        "all", description="what of the image encoder is trained: all, none, or last-<n> blocks"
+    )
+    text_tune: Tuned = Field(
+        "all", description="what of the text encoder is trained: all, none, or last-<n> blocks"
+    )
+    image_lr_scale: float = Field(
+        1.0, gt=0, description="rate of a pretrained image encoder over the base rate"
+    )
+    text_lr_scale: float = Field(
+        1.0, gt=0, description="rate of a pretrained text encoder over the base rate"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="rate of a pretrained block over that of the block after it"
+    )
+    cache_features: bool = Field(True, description="compute the features of encoders that are not tuned once")
+    feature_views: Count = Field(
+        1, description="cached features: views of each image, the first as it is, the rest augmented"
+    )
+
+
+OPTIMIZERS = ("sgd", "adamw", "adam", "nadam", "radam", "adamax", "adagrad", "rmsprop", "adafactor")
+
+
+class OptimConfig(Config):
     """How the weights are found."""
 
     epochs: Count = Field(..., description="epochs of this phase")
-    batch_size: int = Field(64, ge=2, description="(image, caption) pairs per step")
+    batch_size: int = Field(64, ge=2, description="(image, caption) pairs per step, over all processes")
+    chunk_size: int = Field(
+        0, ge=0, description="gradient caching: pairs encoded at once in a process; 0: the whole batch"
+    )
     captions_per_image: Literal["all", "one"] = Field(
         "all", description="an epoch is all pairs, or each image once with one caption drawn anew"
     )
-    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd is SGD with Nesterov momentum")
+    optimizer: Literal[OPTIMIZERS] = Field("adamw", description="sgd is SGD with Nesterov momentum")
     lr: float = Field(..., gt=0, description="base learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="sgd: momentum")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd, rmsprop: momentum")
     weight_decay: float = Field(0.0, ge=0, description="weight decay; of matrices alone")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="course of the learning rate")
     schedule_unit: Literal["epoch", "step"] = Field(
@@ -171,56 +184,135 @@ class OptimConfig(_Config):
     )
     final_lr_fraction: Fraction = Field(0.01, description="cosine: last learning rate over the base rate")
     clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0 turns clipping off")
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="moving average of the weights, which is then what is evaluated; 0: off"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="arithmetic; fp16 needs a GPU")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="compile the model; auto: on a GPU, where the run is long enough to gain by it"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, data order and dropout")
     select_by: Literal["rsum", "mean_r1"] = Field(
         "rsum", description="validation metric that chooses the best epoch, standard protocol"
     )
 
 
-class PlaceConfig(_Config):
+class PlaceConfig(Config):
     """Where a run is kept; no result depends on these."""
 
     run: Name = Field(..., description="name of the run folder under runs/")
     overwrite: bool = Field(False, description="delete a run of this name first")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
     checkpoint_seconds: float = Field(60.0, ge=0, description="seconds between checkpoints inside an epoch")
+    checkpoint_steps: int = Field(
+        0, ge=0, description="steps between checkpoints inside an epoch; 0: by seconds"
+    )
 
 
-class TrainConfig(DataConfig, TokenizerConfig, ModelConfig, LossConfig, OptimConfig, PlaceConfig):
+class TrainConfig(
+    DataConfig,
+    TokenizerConfig,
+    ModelConfig,
+    LossConfig,
+    AugmentConfig,
+    TuneConfig,
+    OptimConfig,
+    PlaceConfig,
+):
     """Everything that a training run is made of (notebook 01)."""
 
     @model_validator(mode="after")
-    def _sizes_fit(self):
-        wrong = []
-        if self.latent_dim % self.num_heads:
-            wrong.append(
-                f"num_heads must divide latent_dim: {self.latent_dim} is not a multiple of {self.num_heads}"
-            )
-        if self.image_size % self.patch_size:
-            wrong.append(
-                f"patch_size must divide image_size: {self.image_size} is not a multiple of {self.patch_size}"
-            )
-        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
-            wrong.append(
-                f"warmup_epochs must be smaller than epochs: found {self.warmup_epochs} of {self.epochs}"
-            )
-        if wrong:
+    def _values_fit_together(self):
+        if wrong := [*_wrong_sizes(self), *_wrong_encoders(self), *_wrong_data(self)]:
             raise ValueError("; ".join(wrong))
         return self
+
+
+def _wrong_sizes(config: "TrainConfig") -> list[str]:
+    wrong = []
+    if config.latent_dim % config.num_heads:
+        wrong.append(
+            f"num_heads must divide latent_dim: {config.latent_dim} is not a multiple of {config.num_heads}"
+        )
+    if config.image_encoder == "vit" and config.image_size % config.patch_size:
+        wrong.append(
+            f"patch_size must divide image_size: {config.image_size} is not a multiple of {config.patch_size}"
+        )
+    if config.memory_slots == 1:
+        wrong.append("memory_slots must be 0 (no memory) or at least 2: found 1, half of which is none")
+    if config.memory_write and not config.memory_slots:
+        wrong.append("memory_write needs a memory: found memory_slots 0")
+    if config.warmup_epochs >= config.epochs and config.warmup_epochs > 0:
+        wrong.append(
+            f"warmup_epochs must be smaller than epochs: found {config.warmup_epochs} of {config.epochs}"
+        )
+    if config.chunk_size > config.batch_size:
+        wrong.append(
+            f"chunk_size must not exceed batch_size: found {config.chunk_size} of {config.batch_size}"
+        )
+    return wrong
+
+
+def is_pretrained(encoder: str) -> bool:
+    """Whether an encoder comes from another library (`timm:…`, `hf:…`), by its name."""
+    return ":" in encoder
+
+
+def _wrong_encoders(config: "TrainConfig") -> list[str]:
+    wrong = []
+    if config.tokenizer == "encoder" and not is_pretrained(config.text_encoder):
+        wrong.append(
+            f"tokenizer 'encoder' needs a pretrained text encoder: found text_encoder"
+            f" {config.text_encoder!r}; use word, bpe, clip or char"
+        )
+    if is_pretrained(config.text_encoder) and config.tokenizer != "encoder":
+        wrong.append(
+            f"text_encoder {config.text_encoder!r} reads its own tokens: expected tokenizer 'encoder', found"
+            f" {config.tokenizer!r}"
+        )
+    for side, encoder in (("image", config.image_encoder), ("text", config.text_encoder)):
+        tune, weights = getattr(config, f"{side}_tune"), getattr(config, f"{side}_weights")
+        if weights != "none" and not is_pretrained(encoder):
+            wrong.append(f"{side}_weights needs a pretrained encoder: {side}_encoder is {encoder!r}")
+        if tune != "all" and weights == "none" and not is_pretrained(encoder):
+            wrong.append(
+                f"{side}_tune {tune!r} would leave random weights as they are: {side}_encoder {encoder!r} is"
+                " trained from scratch, use 'all'"
+            )
+    augmented = config.crop_area < 1 or config.flip or config.colour or config.randaugment
+    frozen = config.image_tune == "none" and config.cache_features
+    if frozen and augmented and config.feature_views == 1:
+        wrong.append(
+            "augmentation of an image encoder that is not tuned needs feature_views above 1, or"
+            " cache_features off: its features are computed once"
+        )
+    if config.feature_views > 1 and not (frozen and augmented):
+        wrong.append(
+            "feature_views above 1 needs image_tune 'none', cache_features and an augmentation"
+            " (crop_area, flip, colour or randaugment)"
+        )
+    return wrong
+
+
+def _wrong_data(config: "TrainConfig") -> list[str]:
+    if config.dataset != "shards":
+        given = [n for n in ("train_shards", "val_shards", "test_shards") if getattr(config, n)]
+        return [f"{name} needs dataset 'shards': found dataset {config.dataset!r}" for name in given]
+    wrong = [
+        f"dataset 'shards' needs {name}: paths, URLs or patterns of tar files"
+        for name in ("train_shards", "val_shards")
+        if not getattr(config, name)
+    ]
+    if config.also_train_on:
+        wrong.append("also_train_on cannot be used with dataset 'shards': name all shards in train_shards")
+    if config.captions_per_image == "one":
+        wrong.append("captions_per_image 'one' cannot be used with dataset 'shards': a stream has 'all'")
+    return wrong
 
 
 IDENTITY = tuple(f for part in (DataConfig, TokenizerConfig, ModelConfig) for f in part.model_fields)
 PLACE = (*PlaceConfig.model_fields, "data_root")  # may differ when a run is resumed
 _OWN = ("epochs", "lr", "warmup_epochs", "seed")  # a continued run never inherits these
-_ELSEWHERE = {  # what other trainers call it, where spelling alone finds another parameter
-    "learning_rate": "lr",
-    "num_epochs": "epochs",
-    "bs": "batch_size",
-    "amp": "precision",
-    "memory_size": "memory_slots",
-    "width": "latent_dim",
-}
 
 
 def _inherited() -> dict[str, Any]:
@@ -255,12 +347,15 @@ ContinueConfig = create_model(
 )
 
 
-class EvaluateConfig(_Config):
+class EvaluateConfig(Config):
     """One evaluation of finished runs on a split (notebook 03)."""
 
     runs: list[Name] = Field(..., min_length=1, description="runs to evaluate, oldest phase first")
     checkpoint: Literal["best", "last"] = Field("best", description="which checkpoint of each run")
     split: Literal["test", "val"] = Field("test", description="split; test is for final rows only")
+    wise_ft: Fraction = Field(
+        1.0, description="share of each run's weights; the rest are its parent's or the pretrained ones"
+    )
     eval_batch_size: Count = Field(250, description="images or captions embedded at once")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
     data_root: str | None = Field(
@@ -269,7 +364,7 @@ class EvaluateConfig(_Config):
     gallery_queries: int = Field(8, ge=0, description="queries of each direction kept for the gallery")
 
 
-class AnalysisConfig(_Config):
+class AnalysisConfig(Config):
     """What the analysis reads (notebook 04)."""
 
     runs: list[Name] = Field(..., min_length=1, description="runs of one lineage, oldest phase first")
@@ -281,88 +376,3 @@ CONFIG_OF_NOTEBOOK = {
     "03_evaluate": EvaluateConfig,
     "04_analysis": AnalysisConfig,
 }
-
-
-def build(config_class: type[BaseModel], parameters: Mapping[str, Any]) -> Any:
-    """`parameters` as a checked config.
-
-    Raises:
-        ParameterError: lists every unknown name (with the nearest known one), every missing name,
-            and every wrong type or impossible value, with what was expected and what came.
-    """
-    try:
-        return config_class(**parameters)
-    except ValidationError as error:
-        lines = [_explain(config_class, e) for e in error.errors()]
-        raise ParameterError("\n".join([f"{len(lines)} wrong parameter(s):", *lines])) from None
-
-
-def from_notebook(config_class: type[BaseModel], namespace: Mapping[str, Any]) -> Any:
-    """The config of a notebook, from `globals()` right after its parameters cell.
-
-    papermill injects overrides as variables and only warns of names that it does not know.  Any
-    plain value in the namespace that is no parameter is therefore an error, with the nearest name.
-
-    Raises:
-        ParameterError: as `build`.
-    """
-    plain = (str, int, float, bool, list, tuple, dict, type(None))
-    hidden = {"In", "Out", "papermill"}  # IPython's own, and papermill's metadata
-    return build(
-        config_class,
-        {
-            name: value
-            for name, value in namespace.items()
-            if not name.startswith("_") and name not in hidden and isinstance(value, plain)
-        },
-    )
-
-
-def continued(config: Any, parent: TrainConfig) -> TrainConfig:
-    """The full config of a run that continues `parent`.
-
-    Raises:
-        ParameterError: data, tokenizer or architecture were asked to differ from the parent's; the
-            message names both values of each.
-    """
-    asked = {k: v for k, v in config.model_dump().items() if k in TrainConfig.model_fields and v is not None}
-    conflicts = [
-        f"  {name}: the parent {config.parent!r} has {getattr(parent, name)!r}, asked for {asked[name]!r}"
-        for name in IDENTITY
-        if name in asked and name != "data_root" and asked[name] != getattr(parent, name)
-    ]
-    if conflicts:
-        raise ParameterError(
-            "data, tokenizer and architecture come from the parent; these differ:\n"
-            + "\n".join(conflicts)
-            + "\nLeave them out, or train a new run with notebook 01."
-        )
-    return build(TrainConfig, {**parent.model_dump(), **asked})
-
-
-def differences(there: TrainConfig, here: TrainConfig) -> list[str]:
-    """One line `name: there → here` for each parameter that a resumed run may not change."""
-    return [
-        f"{name}: {getattr(there, name)!r} there, {getattr(here, name)!r} here"
-        for name in TrainConfig.model_fields
-        if name not in PLACE and getattr(there, name) != getattr(here, name)
-    ]
-
-
-def _explain(config_class: type[BaseModel], error: Any) -> str:
-    name = str(error["loc"][0]) if error["loc"] else ""
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, config_class.model_fields, n=1, cutoff=0.5)
-        if _ELSEWHERE.get(name) in config_class.model_fields:
-            near = [_ELSEWHERE[name]]
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(config_class.model_fields)}"
-        return f"  {name} = {error['input']!r}: unknown parameter; {hint}"
-    if error["type"] == "missing":
-        return f"  {name}: missing; expected {config_class.model_fields[name].description}"
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if not name:
-        return f"  {message}"
-    field = config_class.model_fields[name]
-    found = f"found {error['input']!r} ({type(error['input']).__name__})"
-    return f"  {name}: {message}, {found}; it is: {field.description}"

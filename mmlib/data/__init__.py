@@ -39,7 +39,7 @@ def load_dataset(config: DataConfig) -> Dataset:
         )
     from mmlib.data.flickr8k import load_flickr8k
 
-    dataset = load_flickr8k(paths.from_root(config.data_root))
+    dataset = load_flickr8k(paths.from_root(config.folder))
     leaks = find_leaks(dataset, dataset)
     if config.leaks == "exclude" or not leaks:
         return without_leaks(dataset, leaks)

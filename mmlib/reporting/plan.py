@@ -10,6 +10,8 @@ from mmlib import paths
 from mmlib.config import CONFIG_OF_NOTEBOOK, ParameterError
 from mmlib.params import notebook_defaults, read_yaml
 
+ON_DISK = {"flickr8k": "Flickr8k", "flickr30k": "Flickr30k", "coco": "MS-COCO"}
+
 
 @dataclass(frozen=True)
 class Step:
@@ -65,14 +67,16 @@ def check_data_roots(steps: Iterable[Step]) -> None:
     A report that stands already is then not replaced by one of a run that could never start.
 
     Raises:
-        FileNotFoundError: no folder where a step expects Flickr8k.
+        FileNotFoundError: no folder where a step expects its data set.
     """
     for step in steps:
         values = step.known | step.parameters
-        if values.get("dataset") == "flickr8k" and not paths.from_root(values["data_root"]).is_dir():
+        dataset = values.get("dataset")
+        folder = values.get("data_root") or f"data/{dataset}"
+        if dataset in ON_DISK and not paths.from_root(folder).is_dir():
             raise FileNotFoundError(
-                f"{step.name}: expected the Flickr8k folder {values['data_root']}, found none; unpack or"
-                " link Flickr8k there, or give its folder: -p data_root /path/to/flickr8k."
+                f"{step.name}: expected the {ON_DISK[dataset]} folder {folder}, found none; unpack or"
+                f" link {ON_DISK[dataset]} there, or give its folder: -p data_root /path/to/{dataset}."
                 " Nothing was executed"
             )
 

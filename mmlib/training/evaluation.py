@@ -84,7 +84,7 @@ def evaluate(config: EvaluateConfig) -> list[dict]:
             dataset, store, parts.tokenizer, config.split, parts.config.max_tokens,
             parts.config.padding_mask, fabric.device,
         )  # fmt: skip
-        data_root = parts.config.data_root if config.data_root is None else config.data_root
+        data_root = parts.config.folder if config.data_root is None else config.data_root
         results.append(_evaluate_run(run, parts, data, dataset, config, data_root))
     return results
 
