@@ -1,13 +1,17 @@
-"""Tokenizers: the reference's one shared index (REFERENCE §3.9) and the honest ones."""
+"""Tokenizers: the interface, the reference's one shared index (REFERENCE §3.9) and closed vocabularies."""
 
 import json
+import re
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies
 
-from mmlib.config import TokenizerConfig
+from mmlib.config import ParameterError, TokenizerConfig
 from mmlib.data import Tokenizer, build_tokenizer, tokenizer_for
 from mmlib.data.shapes import load_shapes
+from mmlib.data.tokenizers.closed import ClosedTokenizer
 
 CAPTIONS = ["A dog's ball .", "a dog, a dog", "Ünïted 北京 cafés_2!", ""]
 KINDS = ["char", "char-reference", "word"]
@@ -133,13 +137,72 @@ def test_a_fingerprint_tells_tokenizers_apart():
     made = [
         *(build_tokenizer(kind, CAPTIONS) for kind in KINDS),
         build_tokenizer("char", CAPTIONS[:1]),
-        Tokenizer("word", build_tokenizer("char", CAPTIONS).vocabulary),  # same vocabulary, another rule
-        Tokenizer("char", build_tokenizer("char", CAPTIONS).vocabulary[::-1]),
+        ClosedTokenizer(
+            "word", build_tokenizer("char", CAPTIONS).vocabulary
+        ),  # same vocabulary, another rule
+        ClosedTokenizer("char", build_tokenizer("char", CAPTIONS).vocabulary[::-1]),
     ]
     assert len({tokenizer.fingerprint for tokenizer in made}) == len(made)
     assert all(len(t.fingerprint) == 16 and int(t.fingerprint, 16) >= 0 for t in made)
 
 
-def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="expected one of char, char-reference, word, found 'bpe'"):
-        build_tokenizer("bpe", CAPTIONS)
+@pytest.mark.parametrize(
+    ("kind", "vocabulary", "fingerprint"),
+    [
+        ("char", ["<pad>", "<unk>", " ", "a", "é"], "d8f8188a8d2643dc"),
+        ("char-reference", ["<pad>", *" abcdefghijklmnopqrstuvwxyz.,!?'-"], "a6836cce1df77d11"),
+        ("word", ["<pad>", "<unk>", "dog"], "47ba1052323d3772"),
+    ],
+)
+def test_states_of_earlier_runs_load_with_the_fingerprint_that_they_had(kind, vocabulary, fingerprint):
+    restored = Tokenizer.from_state({"kind": kind, "vocabulary": vocabulary})
+    assert restored.fingerprint == fingerprint
+    assert restored.vocabulary == tuple(vocabulary)
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(strategies.lists(strategies.text(), max_size=4), strategies.integers(1, 20))
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_text_encodes_to_known_ids(kind, captions, max_tokens):
+    tokenizer = build_tokenizer(kind, CAPTIONS)
+    tokens_BL, length_B = tokenizer.encode(captions, max_tokens)
+    assert tokens_BL.shape == (len(captions), max_tokens)
+    assert ((tokens_BL >= 0) & (tokens_BL < tokenizer.size)).all()
+    for b, caption in enumerate(captions):
+        assert length_B[b] == min(len(tokenizer.split(caption)), max_tokens)
+        assert not tokens_BL[b, length_B[b] :].any()
+        tokenizer.decode(tokens_BL[b])
+
+
+def test_batches_of_more_than_a_chunk_keep_their_order(monkeypatch):
+    monkeypatch.setattr("mmlib.data.tokenizers.base.CHUNK", 2)
+    tokenizer = build_tokenizer("char", ["abcde"])
+    tokens_BL, length_B = tokenizer.encode(["a", "bb", "c", "dd", "e"], 2)
+    assert [tokenizer.decode(row) for row in tokens_BL] == ["a", "bb", "c", "dd", "e"]
+    assert length_B.tolist() == [1, 2, 1, 2, 1]
+
+
+def test_no_room_for_tokens_is_refused():
+    with pytest.raises(ValueError, match="max_tokens: expected at least 1, found 0"):
+        build_tokenizer("char", CAPTIONS).encode(CAPTIONS, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "hint"), [("words", ", did you mean 'word'?"), ("BPE", ", did you mean 'bpe'?"), ("x", "")]
+)
+def test_an_unknown_kind_is_refused_with_the_nearest(kind, hint):
+    said = f"expected one of char, char-reference, word, bpe, clip, encoder, found {kind!r}{hint}"
+    with pytest.raises(ParameterError, match=f"^tokenizer: {re.escape(said)}$"):
+        build_tokenizer(kind, CAPTIONS)
+    with pytest.raises(ValueError, match=f"^tokenizer state: {re.escape(said)}$"):
+        Tokenizer.from_state({"kind": kind, "vocabulary": []})
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"), [("word", "vocabulary"), ("bpe", "tokenizer"), ("encoder", "tokenizer")]
+)
+def test_an_incomplete_state_is_refused(kind, part):
+    with pytest.raises(
+        ValueError, match=f"a tokenizer state of kind '{kind}' with '{part}', found only kind"
+    ):
+        Tokenizer.from_state({"kind": kind})
