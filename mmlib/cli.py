@@ -1,4 +1,4 @@
-"""The commands: `python -m mmlib run | train | evaluate | report`.
+"""The commands: `python -m mmlib run | train | evaluate | report | shard`.
 
 Exit codes: 0 done, 1 failed while working, 2 wrong input (nothing was touched), 130 interrupted.
 Heavy imports happen inside the commands, so that `--help` and a wrong word answer at once.
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlib import __version__
-from mmlib.config import ContinueConfig, EvaluateConfig, ParameterError, TrainConfig, build
+from mmlib.config import ContinueConfig, DataConfig, EvaluateConfig, ParameterError, TrainConfig, build
 from mmlib.params import notebook_defaults, read_yaml
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -96,6 +96,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("experiment", nargs="?", help="a folder name of reports/; none: the index alone")
     report.set_defaults(command=_report)
+
+    shard = commands.add_parser(
+        "shard",
+        help="write a data set as webdataset shards, for training on data larger than memory",
+        description="Writes the data set of a parameter file as tar files train-000000.tar, val-…, test-… and"
+        " shards.json. Parameters that do not choose data are passed over.",
+    )
+    shard.add_argument("params", type=Path, nargs="?", help="for example params/demo/01_train.yaml")
+    _add_overrides(shard, "beats the file")
+    shard.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the shards go")
+    shard.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="images of a shard")
+    shard.set_defaults(command=_shard)
     return parser
 
 
@@ -234,4 +246,27 @@ def _report(options: argparse.Namespace) -> int:
     if options.experiment:
         print(shown(write_report(Path(options.experiment).name)))
     print(shown(write_index()))
+    return 0
+
+
+def _shard(options: argparse.Namespace) -> int:
+    values = (read_yaml(options.params) if options.params else {}) | _overrides(options)
+    others = TrainConfig.model_fields.keys() - DataConfig.model_fields.keys()
+    config = build(DataConfig, {name: value for name, value in values.items() if name not in others})
+    if config.dataset == "shards":
+        raise ParameterError("expected a data set to write as shards, found dataset 'shards', which are some")
+    if options.samples_per_shard < 1:
+        raise ParameterError(f"--samples-per-shard: expected at least 1, found {options.samples_per_shard}")
+    from mmlib.data import load_dataset
+    from mmlib.data.shards import write_shards
+    from mmlib.paths import shown
+
+    manifest = write_shards(
+        load_dataset(config), options.out.absolute(), samples_per_shard=options.samples_per_shard
+    )
+    for name, shard in manifest["shards"].items():
+        print(
+            f"{name}  {shard['samples']:,} images  {shard['captions']:,} captions  {shard['bytes']:,} bytes"
+        )
+    print(f"complete: {shown(options.out.absolute())}")
     return 0

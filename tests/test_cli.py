@@ -11,7 +11,7 @@ import pytest
 from mmlib import cli, paths
 from mmlib.config import ContinueConfig, TrainConfig
 
-COMMANDS = ["run", "train", "evaluate", "report"]
+COMMANDS = ["run", "train", "evaluate", "report", "shard"]
 HEAVY = ("torch", "torchvision", "numpy", "pandas", "matplotlib", "papermill", "scipy", "lightning_fabric")
 TINY = """\
 run: tiny
@@ -92,6 +92,7 @@ print(sorted(set(sys.modules) & set({HEAVY})))
         (["train"], "the following arguments are required: params"),
         (["train", "a.yaml", "-p", "lr"], "expected 2 arguments"),
         (["report", "demo", "-p", "lr", "1"], "unrecognized arguments"),
+        (["shard"], "the following arguments are required: --out"),
     ],
 )
 def test_wrong_words_end_with_2(capsys, words, said):
@@ -287,3 +288,36 @@ def test_train_continue_and_evaluate(capsys, write, tiny_place):
     said = capsys.readouterr()
     assert "standard" in said.out
     assert "child" in said.out
+
+
+def test_shard_writes_the_data_of_a_parameter_file(capsys, write, tmp_path):
+    out = tmp_path / "out"
+    words = ["shard", write("a.yaml", TINY), "-p", "shapes_val", "2", "--out", str(out)]
+    assert cli.main([*words, "--samples-per-shard", "8"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[:3] for line in said[:-1]] == [
+        ["train-000000.tar", "8 images", "40 captions"],
+        ["train-000001.tar", "4 images", "20 captions"],
+        ["val-000000.tar", "2 images", "10 captions"],
+        ["test-000000.tar", "4 images", "20 captions"],
+    ]
+    assert said[-1] == f"complete: {paths.shown(out)}"
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["shards.json", *(line.split("  ")[0] for line in said[:-1])]
+    )
+    assert cli.main(words) == 2
+    assert "found finished ones in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-p", "dataset", "shards"], "found dataset 'shards', which are some"),
+        (["-p", "shapes_trian", "4"], "shapes_trian = 4: unknown parameter; did you mean 'shapes_train'?"),
+        (["--samples-per-shard", "0"], "--samples-per-shard: expected at least 1, found 0"),
+    ],
+)
+def test_what_cannot_be_sharded_ends_with_2(capsys, tmp_path, words, said):
+    assert cli.main(["shard", *words, "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

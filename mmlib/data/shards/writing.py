@@ -1,0 +1,161 @@
+"""Writing a data set as webdataset shards: tar files that this and other tools can stream."""
+
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mmlib.data.atomic import write_text_atomic
+from mmlib.data.dataset import Dataset, ImageSource, Split
+from mmlib.data.image_folder import ImageFolder
+from mmlib.data.shards.index import FORMAT, MANIFEST, run_lengths
+from mmlib.data.shards.source import TarImages
+from mmlib.paths import from_root, shown
+
+SAMPLES_PER_SHARD = 1_000
+_NAME = re.compile(r"(train|val|test)-[0-9]{6}\.tar")
+
+
+def write_shards(
+    dataset: Dataset, folder: str | os.PathLike, *, samples_per_shard: int = SAMPLES_PER_SHARD
+) -> dict:
+    """Writes a data set as `train-000000.tar`, `val-…`, `test-…` and `shards.json`.
+
+    Each image is one sample: its file's bytes as `.jpg` where the source reads files, else a lossless
+    `.png`; a `.json` with name, captions (all, as published), data set and fingerprint; a `.txt` with
+    the first caption.  Images keep their order.  The same data give the same bytes.  Each file is
+    complete or not there; `shards.json`, which says that all are, is written last.
+
+    Args:
+        dataset: any loaded data set.
+        folder: made if it is not there; a relative path is read from the repository's root.
+        samples_per_shard: images of a shard; the last one of a split may have fewer.
+
+    Returns:
+        What `shards.json` says: data set, and captions and bytes of each shard.
+
+    Raises:
+        FileExistsError: the folder holds shards that this call would not write, or a `shards.json`.
+        ValueError: an image without a caption; fewer than 1 sample per shard; nothing to write.
+        OSError: an image that cannot be read, or the folder cannot be written to.
+    """
+    folder = from_root(folder)
+    if samples_per_shard < 1:
+        raise ValueError(f"expected at least 1 sample per shard, found {samples_per_shard}")
+    shards = list(_shards(dataset, samples_per_shard))
+    if not shards:
+        raise ValueError(f"expected images to write, found none in data set {dataset.name!r}")
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_folder(folder, [name for name, _, _ in shards])
+    captions = {split: _captions_by_image(dataset, dataset.splits[split]) for split in dataset.splits}
+    listed = {}
+    bar = tqdm(total=len(dataset.images()), desc=f"writing {dataset.name}", unit="image", disable=None)
+    with bar:
+        for name, split, rows in shards:
+            size = _write_shard(folder / name, dataset, split, rows, captions[split.name], bar)
+            counts = np.array([len(captions[split.name][row]) for row in rows], dtype=np.int64)
+            listed[name] = {
+                "split": split.name,
+                "samples": len(rows),
+                "captions": int(counts.sum()),
+                "bytes": size,
+                "captions_per_sample": run_lengths(counts),
+            }
+    manifest = {"format": FORMAT, "dataset": dataset.identity, "shards": listed}
+    write_text_atomic(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    return manifest
+
+
+def _shards(dataset: Dataset, samples_per_shard: int) -> Iterator[tuple[str, Split, range]]:
+    """Name, split and image rows of each shard."""
+    for split in dataset.splits.values():
+        for number, start in enumerate(range(0, len(split.images), samples_per_shard)):
+            stop = min(start + samples_per_shard, len(split.images))
+            yield f"{split.name}-{number:06d}.tar", split, range(start, stop)
+
+
+def _check_folder(folder: Path, names: list[str]) -> None:
+    there = {path.name for path in folder.iterdir()}
+    if MANIFEST in there:
+        raise FileExistsError(
+            f"expected a folder to write shards to, found finished ones in {shown(folder)}; choose another"
+            f" folder, or delete its {MANIFEST} to write them again"
+        )
+    strange = sorted(name for name in there - set(names) if _NAME.fullmatch(name))
+    if strange:
+        raise FileExistsError(
+            f"expected a folder without other shards, found {strange[0]} ({len(strange)} in all) in"
+            f" {shown(folder)}, which would be taken for a part of these; choose another folder"
+        )
+
+
+def _captions_by_image(dataset: Dataset, split: Split) -> list[list[str]]:
+    captions: list[list[str]] = [[] for _ in split.images]
+    for caption, row in zip(split.captions, split.image_of_caption_M.tolist()):
+        captions[row].append(caption)
+    silent = [image for image, texts in zip(split.images, captions) if not texts]
+    if silent:
+        raise ValueError(
+            f"expected a caption of every image, found none of {silent[0]!r} in {split.name} of"
+            f" {dataset.name!r} ({len(silent)} in all); shards hold pairs: leave such images out"
+        )
+    return captions
+
+
+def _write_shard(
+    path: Path, dataset: Dataset, split: Split, rows: range, captions: list[list[str]], bar: tqdm
+) -> int:
+    """Writes one shard, whole or not at all; returns its size in bytes."""
+    from webdataset import TarWriter
+
+    temporary = path.with_name(f"{path.name}.part")
+    try:
+        with open(temporary, "wb") as file:
+            with TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False) as writer:
+                for row in rows:
+                    suffix, content = _image_bytes(dataset.source, split.images[row])
+                    facts = {
+                        "name": split.images[row],
+                        "captions": captions[row],
+                        "dataset": dataset.name,
+                        "fingerprint": dataset.fingerprint,
+                    }
+                    writer.write(
+                        {
+                            "__key__": f"{row:09d}",
+                            suffix: content,
+                            "json": json.dumps(facts, ensure_ascii=False).encode(),
+                            "txt": captions[row][0].encode(),
+                        }
+                    )
+                    bar.update()
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path.stat().st_size
+
+
+def _image_bytes(source: ImageSource, name: str) -> tuple[str, bytes]:
+    """Suffix and bytes of an image's file, or of a PNG of it where there is no file."""
+    if isinstance(source, ImageFolder):
+        return "jpg", (source.folder / name).read_bytes()
+    if isinstance(source, TarImages):
+        content = source.read(name)
+        return _suffix_of(content), content
+    file = io.BytesIO()
+    source.load(name).save(file, format="PNG")
+    return "png", file.getvalue()
+
+
+def _suffix_of(content: bytes) -> str:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content)) as image:
+        return {"PNG": "png", "WEBP": "webp"}.get(image.format, "jpg")
