@@ -7,6 +7,8 @@ Caption → text → text memory ┘
 An absent modality enters the fusion as a zero vector with presence bit 0, so images alone,
 captions alone, and pairs all pass through the same weights.
 
+Without a memory the two encoders stand alone (`DualEncoder`), to measure what the memory is worth.
+
 Shapes: B items, D latent width, E = 2·D + 2, S slots.
 """
 
@@ -16,7 +18,6 @@ import torch
 from torch import nn
 
 from mmlib.model.memory import MemoryBlock
-from mmlib.model.towers import ImageEncoder, TextEncoder
 
 CENTRAL_WRITE_TOP, MODALITY_WRITE_TOP = 8, 4  # slots changed by one test-time write (reference)
 MODALITIES = ("image", "text")
@@ -30,42 +31,69 @@ class SlotReads:
     central_BS: torch.Tensor
 
 
-class MemoryNetwork(nn.Module):
-    """The network of the reference experiment; every size is a parameter.
+class DualEncoder(nn.Module):
+    """Two encoders whose vectors are compared as they are: the network without its memory.
 
     Args:
-        vocabulary: number of token ids, padding included.
-        max_tokens: longest caption in tokens.
-        image_size, patch_size: pixels; the patch must divide the image.
+        image_encoder: pixels (B, 3, H, W), or features of a frozen backbone → (B, D).
+        text_encoder: token ids (B, L), or features, and lengths (B,) → (B, D).
+    """
+
+    def __init__(self, image_encoder: nn.Module, text_encoder: nn.Module):
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+
+    def forward(
+        self, image: torch.Tensor, tokens: torch.Tensor, length_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents of B images and of B captions, each read alone, (B, D) and (B, D)."""
+        return self.embed_images(image), self.embed_captions(tokens, length_B)
+
+    def embed_images(self, image: torch.Tensor, write: bool = False) -> torch.Tensor:
+        """Latent of images alone, (B, D), not normalised.
+
+        `write` then writes the batch into the slots (test time, `memory_write=True` only); what is
+        returned was read before the write.
+        """
+        return self._embed("image", self.image_encoder(image), write)
+
+    def embed_captions(
+        self, tokens: torch.Tensor, length_B: torch.Tensor, write: bool = False
+    ) -> torch.Tensor:
+        """Latent of captions alone, (B, D), not normalised; `write` as in `embed_images`."""
+        return self._embed("text", self.text_encoder(tokens, length_B), write)
+
+    def _embed(self, modality: str, encoded_BD: torch.Tensor, write: bool) -> torch.Tensor:
+        return encoded_BD
+
+
+class MemoryNetwork(DualEncoder):
+    """The network of the reference experiment on any two encoders; every size is a parameter.
+
+    Args:
+        image_encoder, text_encoder: as of `DualEncoder`.
         latent_dim: D, width of everything; `num_heads` must divide it.
-        num_layers, num_heads, mlp_ratio, dropout: of both transformer encoders.
+        num_heads: of the reads of the memory.
+        dropout: of fusion and feedback.
         memory_slots: S of the central memory; each modality has S // 2.
         feedback_steps: rounds of z ← z + f(z), z ← central read of z.
-        padding_mask: see `TextEncoder`.
         memory_write: build the networks of the test-time write.
     """
 
     def __init__(
         self,
-        vocabulary: int,
-        max_tokens: int,
-        image_size: int,
-        patch_size: int = 16,
+        image_encoder: nn.Module,
+        text_encoder: nn.Module,
         latent_dim: int = 512,
-        num_layers: int = 4,
         num_heads: int = 8,
-        mlp_ratio: int = 4,
         dropout: float = 0.1,
         memory_slots: int = 128,
         feedback_steps: int = 2,
-        padding_mask: bool = True,
         memory_write: bool = False,
     ):
-        super().__init__()
+        super().__init__(image_encoder, text_encoder)
         D = latent_dim
-        tower = (D, num_layers, num_heads, mlp_ratio, dropout)
-        self.image_encoder = ImageEncoder(image_size, patch_size, *tower)
-        self.text_encoder = TextEncoder(vocabulary, max_tokens, *tower, padding_mask)
         modality_top, central_top = (MODALITY_WRITE_TOP, CENTRAL_WRITE_TOP) if memory_write else (0, 0)
         self.modality_memory = nn.ModuleDict(
             {m: MemoryBlock(memory_slots // 2, D, num_heads, modality_top) for m in MODALITIES}
@@ -82,26 +110,6 @@ class MemoryNetwork(nn.Module):
         self.central_memory = MemoryBlock(memory_slots, D, num_heads, central_top)
         self.feedback = nn.Sequential(nn.Linear(D, D), nn.LayerNorm(D), nn.ReLU(), nn.Dropout(dropout))
         self.feedback_steps = feedback_steps
-
-    def forward(
-        self, image_BCHW: torch.Tensor, tokens_BL: torch.Tensor, length_B: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Central latents of B images and of B captions, each read alone, (B, D) and (B, D)."""
-        return self.embed_images(image_BCHW), self.embed_captions(tokens_BL, length_B)
-
-    def embed_images(self, image_BCHW: torch.Tensor, write: bool = False) -> torch.Tensor:
-        """Central latent of images alone, (B, D), not normalised.
-
-        `write` then writes the batch into the slots (test time, `memory_write=True` only); what is
-        returned was read before the write.
-        """
-        return self._embed("image", self.image_encoder(image_BCHW), write)
-
-    def embed_captions(
-        self, tokens_BL: torch.Tensor, length_B: torch.Tensor, write: bool = False
-    ) -> torch.Tensor:
-        """Central latent of captions alone, (B, D), not normalised; `write` as in `embed_images`."""
-        return self._embed("text", self.text_encoder(tokens_BL, length_B), write)
 
     def _embed(self, modality: str, encoded_BD: torch.Tensor, write: bool) -> torch.Tensor:
         item_BD = self.modality_memory[modality](encoded_BD)

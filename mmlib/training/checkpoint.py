@@ -13,6 +13,7 @@ import uuid
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,30 @@ FORMAT = 1
 ARCHITECTURE = (*ModelConfig.model_fields, "image_size", "max_tokens")
 
 
+def on_cpu(content: Any) -> Any:
+    """A copy of nested dicts, lists and tuples with every tensor copied to the host's memory.
+
+    Training may go on and change the originals while the copy is written.
+    """
+    if isinstance(content, torch.Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, dict):
+        return {key: on_cpu(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(on_cpu(value) for value in content)
+    return content
+
+
+def checkpoint_bytes(content: dict) -> memoryview:
+    """`content` as the bytes of a checkpoint file.
+
+    Serialised in memory first: torch's own writer turns a full disk into an internal error.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)
+    return buffer.getbuffer()
+
+
 def save_checkpoint(path: Path, content: dict) -> None:
     """Writes `content` under `path`; whatever goes wrong, the file is the old one or the new one.
 
@@ -31,10 +56,7 @@ def save_checkpoint(path: Path, content: dict) -> None:
         OSError: the disk is full or the folder cannot be written; the message says that the
             previous checkpoint is intact.
     """
-    # Serialised in memory first: torch's own writer turns a full disk into an internal error.
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **content}, buffer)
-    write_bytes_atomic(path, buffer.getbuffer())
+    write_bytes_atomic(path, checkpoint_bytes(content))
 
 
 def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
@@ -62,7 +84,7 @@ def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
 
 
 def load_checkpoint(path: Path) -> dict:
-    """Reads what `save_checkpoint` wrote, on the CPU; nothing in the file can run code.
+    """Reads a checkpoint file, on the CPU; nothing in the file can run code.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -158,6 +180,12 @@ def load_weights(path: Path, module: torch.nn.Module, state: dict) -> None:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"{paths.shown(path)} does not fit the model: {'; '.join(wrong[:3])}{more}")
     module.load_state_dict(state)
+
+
+def evaluated_weights(content: dict) -> dict:
+    """The weights that a checkpoint's validation metrics are of: the moving average where there is one."""
+    average = content.get("average")
+    return content["model"] | (average["average"] if average else {})
 
 
 def rng_state() -> dict:

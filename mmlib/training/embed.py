@@ -11,11 +11,16 @@ from mmlib.data import Tokenizer
 from mmlib.data.batches import SplitTensors
 from mmlib.metrics import RetrievalRanks, retrieval_ranks
 from mmlib.model import MemoryNetwork
+from mmlib.training.processes import Processes
 
 
 @torch.no_grad()
 def embed_split(
-    model: MemoryNetwork, data: SplitTensors, batch_size: int = 250, write: bool = False
+    model: MemoryNetwork,
+    data: SplitTensors,
+    batch_size: int = 250,
+    write: bool = False,
+    processes: Processes | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeddings of a split's images (N, D) and captions (M, D), float32, dropout off.
 
@@ -26,28 +31,38 @@ def embed_split(
         data: the split, on the model's device.
         batch_size: items at once; embeddings do not depend on it beyond rounding.
         write: write each batch into the memory after reading it (changes the model's slots).
+        processes: encode the batches between them; which one encodes a batch changes nothing, so the
+            embeddings are those of a single process to the bit.  Not with `write`.
     """
     was_training = model.training
     model.eval()
     try:
-        image_ND = torch.cat(
-            [
-                model.embed_images(data.image_batch(index_B), write=write).float()
-                for index_B in torch.arange(data.images).split(batch_size)
-            ]
+        image_ND = _of_all(
+            torch.arange(data.images).split(batch_size),
+            lambda index_B: model.embed_images(data.image_batch(index_B), write=write).float(),
+            processes,
         )
         order_M = torch.argsort(data.length_M.cpu(), stable=True)
-        sorted_MD = torch.cat(
-            [
-                model.embed_captions(*data.caption_batch(index_B), write=write).float()
-                for index_B in order_M.split(batch_size)
-            ]
+        sorted_MD = _of_all(
+            order_M.split(batch_size),
+            lambda index_B: model.embed_captions(*data.caption_batch(index_B), write=write).float(),
+            processes,
         )
         text_MD = torch.empty_like(sorted_MD)
         text_MD[order_M.to(sorted_MD.device)] = sorted_MD
     finally:
         model.train(was_training)
     return image_ND, text_MD
+
+
+def _of_all(batches: Sequence[torch.Tensor], embed, processes: Processes | None) -> torch.Tensor:
+    """The embeddings of all batches in order, each batch encoded by one process."""
+    if processes is None or processes.count == 1:
+        return torch.cat([embed(index_B) for index_B in batches])
+    own = [embed(index_B).cpu() for index_B in batches[processes.rank :: processes.count]]
+    parts = processes.collect(own)
+    in_order = [parts[i % processes.count][i // processes.count] for i in range(len(batches))]
+    return torch.cat(in_order).to(processes.device)
 
 
 @torch.no_grad()
@@ -69,7 +84,9 @@ def embed_captions(
     )
 
 
-def rank_split(model: MemoryNetwork, data: SplitTensors, batch_size: int = 250) -> RetrievalRanks:
-    """Ranks of a split under the standard protocol."""
-    image_ND, text_MD = embed_split(model, data, batch_size)
+def rank_split(
+    model: MemoryNetwork, data: SplitTensors, processes: Processes | None = None, batch_size: int = 250
+) -> RetrievalRanks:
+    """Ranks of a split under the standard protocol, the same in every process."""
+    image_ND, text_MD = embed_split(model, data, batch_size, processes=processes)
     return retrieval_ranks(image_ND, text_MD, data.split.image_of_caption_M)

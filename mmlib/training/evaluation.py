@@ -20,7 +20,13 @@ from mmlib.data.batches import SplitTensors
 from mmlib.data.judgements import find_judgements
 from mmlib.metrics import RetrievalRanks, paired_ranks, retrieval_ranks, summarise
 from mmlib.model import MemoryNetwork, build_model
-from mmlib.training.checkpoint import check_fits, load_checkpoint, load_weights, write_bytes_atomic
+from mmlib.training.checkpoint import (
+    check_fits,
+    evaluated_weights,
+    load_checkpoint,
+    load_weights,
+    write_bytes_atomic,
+)
 from mmlib.training.diagnose import diagnose, write_diagnosis, write_queries
 from mmlib.training.embed import embed_captions, embed_split
 from mmlib.training.runs import read_json, require_complete, run_folder, stored_config, write_json
@@ -54,8 +60,8 @@ def load_run(run: str, checkpoint: str, device: torch.device) -> LoadedRun:
     path = run_folder(run) / f"{checkpoint}.pt"
     content = load_checkpoint(path)
     check_fits(path, content, config.model_dump(), tokenizer.fingerprint)
-    model = build_model(config, tokenizer.size)
-    load_weights(path, model, content["model"])
+    model = build_model(config, tokenizer.size, load_pretrained=False)
+    load_weights(path, model, evaluated_weights(content))
     return LoadedRun(config, model.to(device).eval(), tokenizer, content["position"]["epoch"] - 1)
 
 

@@ -3,11 +3,15 @@
 Every epoch: pairs in an order fixed by (seed, epoch); per step one forward, one loss, one backward,
 one clipped optimizer step; then validation, history, checkpoints.  All that the next step depends
 on is in the checkpoint, so that a run that goes on equals one that never stopped, bit for bit.
+
+Several processes take equal shares of each batch; the loss is that of the whole batch.
 """
 
+import contextlib
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -17,12 +21,24 @@ from tqdm import tqdm
 
 from mmlib.config import TrainConfig
 from mmlib.data import Tokenizer
-from mmlib.data.batches import SplitTensors
+from mmlib.data.batches import Batch, PairSource, SplitTensors
 from mmlib.metrics import summarise
-from mmlib.model import InfoNCE, MemoryNetwork
-from mmlib.training.checkpoint import rng_state, save_checkpoint, set_rng_state, write_bytes_atomic
+from mmlib.model import DualEncoder
+from mmlib.training.averaging import WeightAverage
+from mmlib.training.background import BackgroundWriter
+from mmlib.training.checkpoint import (
+    checkpoint_bytes,
+    evaluated_weights,
+    on_cpu,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+    write_bytes_atomic,
+)
 from mmlib.training.embed import rank_split
-from mmlib.training.optimisation import learning_rate
+from mmlib.training.gradient_cache import cached_backward, fabric_push
+from mmlib.training.optimisation import learning_rate, optimizer_names
+from mmlib.training.processes import Processes
 from mmlib.training.runs import RunFolder
 from mmlib.training.stopping import StopRequest, stop_requests
 from mmlib.training.watch import LossWatch, check_weights
@@ -36,7 +52,7 @@ class Position:
 
     epoch: int
     step: int = 0
-    loss_sum: float = 0.0  # over the pairs of the epoch so far
+    loss_sums: list[float] = field(default_factory=list)  # over the epoch's pairs so far, by process
     pairs: int = 0
     seconds: float = 0.0
     first_lr: float = 0.0
@@ -57,26 +73,33 @@ class Training:
     folder: RunFolder
     config: TrainConfig
     fabric: Fabric
-    model: MemoryNetwork
-    loss: InfoNCE
+    model: DualEncoder
+    loss: torch.nn.Module
     optimizer: torch.optim.Optimizer
     tokenizer: Tokenizer
-    train_data: SplitTensors
+    source: PairSource
     val_data: SplitTensors
     phase: int  # 1 for a first phase, one more than the parent's for a continued run
     parent_epoch: int  # the epoch that this phase starts after; 0 for a first phase
     log: Callable[[str], None]
+    compiled: bool = False
     position: Position = field(init=False)
     best: Best = field(default_factory=Best)
     saved_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self):
         self.position = Position(self.parent_epoch + 1)
-        # Fabric's wrappers bring precision and, later, other processes; the plain modules keep the
-        # names of the weights.
-        self.forward = self.fabric.setup_module(self.model)
+        self.processes = Processes.of(self.fabric)
+        # Fabric's wrappers bring precision and other processes; the plain modules keep the names of
+        # the weights.
+        self.model.to(self.fabric.device)
+        self.forward = self.fabric.setup_module(
+            torch.compile(self.model, dynamic=False) if self.compiled else self.model
+        )
         self.loss.to(self.fabric.device)
         self.stepper = self.fabric.setup_optimizers(self.optimizer)
+        self.average = WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
+        self.writer = BackgroundWriter()
 
     @property
     def last_epoch(self) -> int:
@@ -92,60 +115,119 @@ class Training:
             KeyboardInterrupt: asked to stop (Ctrl-C or SIGTERM); a checkpoint of this moment is written.
             OSError: a checkpoint could not be written; the previous one is intact.
         """
-        with stop_requests() as stop:
-            while self.position.epoch <= self.last_epoch:
-                self._run_epoch(stop)
+        try:
+            with stop_requests() as stop:
+                while self.position.epoch <= self.last_epoch:
+                    self._run_epoch(stop)
+                self.writer.finish()
+        finally:
+            self.writer.close()
 
     def _run_epoch(self, stop: StopRequest) -> None:
-        position, config = self.position, self.config
-        order_P = self.train_data.epoch_order(config.seed, position.epoch, config.captions_per_image)
-        batches = order_P.split(config.batch_size)
-        watch = LossWatch(self.fabric.device, position.loss_sum, position.pairs)
+        position = self.position
+        steps = self.source.steps(position.epoch)
+        watch = LossWatch(self.fabric.device, self._own_loss_sum(), position.pairs)
         started = time.monotonic() - position.seconds
         self.forward.train()
-        for step in self._progress(range(position.step, len(batches)), len(batches)):
-            self._set_learning_rate(step, len(batches))
-            watch.add(self._step(batches[step]), len(batches[step]), step, self.lr)
+        batches = self.source.batches(position.epoch, position.step)
+        for step, batch in zip(self._progress(range(position.step, steps), steps), batches):
+            self._set_learning_rate(step, steps)
+            watch.add(self._step(batch), batch.size, step, self.lr)
             position.step = step + 1
-            # Asked once: a request that comes between two questions would stop without a checkpoint.
-            stopping = stop.requested
-            save = stopping or self._checkpoint_is_due()
-            if save or position.step % CHECK_EVERY == 0 or position.step == len(batches):
-                watch.check(position.epoch)
+            looks = position.step % CHECK_EVERY == 0 or position.step == steps
+            stopping, save = self._what_now(stop, looks)
+            if save or looks:
+                watch.check(position.epoch, self.processes)
             if save:
                 check_weights(self.model, position.epoch, position.step, self.lr)
                 position.seconds = time.monotonic() - started
-                position.loss_sum, position.pairs = watch.totals()
-                self._save("last.pt")
+                position.loss_sums, position.pairs = watch.totals(self.processes)
+                self._save_last()
             if stopping:
+                self.writer.finish()
                 raise KeyboardInterrupt
-        position.loss_sum, position.pairs = watch.totals()
-        self._finish_epoch(started, len(batches))
+        position.loss_sums, position.pairs = watch.totals(self.processes)
+        self._finish_epoch(started, steps)
 
-    def _step(self, caption_B: torch.Tensor) -> torch.Tensor:
-        batch = self.train_data.pairs(caption_B)
-        image_BD, text_BD = self.forward(batch.image_BCHW, batch.tokens_BL, batch.length_B)
-        loss = self.loss(image_BD, text_BD, batch.image_id_B)
+    def _own_loss_sum(self) -> float:
+        """What this process goes on adding to; with another number of them than before, the first one all."""
+        sums = self.position.loss_sums
+        if len(sums) != self.processes.count:
+            sums = [math.fsum(sums)] + [0.0] * (self.processes.count - 1)
+        return sums[self.processes.rank]
+
+    def _what_now(self, stop: StopRequest, looks: bool) -> tuple[bool, bool]:
+        """Whether to stop and whether to save: process 0 decides for all, where all look together."""
+        # Asked once: a request that comes between two questions would stop without a checkpoint.
+        stopping = stop.requested
+        save = stopping or self._checkpoint_is_due()
+        if self.processes.count == 1:
+            return stopping, save
+        if not looks:
+            return False, False
+        stopping, save = self.processes.agree((stopping, save))
+        return stopping, save
+
+    def _step(self, batch: Batch) -> torch.Tensor:
         self.stepper.zero_grad(set_to_none=True)
-        self.fabric.backward(loss)
+        loss = self._backward_in_chunks(batch) if self.config.chunk_size else self._backward(batch)
+        self.processes.sum_gradients(self.loss.parameters())
         if self.config.clip_norm:
             # An infinite gradient is the scaler's business in fp16, and the loss's otherwise.
             self.fabric.clip_gradients(
                 self.forward, self.stepper, max_norm=self.config.clip_norm, error_if_nonfinite=False
             )
         self.stepper.step()
+        if self.average:
+            self.average.update(self.model)
         return loss.detach()
+
+    def _backward(self, batch: Batch) -> torch.Tensor:
+        loss = self._loss(*self.forward(batch.image, batch.tokens, batch.length_R), batch)
+        self.fabric.backward(loss * self.processes.count)
+        return loss
+
+    def _backward_in_chunks(self, batch: Batch) -> torch.Tensor:
+        parts = (batch.image, batch.tokens, batch.length_R)
+        chunks = list(zip(*(part.split(self.config.chunk_size) for part in parts)))
+
+        def sync(last: bool) -> contextlib.AbstractContextManager:
+            return self.fabric.no_backward_sync(self.forward, enabled=not last and self.processes.count > 1)
+
+        return cached_backward(
+            lambda chunk: self.forward(*chunk),
+            chunks,
+            lambda image_RD, text_RD: self._loss(image_RD, text_RD, batch),
+            lambda loss: self.fabric.backward(loss * self.processes.count),
+            fabric_push(self.fabric),
+            last_chunk=sync,
+        )
+
+    def _loss(self, image_RD: torch.Tensor, text_RD: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """This process's part of the loss of the whole batch; the parts add up to it.
+
+        The wrapper of several processes takes the mean of their gradients, so what goes backward is
+        the part times their number.
+        """
+        processes, real = self.processes, batch.rows
+        image_BD, text_BD, image_id_B = (
+            processes.gather(x[:real], batch.size) for x in (image_RD, text_RD, batch.image_id_R)
+        )
+        rows = processes.rows(batch.size)
+        return self.loss(image_BD, text_BD, image_id_B, rows)
 
     @property
     def lr(self) -> float:
-        """The learning rate of the last step."""
-        return self.optimizer.param_groups[0]["lr"]
+        """The base learning rate of the last step, without the scales of groups."""
+        group = self.optimizer.param_groups[0]
+        return group["lr"] / group["scale"]
 
     def _set_learning_rate(self, step: int, steps: int) -> None:
         epoch_of_phase = self.position.epoch - self.parent_epoch - 1
         lr = learning_rate(self.config, epoch_of_phase, step, steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["scale"]
+        self.loss.set_progress(epoch_of_phase + step / steps)
         if step == 0:
             self.position.first_lr = lr
 
@@ -153,38 +235,39 @@ class Training:
         position = self.position
         trained = time.monotonic() - started
         check_weights(self.model, position.epoch, position.step, self.lr)
-        val = {"split": "val", **summarise(rank_split(self.model, self.val_data))}
+        with self._evaluated_weights():
+            val = {"split": "val", **summarise(rank_split(self.model, self.val_data, self.processes))}
         row = {
             "epoch": position.epoch,
             "phase": self.phase,
             "run": self.folder.name,
             "lr": position.first_lr,
             "steps": steps,
-            "train_loss": position.loss_sum / position.pairs,
+            "train_loss": math.fsum(position.loss_sums) / position.pairs,
             "temperature": self.loss.temperature,
             "val": val,
             "seconds": round(time.monotonic() - started, 3),
             "pairs_per_s": round(position.pairs / trained, 1),
+            **self.source.report(),
         }
         improved = val[self.config.select_by] > self.best.value
         if improved:
             self.best = Best(position.epoch, val[self.config.select_by])
         self.position = Position(position.epoch + 1)
-        if improved:
-            self._save("best.pt")
-            write_bytes_atomic(
-                self.folder.path / "model.safetensors",
-                safetensors_bytes({k: v.contiguous() for k, v in self.model.state_dict().items()}),
-            )
-        self.folder.append_history(row)
-        self._save("last.pt")
-        self.folder.write_status("running", position.epoch, self.last_epoch)
-        self.log(epoch_line(row, self.last_epoch, improved))
+        self._save_epoch(row, improved)
+        if self.processes.writes:
+            self.log(epoch_line(row, self.last_epoch, improved))
+
+    def _evaluated_weights(self) -> contextlib.AbstractContextManager:
+        """The weights that are validated and published: the moving average where there is one."""
+        return self.average.applied(self.model) if self.average else contextlib.nullcontext()
 
     def _checkpoint_is_due(self) -> bool:
+        if self.config.checkpoint_steps:
+            return self.position.step % self.config.checkpoint_steps == 0
         return time.monotonic() - self.saved_at >= self.config.checkpoint_seconds
 
-    def _progress(self, steps: range, total: int):
+    def _progress(self, steps: range, total: int) -> Iterator[int]:
         return tqdm(
             steps,
             desc=f"epoch {self.position.epoch}/{self.last_epoch}",
@@ -192,12 +275,41 @@ class Training:
             total=total,
             unit="step",
             leave=False,
-            disable=not sys.stderr.isatty(),
+            disable=not (self.processes.writes and sys.stderr.isatty()),
         )
 
-    def _save(self, name: str) -> None:
-        save_checkpoint(
-            self.folder.path / name,
+    def _save_last(self) -> None:
+        """Copies what must be kept; another thread writes it."""
+        content, path = self._content(), self.folder.path / "last.pt"
+        if self.processes.writes:
+            self.writer.submit(lambda: save_checkpoint(path, content))
+        self.saved_at = time.monotonic()
+
+    def _save_epoch(self, row: dict, improved: bool) -> None:
+        """The end of an epoch on disk, in an order that a kill at any moment leaves consistent."""
+        content = self._content()
+        if not self.processes.writes:
+            return
+        weights = evaluated_weights(content)
+        folder, last_epoch = self.folder, self.last_epoch
+
+        def write() -> None:
+            data = checkpoint_bytes(content)
+            if improved:
+                write_bytes_atomic(folder.path / "best.pt", data)
+                tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+                write_bytes_atomic(folder.path / "model.safetensors", safetensors_bytes(tensors))
+            folder.append_history(row)
+            write_bytes_atomic(folder.path / "last.pt", data)
+            folder.write_status("running", row["epoch"], last_epoch)
+
+        self.writer.submit(write)
+        self.saved_at = time.monotonic()
+
+    def _content(self) -> dict:
+        """A copy of all that the run goes on from; a call of all processes together."""
+        states = self.processes.collect(rng_state())
+        return on_cpu(
             {
                 "config": self.config.model_dump(mode="json"),
                 "tokenizer": self.tokenizer.state,
@@ -207,22 +319,34 @@ class Training:
                 "position": asdict(self.position),
                 "best": asdict(self.best),
                 "model": self.model.state_dict(),
+                "average": self.average.state_dict() if self.average else None,
                 "loss": self.loss.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "optimizer_names": optimizer_names(self.optimizer, (self.model, self.loss)),
                 "precision": self.fabric.strategy.precision.state_dict(),
-                "rng": rng_state(),
-            },
+                "rng": states[0],
+                "rng_of_others": states[1:],
+            }
         )
-        self.saved_at = time.monotonic()
 
     def restore(self, content: dict) -> None:
-        """Goes on where `content` (a checkpoint of this run) was written."""
+        """Goes on where `content` (a checkpoint of this run) was written.
+
+        With another number of processes than then, those that are new start their random state anew.
+        """
         self.optimizer.load_state_dict(content["optimizer"])
         if content["precision"]:
             self.fabric.strategy.precision.load_state_dict(content["precision"])
+        if self.average:
+            self.average.load_state_dict(content["average"])
         self.position = Position(**content["position"])
         self.best = Best(**content["best"])
-        set_rng_state(content["rng"])
+        states = [content["rng"], *content.get("rng_of_others", [])]
+        if self.processes.rank < len(states):
+            set_rng_state(states[self.processes.rank])
+        else:
+            position = self.position
+            torch.manual_seed((position.epoch << 40) + (position.step << 16) + self.processes.rank)
 
 
 def epoch_line(row: dict, last_epoch: int, improved: bool) -> str:

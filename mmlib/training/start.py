@@ -6,24 +6,28 @@ Everything that can be wrong with the input is found before the run folder is to
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from lightning_fabric import Fabric, seed_everything
+from lightning_fabric.strategies import DDPStrategy
 
 from mmlib.config import ParameterError, TrainConfig, build, continued, differences
-from mmlib.data import Dataset, Tokenizer, load_dataset, open_store, tokenizer_for
-from mmlib.data.batches import SplitTensors
-from mmlib.model import build_loss, build_model
+from mmlib.data import Dataset, Tokenizer, load_dataset, tokenizer_for
+from mmlib.data.batches import PairSource
+from mmlib.model import build_loss, build_model, load_learned
 from mmlib.params import training_of
 from mmlib.training import environment
-from mmlib.training.checkpoint import check_fits, load_checkpoint, load_weights
+from mmlib.training.assembly import training_data
+from mmlib.training.checkpoint import check_fits, evaluated_weights, load_checkpoint, load_weights
 from mmlib.training.loop import Training
 from mmlib.training.optimisation import build_optimizer, keep_optimizer_state
+from mmlib.training.processes import Processes, check_divides, process_count, processes_per_machine
 from mmlib.training.runs import (
+    RunFolder,
     open_run,
     read_history,
     read_json,
@@ -34,6 +38,7 @@ from mmlib.training.runs import (
     write_json,
 )
 
+COMPILE_STEPS = 10_000  # a step gains some 10 ms by compiling, which itself takes about a minute
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 Log = Callable[[str], None]
 
@@ -136,51 +141,78 @@ def _stored_tokenizer(run: str) -> Tokenizer:
 
 def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: str) -> list[dict]:
     lineage = parent.lineage if parent else None
+    fabric = build_fabric(config)
+    processes = Processes.of(fabric)
+    check_divides(config.batch_size, processes.count)
+    log = log if processes.writes else _silent
     if not config.overwrite and _is_finished(config, lineage, if_complete, log):
         return read_history(config.run)
-    fabric = build_fabric(config)
     dataset = load_dataset(config)
     for note in dataset.notes:
         log(f"{dataset.name}: {note}")
     _check_data(dataset, config, parent)
-    store = open_store(dataset, config.image_size, config.resize)
     tokenizer = (
         Tokenizer.from_state(parent.content["tokenizer"]) if parent else tokenizer_for(config, dataset)
     )
     seed_everything(config.seed, verbose=False)
     model, loss = build_model(config, tokenizer.size), build_loss(config)
-    data = {
-        split: SplitTensors(
-            dataset, store, tokenizer, split, config.max_tokens, config.padding_mask, fabric.device
-        )
-        for split in ("train", "val")
-    }
-    with open_run(config.run, config.overwrite) as folder:
+    source, val_data = training_data(config, dataset, tokenizer, model, processes)
+    # Nobody may find the run begun while it is still asked whether it was.
+    processes.wait()
+    with _folder(config, processes) as folder:
         last = folder.path / "last.pt"
-        resumed = load_checkpoint(last) if last.exists() else None
+        resumed = processes.agree(last.exists()) and load_checkpoint(last)
         if resumed:
             check_fits(last, resumed, config.model_dump(), tokenizer.fingerprint)
-        _load_modules(
-            last if resumed else _parent_path(parent), resumed or (parent and parent.content), model, loss
-        )
+        path = last if resumed else _parent_path(parent)
+        _load_modules(path, resumed or (parent and parent.content), model, loss, bool(resumed))
         training = Training(
             folder, config, fabric, model, loss, build_optimizer(config, (model, loss)), tokenizer,
-            data["train"], data["val"],
+            source, val_data,
             phase=1 + (parent.content["phase"] if parent else 0),
             parent_epoch=parent.epoch if parent else 0,
             log=log,
+            compiled=_compiles(config, fabric, source),
         )  # fmt: skip
+        if processes.rank:
+            torch.manual_seed(config.seed + processes.rank)  # another dropout than the first process's
         if resumed:
             training.restore(resumed)
-            folder.keep_history(training.position.epoch - 1)
+            if processes.writes:
+                folder.keep_history(training.position.epoch - 1)
             position = training.position
             log(f"run {config.run!r} goes on in epoch {position.epoch}, step {position.step + 1}")
         else:
-            _start_folder(training, parent, dataset)
+            if processes.writes:
+                _start_folder(training, parent, dataset)
             if parent and parent.optimizer_state == "keep":
-                keep_optimizer_state(training.optimizer, parent.content["optimizer"])
+                keep_optimizer_state(training.optimizer, parent.content, (model, loss))
         _run(training)
+    processes.wait()
     return read_history(config.run)
+
+
+def _silent(line: str) -> None:
+    """The log of processes that write nothing."""
+
+
+@contextlib.contextmanager
+def _folder(config: TrainConfig, processes: Processes) -> Iterator[RunFolder]:
+    """The run folder, opened for writing by one process before the others look into it."""
+    if processes.writes:
+        with open_run(config.run, config.overwrite) as folder:
+            processes.wait()
+            yield folder
+    else:
+        processes.wait()
+        yield RunFolder(run_folder(config.run))
+
+
+def _compiles(config: TrainConfig, fabric: Fabric, source: PairSource) -> bool:
+    """Whether the model is compiled; `auto` where minutes of compiling come back."""
+    if config.compile != "auto":
+        return config.compile == "on"
+    return fabric.device.type == "cuda" and source.steps(1) * config.epochs >= COMPILE_STEPS
 
 
 def _run(training: Training) -> None:
@@ -190,37 +222,58 @@ def _run(training: Training) -> None:
     def status(state: str, reason: str | None = None) -> None:
         folder.write_status(state, training.position.epoch - 1, last_epoch, reason)
 
-    status("running")
+    writes = training.processes.writes
+    if writes:
+        status("running")
     try:
         training.run()
     except BaseException as error:
-        # On a full disk the status cannot be written either; what went wrong first is what counts.
-        with contextlib.suppress(OSError):
-            if isinstance(error, KeyboardInterrupt):
-                without = " without overwrite" if training.config.overwrite else ""
-                status(
-                    "interrupted", f"stopped on request (Ctrl-C or SIGTERM); the same call{without} goes on"
-                )
-            else:
-                status("failed", f"{type(error).__name__}: {error}")
+        interrupted = isinstance(error, KeyboardInterrupt)
+        # Whichever process sees another one die says so: it may be the one that writes that died.
+        if writes or not interrupted:
+            # On a full disk the status cannot be written either; what went wrong first is what counts.
+            with contextlib.suppress(OSError):
+                if interrupted:
+                    without = " without overwrite" if training.config.overwrite else ""
+                    status(
+                        "interrupted",
+                        f"stopped on request (Ctrl-C or SIGTERM); the same call{without} goes on",
+                    )
+                else:
+                    status("failed", f"{type(error).__name__}: {error}")
         raise
-    status("complete")
+    if writes:
+        status("complete")
 
 
 def build_fabric(config) -> Fabric:
-    """Device and precision.
+    """Device, precision and, under torchrun, the processes of this training.
 
     Raises:
-        ParameterError: a GPU is asked for and there is none, or fp16 without a GPU.
+        ParameterError: a GPU is asked for and there is none, fewer GPUs than processes, or fp16 without
+            a GPU.
     """
-    cuda = torch.cuda.is_available()
-    if config.device == "cuda" and not cuda:
+    gpus = torch.cuda.device_count()
+    if config.device == "cuda" and not gpus:
         raise ParameterError("device: expected a CUDA GPU, found none; use device='auto' or 'cpu'")
-    device = "cuda" if cuda and config.device != "cpu" else "cpu"
+    device = "cuda" if gpus and config.device != "cpu" else "cpu"
     precision = getattr(config, "precision", "fp32")
     if precision == "fp16" and device == "cpu":
         raise ParameterError("precision: fp16 needs a GPU, found a CPU; use bf16 or fp32")
-    return Fabric(accelerator=device, devices=1, precision=PRECISION[precision])
+    here, everywhere = processes_per_machine(), process_count()
+    if device == "cuda" and here > gpus:
+        raise ParameterError(
+            f"expected a GPU for each of the {here} processes on this machine, found {gpus}; start fewer"
+            " (--nproc_per_node), or use device='cpu'"
+        )
+    several = {}
+    if everywhere > 1:
+        unused = getattr(config, "memory_write", False)  # the networks of the test-time write get no gradient
+        several = {"strategy": DDPStrategy(find_unused_parameters=unused), "num_nodes": everywhere // here}
+    fabric = Fabric(accelerator=device, devices=here, precision=PRECISION[precision], **several)
+    if everywhere > 1:
+        fabric.launch()
+    return fabric
 
 
 def _is_finished(config: TrainConfig, lineage: dict | None, if_complete: str, log: Log) -> bool:
@@ -271,13 +324,17 @@ def _parent_path(parent: Parent | None) -> Path | None:
 
 
 def _load_modules(
-    path: Path | None, content: dict | None, model: torch.nn.Module, loss: torch.nn.Module
+    path: Path | None, content: dict | None, model: torch.nn.Module, loss: torch.nn.Module, resumed: bool
 ) -> None:
-    if content:
+    """Weights of a checkpoint; a continued run starts from those that its parent was evaluated with."""
+    if not content:
+        return
+    if resumed:
         load_weights(path, model, content["model"])
-        # A fixed temperature is a parameter of its phase; a learned one goes on from where it is.
-        if loss.log_scale.requires_grad and content["config"]["learn_temperature"]:
-            load_weights(path, loss, content["loss"])
+        load_weights(path, loss, content["loss"])
+    else:
+        load_weights(path, model, evaluated_weights(content))
+        load_learned(loss, content["loss"], content["config"])
 
 
 def _start_folder(training: Training, parent: Parent | None, dataset: Dataset) -> None:

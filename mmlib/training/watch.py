@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from mmlib.training.processes import Processes
+
 REMEDY = "the last checkpoint is from before. Try a lower lr, a warm-up, or precision fp32"
 
 
@@ -17,7 +19,10 @@ class LossWatch:
         self.bad_lr = torch.tensor(0.0, device=device)
 
     def add(self, loss: torch.Tensor, pairs: int, step: int, lr: float) -> None:
-        """Counts the mean loss of `pairs` pairs at `step` (from 0), made at learning rate `lr`."""
+        """Counts a loss at `step` (from 0), made at learning rate `lr`.
+
+        `loss` is this process's part of the mean over `pairs` pairs; the parts add up to the mean.
+        """
         first = ~torch.isfinite(loss) & (self.bad_step < 0)
         self.bad_step = torch.where(first, step, self.bad_step)
         self.bad_value = torch.where(first, loss, self.bad_value)
@@ -25,22 +30,23 @@ class LossWatch:
         self.sum += loss.double() * pairs
         self.pairs += pairs
 
-    def check(self, epoch: int) -> None:
-        """Passes if every loss so far was finite.
+    def check(self, epoch: int, processes: Processes) -> None:
+        """Passes if every loss so far was finite, in every process.
 
         Raises:
             FloatingPointError: names the epoch, the step and the learning rate.
         """
-        step = int(self.bad_step)
-        if step >= 0:
+        seen = processes.collect([int(self.bad_step), float(self.bad_value), float(self.bad_lr)])
+        bad = [values for values in seen if values[0] >= 0]
+        if bad:
+            step, value, lr = min(bad, key=lambda values: values[0])
             raise FloatingPointError(
-                f"the loss became {float(self.bad_value)} in epoch {epoch} at step {step + 1}"
-                f" (lr {float(self.bad_lr):.3g}); {REMEDY}"
+                f"the loss became {value} in epoch {epoch} at step {step + 1} (lr {lr:.3g}); {REMEDY}"
             )
 
-    def totals(self) -> tuple[float, int]:
-        """Sum of the loss over the pairs counted so far, and their number."""
-        return float(self.sum), self.pairs
+    def totals(self, processes: Processes) -> tuple[list[float], int]:
+        """Sums of the loss over the pairs counted so far, one of each process, and the number of pairs."""
+        return processes.collect(float(self.sum)), self.pairs
 
 
 def check_weights(model: nn.Module, epoch: int, step: int, lr: float) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tiny_runs import half_written, tiny_train
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["mmlib.training"])
+SERVER.set_forkserver_preload(["mmlib.training.start", "mmlib.training.evaluation"])
 PATIENCE = 60  # seconds after which a process counts as stuck
 
 

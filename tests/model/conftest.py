@@ -2,13 +2,7 @@
 
 import pytest
 import torch
-
-from mmlib.model import MemoryNetwork
-
-SIZES = {
-    "vocabulary": 11, "max_tokens": 12, "image_size": 16, "patch_size": 8, "latent_dim": 16, "num_layers": 1,
-    "num_heads": 2, "mlp_ratio": 2, "dropout": 0.1, "memory_slots": 8, "feedback_steps": 2,
-}  # fmt: skip
+from networks import SIZES, untrained
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +17,7 @@ def network():
     """Makes a small network whose every weight is random, norms and biases too; in eval mode."""
 
     def make(**sizes):
-        model = MemoryNetwork(**SIZES | sizes).eval()
+        model = untrained(11, **SIZES | sizes).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))

@@ -7,17 +7,16 @@ import math
 
 import pytest
 import torch
+from networks import untrained
 from torch.nn import functional as F
 
 from mmlib.config import TrainConfig, build
-from mmlib.model import InfoNCE, MemoryNetwork, build_loss, build_model
+from mmlib.model import DualEncoder, InfoNCE, MemoryNetwork, build_loss, build_model
 
 REFERENCE = {
-    "vocabulary": 34,
-    "max_tokens": 77,
-    "image_size": 224,
-    "padding_mask": False,
-}  # else the defaults
+    "max_tokens": 77, "image_size": 224, "patch_size": 16, "latent_dim": 512, "num_layers": 4, "num_heads": 8,
+    "mlp_ratio": 4, "dropout": 0.1, "memory_slots": 128, "feedback_steps": 2, "padding_mask": False,
+}  # fmt: skip
 
 
 def by_hand(model, image_BD=None, text_BD=None):
@@ -76,7 +75,9 @@ def test_nothing_to_fuse_is_refused(network):
 
 
 def test_dropout_is_where_the_reference_has_it():
-    model = MemoryNetwork(**REFERENCE, patch_size=112, latent_dim=16, num_layers=1, dropout=0.25)
+    model = untrained(
+        34, **REFERENCE | {"patch_size": 112, "latent_dim": 16, "num_layers": 1, "dropout": 0.25}
+    )
     dropouts = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and m.p == 0.25]
     assert [n for n in dropouts if "encoder" not in n] == ["fusion.3", "feedback.3"]
     assert len([n for n in dropouts if "encoder" in n]) == 6  # three in each layer, as in Vaswani et al. 2017
@@ -87,7 +88,7 @@ def test_dropout_is_where_the_reference_has_it():
 
 def test_the_reference_sizes_have_the_number_of_weights_that_their_definition_gives():
     with torch.device("meta"):
-        model = MemoryNetwork(**REFERENCE)
+        model = untrained(34, **REFERENCE)
     D, L, P = 512, 77, 196
     norm, linear, attention = 2 * D, D * D + D, 4 * (D * D + D)
     layer = attention + 2 * norm + (D * 4 * D + 4 * D) + (4 * D * D + D)
@@ -104,7 +105,7 @@ def test_the_reference_sizes_have_the_number_of_weights_that_their_definition_gi
 
 def test_the_reference_recipe_starts_near_the_logarithm_of_its_batch():
     """ln 64 = 4.159 (REFERENCE §2), and a little more for what random weights make of differing items."""
-    model = MemoryNetwork(**REFERENCE | {"image_size": 32, "max_tokens": 16})  # fewer positions, same widths
+    model = untrained(34, **REFERENCE | {"image_size": 32, "max_tokens": 16})  # fewer positions, same widths
     loss = InfoNCE(0.07, identity_positives=False)
     images = F.interpolate(torch.randn(64, 3, 4, 4), size=32, mode="bicubic")
     with torch.no_grad():
@@ -192,3 +193,14 @@ def test_a_config_builds_the_network_and_the_loss_that_it_names():
     assert (model.central_memory.write_top, model.modality_memory["image"].write_top) == (8, 4)
     assert (loss.temperature, loss.identity_positives) == (pytest.approx(0.2), False)
     assert loss.log_scale.requires_grad
+
+
+def test_without_slots_the_encoders_stand_alone(network, batch):
+    model = network(memory_slots=0)
+    assert type(model) is DualEncoder
+    image_BD, text_BD = model(*batch)
+    assert torch.equal(image_BD, model.image_encoder(batch[0]))
+    assert torch.equal(text_BD, model.text_encoder(*batch[1:]))
+    names = {name.split(".")[0] for name, _ in model.named_parameters()}
+    assert names == {"image_encoder", "text_encoder"}
+    assert issubclass(MemoryNetwork, DualEncoder)

@@ -10,6 +10,7 @@ from tiny_runs import STEPS, before_step, checkpoint, left_behind, tiny_evaluate
 from mmlib import paths
 from mmlib.training import run_state
 from mmlib.training.loop import Training
+from mmlib.training.processes import Processes
 from mmlib.training.watch import LossWatch
 
 pytestmark = pytest.mark.usefixtures("tiny_place")
@@ -90,12 +91,12 @@ def test_the_watch_names_the_first_step_that_was_not_finite_and_its_rate(value):
     for step, loss in enumerate([1.0, 2.0, value, math.nan, 3.0]):
         watch.add(torch.tensor(loss), 30, step, lr=0.1 * (step + 1))
     with pytest.raises(FloatingPointError, match=rf"became {value} in epoch 7 at step 3 \(lr 0\.3\)"):
-        watch.check(epoch=7)
+        watch.check(epoch=7, processes=Processes())
 
 
 def test_the_watch_sums_over_pairs():
     watch = LossWatch(torch.device("cpu"), loss_sum=5.0, pairs=10)
     watch.add(torch.tensor(2.0), 30, 0, lr=0.1)
     watch.add(torch.tensor(4.0), 5, 1, lr=0.1)
-    watch.check(epoch=1)
-    assert watch.totals() == (85.0, 45)
+    watch.check(epoch=1, processes=Processes())
+    assert watch.totals(Processes()) == ([85.0], 45)

@@ -1,0 +1,145 @@
+"""Several processes that train one model: who writes, what is gathered, what all decide together.
+
+Started by torchrun, on one machine or several; without it there is one process, and everything here
+costs nothing.
+
+Shapes: R rows of this process, B rows of all processes, D width.
+"""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+
+from mmlib.config import ParameterError
+
+
+def process_count() -> int:
+    """Number of processes that torchrun started for this training; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+
+
+def processes_per_machine() -> int:
+    """Number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if process_count() > 1 else 1
+
+
+def check_divides(batch_size: int, processes: int) -> None:
+    """Passes if every process gets the same share of a batch.
+
+    Raises:
+        ParameterError: names both numbers and the nearest batch sizes that would do.
+    """
+    if batch_size % processes:
+        low = batch_size - batch_size % processes
+        near = [str(size) for size in (low, low + processes) if size >= max(2, processes)]
+        raise ParameterError(
+            f"batch_size must be a multiple of the number of processes: found {batch_size} pairs for"
+            f" {processes} processes; use {' or '.join(near)}, or another number of processes"
+        )
+
+
+def share(count: int, rank: int, processes: int) -> slice:
+    """The rows of `count` that belong to a process: contiguous, sizes that differ by one at most."""
+    small, larger = divmod(count, processes)
+    start = rank * small + min(rank, larger)
+    return slice(start, start + small + (rank < larger))
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of one training, seen from one of them.
+
+    Attributes:
+        rank, count: this process, from 0, and the number of all.
+        device: of this process.
+    """
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def of(cls, fabric: Fabric) -> "Processes":
+        """Those that were launched with `fabric`."""
+        return cls(fabric.global_rank, fabric.world_size, fabric.device)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this one writes files and lines; one of them does."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Returns when all processes have come here."""
+        if self.count > 1:
+            dist.barrier()
+
+    def agree(self, value: Any) -> Any:
+        """The value of process 0 (any that can be pickled), in every process."""
+        if self.count == 1:
+            return value
+        holder = [value]
+        dist.broadcast_object_list(holder, src=0)
+        return holder[0]
+
+    def collect(self, value: Any) -> list:
+        """The values of all processes in the order of their ranks, in every process."""
+        if self.count == 1:
+            return [value]
+        values = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum of a tensor over the processes."""
+        if self.count > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def gather(self, x_RD: torch.Tensor, batch: int) -> torch.Tensor:
+        """The rows of all processes in order, (B, …), with gradients for this one's from all losses.
+
+        Args:
+            x_RD: this process's `share` of a batch.
+            batch: B.
+        """
+        if self.count == 1:
+            return x_RD
+        return _Gather.apply(x_RD, batch, self.rank, self.count)
+
+    def rows(self, batch: int) -> slice:
+        """The rows of a batch that are this process's."""
+        return share(batch, self.rank, self.count)
+
+    def sum_gradients(self, parameters) -> None:
+        """Adds up gradients of weights that no wrapper keeps equal (those of the loss)."""
+        if self.count > 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= self.count  # as the wrapper's mean does for the model's
+
+
+class _Gather(torch.autograd.Function):
+    """Every process sees all rows; back come the gradients of all processes' losses, added up."""
+
+    @staticmethod
+    def forward(ctx, x_RD, batch, rank, count):
+        ctx.rows = share(batch, rank, count)
+        largest = -(-batch // count)
+        padded = x_RD.new_zeros(largest, *x_RD.shape[1:])
+        padded[: len(x_RD)] = x_RD
+        parts = [torch.empty_like(padded) for _ in range(count)]
+        dist.all_gather(parts, padded)
+        sizes = [share(batch, r, count) for r in range(count)]
+        return torch.cat([part[: s.stop - s.start] for part, s in zip(parts, sizes)])
+
+    @staticmethod
+    def backward(ctx, gradient_BD):
+        gradient_BD = gradient_BD.contiguous()
+        dist.all_reduce(gradient_BD)
+        return gradient_BD[ctx.rows], None, None, None

@@ -1,0 +1,59 @@
+"""Runs a function in several processes that train together, as torchrun would start them."""
+
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["mmlib.training.start", "mmlib.training.evaluation"])
+PATIENCE = 120  # seconds after which processes count as stuck
+
+
+def free_port() -> int:
+    """A port that nobody uses at the moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def torchrun_environment(rank: int, count: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process on one machine."""
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+        "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "False",
+    }  # fmt: skip
+
+
+def run_together(target, count: int, *arguments) -> list[int]:
+    """Runs `target(*arguments)` in `count` processes; returns their exit codes by rank."""
+    port = free_port()
+    processes = [
+        SERVER.Process(target=_as_rank, args=(target, rank, count, port, arguments)) for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(PATIENCE)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return codes
+
+
+def _as_rank(target, rank: int, count: int, port: int, arguments: tuple) -> None:
+    os.environ |= torchrun_environment(rank, count, port)
+    target(*arguments)
+
+
+def settle(runs: Path, cache: Path) -> None:
+    """Points a fresh process at the test's own folders."""
+    import torch
+
+    from mmlib import paths
+
+    torch.set_num_threads(1)
+    paths.RUNS, paths.CACHE = runs, cache

@@ -1,0 +1,193 @@
+"""Two processes that train together do what one does alone: loss, gradient, order, metrics, files.
+
+Started as torchrun starts them, with gloo on the CPU.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import left_behind, quiet, tiny_train
+from together import run_together, settle
+
+from mmlib.config import ParameterError
+from mmlib.training import read_history, run_state
+from mmlib.training.processes import check_divides, share
+
+pytestmark = pytest.mark.usefixtures("tiny_place")
+# Without dropout, whose masks differ between processes; 64 = 2 · 32; 120 pairs leave a last batch of 56.
+TOGETHER = {"dropout": 0.0, "batch_size": 64, "optimizer": "sgd", "lr": 0.05, "epochs": 2}
+
+
+def train_here(runs, cache, changes):
+    settle(runs, cache)
+    tiny_train(**changes)
+
+
+def two(place: Path, cache: Path, **changes) -> list[int]:
+    return run_together(train_here, 2, place, cache, TOGETHER | changes)
+
+
+def watch_gradients(runs, cache, changes, out):
+    """Trains one epoch and keeps each step's part of the loss, gradient, and images seen."""
+    from mmlib.training.loop import Training
+
+    settle(runs, cache)
+    kept = {"loss": [], "images": []}
+    step = Training._step
+
+    def watched(training, batch):
+        loss = step(training, batch)
+        kept["loss"].append(float(loss))
+        kept["images"].append(batch.image_id_R[: batch.rows].tolist())
+        if "gradient" not in kept:
+            kept["gradient"] = {n: p.grad.tolist() for n, p in training.model.named_parameters()}
+            kept["temperature"] = [p.grad.tolist() for p in training.loss.parameters() if p.grad is not None]
+        return loss
+
+    Training._step = watched
+    tiny_train(**changes)
+    Path(out, f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(kept))
+
+
+@pytest.mark.parametrize(
+    ("loss", "chunk_size"),
+    [
+        ({"loss": "infonce", "learn_temperature": True}, 0),
+        ({"loss": "infonce", "identity_positives": False, "label_smoothing": 0.1}, 8),
+        ({"loss": "sigmoid", "learn_temperature": True}, 0),
+        ({"loss": "triplet", "hardest_after_epochs": 0.0}, 0),
+    ],
+    ids=lambda value: str(value["loss"] if isinstance(value, dict) else value),
+)
+def test_loss_and_gradient_are_those_of_one_process(loss, chunk_size, tiny_place, tiny_cache, tmp_path):
+    changes = TOGETHER | loss | {"clip_norm": 0.0, "epochs": 1}
+    kept = {}
+    for count in (1, 2):
+        out = tmp_path / str(count)
+        out.mkdir()
+        chunks = chunk_size if count == 2 else 0
+        arguments = (out / "runs", tiny_cache, changes | {"chunk_size": chunks}, out)
+        assert run_together(watch_gradients, count, *arguments) == [0] * count
+        kept[count] = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    (alone,), (first, second) = kept[1], kept[2]
+
+    assert [a + b for a, b in zip(first["images"], second["images"])] == alone["images"]
+    together = [a + b for a, b in zip(first["loss"], second["loss"])]
+    assert together == pytest.approx(alone["loss"], rel=1e-5)
+    assert first["gradient"] == second["gradient"]
+    assert first["temperature"] == pytest.approx(alone["temperature"], rel=1e-4)
+    norm = np.linalg.norm([np.linalg.norm(g) for g in alone["gradient"].values()])
+    for name, gradient in alone["gradient"].items():
+        difference = np.linalg.norm(np.array(gradient) - np.array(first["gradient"][name]))
+        assert difference <= 1e-5 * max(np.linalg.norm(gradient), 1e-3 * norm), name
+
+
+def test_history_and_weights_are_those_of_one_process(tiny_place, tiny_cache, tmp_path):
+    tiny_train(**TOGETHER)
+    alone = left_behind("tiny")
+    os.rename(tiny_place / "tiny", tiny_place / "alone")
+    assert two(tiny_place, tiny_cache) == [0, 0]
+    both = left_behind("tiny")
+    for there, here in zip(alone["history"], both["history"], strict=True):
+        assert here["train_loss"] == pytest.approx(there["train_loss"], rel=1e-5)
+        assert here["val"] == there["val"]
+    for name, weight in alone["last"]["model"].items():
+        torch.testing.assert_close(both["last"]["model"][name], weight, rtol=1e-4, atol=1e-6)
+    assert run_state("tiny") == ("complete", None)
+    assert len(both["last"]["rng_of_others"]) == 1
+
+
+def die_in_the_middle(runs, cache, changes, rank):
+    from mmlib.training.loop import Training
+
+    settle(runs, cache)
+    step = Training._step
+
+    def mortal(training, batch):
+        if training.position.epoch == 2 and os.environ["RANK"] == rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(training, batch)
+
+    Training._step = mortal
+    try:
+        tiny_train(**changes)
+    except Exception as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_dies_ends_the_run_and_it_goes_on(rank, tiny_place, tiny_cache):
+    codes = run_together(die_in_the_middle, 2, tiny_place, tiny_cache, TOGETHER, rank)
+    assert codes[int(rank)] == -signal.SIGKILL
+    assert codes[1 - int(rank)] == 1
+    state, reason = run_state("tiny")
+    assert state == "failed"
+    assert reason
+    # What the first process was still writing when it was killed is lost, and made again.
+    assert [row["epoch"] for row in read_history("tiny")] in ([[1]] if rank == "1" else [[], [1]])
+
+    assert two(tiny_place, tiny_cache) == [0, 0]
+    interrupted = left_behind("tiny")
+    os.rename(tiny_place / "tiny", tiny_place / "interrupted")
+    assert two(tiny_place, tiny_cache) == [0, 0]
+    whole = left_behind("tiny")
+    assert interrupted["history"] == whole["history"]
+    assert all(
+        torch.equal(weight, whole["last"]["model"][n]) for n, weight in interrupted["last"]["model"].items()
+    )
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tiny_place, tiny_cache):
+    run_together(die_in_the_middle, 2, tiny_place, tiny_cache, TOGETHER, "1")
+    lines = []
+    history = tiny_train(**TOGETHER, log=lines.append)
+    assert any(line.startswith("run 'tiny' goes on in epoch 2, step 1") for line in lines)
+    assert [row["epoch"] for row in history] == [1, 2]
+    os.rename(tiny_place / "tiny", tiny_place / "other-number")
+    alone = tiny_train(**TOGETHER, log=quiet)
+    assert history[1]["train_loss"] == pytest.approx(alone[1]["train_loss"], rel=1e-4)
+
+
+def complain(runs, cache, changes):
+    settle(runs, cache)
+    try:
+        tiny_train(**changes)
+    except ParameterError as error:
+        Path(runs.parent, f"{os.environ['RANK']}.txt").write_text(str(error))
+        sys.exit(2)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(tiny_place, tiny_cache, tmp_path):
+    assert run_together(complain, 2, tiny_place, tiny_cache, TOGETHER | {"batch_size": 31}) == [2, 2]
+    message = (tmp_path / "0.txt").read_text()
+    assert "batch_size must be a multiple of the number of processes: found 31 pairs for 2" in message
+    assert "use 30 or 32" in message
+    assert not (tiny_place / "tiny").exists()
+
+
+def test_fewer_pairs_than_one_batch_are_refused(tiny_place):
+    with pytest.raises(ParameterError, match="must not exceed the pairs of an epoch: found 121 for 120"):
+        tiny_train(batch_size=121)
+    assert not tiny_place.exists()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize("rows", [0, 1, 2, 6, 7, 8, 100])
+def test_shares_cover_a_batch_in_order(rows, count):
+    shares = [share(rows, rank, count) for rank in range(count)]
+    assert [row for part in shares for row in range(part.start, part.stop)] == list(range(rows))
+    sizes = [part.stop - part.start for part in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_batch_that_can_be_shared_passes():
+    check_divides(64, 2)
+    with pytest.raises(ParameterError, match="found 3 pairs for 8 processes; use 8,"):
+        check_divides(3, 8)
