@@ -118,18 +118,24 @@ def test_equal_captions_make_equal_tokens_in_any_order_and_process(bpe):
     assert said.strip() == bpe.fingerprint
 
 
-def test_a_process_that_forks_is_not_warned():
+@pytest.mark.parametrize("setting", [None, "true"])
+def test_a_process_that_forks_is_not_warned_and_a_persons_setting_wins(setting):
     code = (
         "import os; from mmlib.data import build_tokenizer;"
-        "t = build_tokenizer('bpe', ['a dog'] * 99, bpe_vocabulary=300); t.encode(['a dog'] * 99, 9);"
-        "child = os.fork(); print(t.encode(['a dog'] * 99, 9)[1].sum()); child and os.wait()"
+        "t = build_tokenizer('bpe', ['a dog'] * 99, bpe_vocabulary=300);"
+        "setting = os.environ['TOKENIZERS_PARALLELISM'];"
+        "child = setting == 'true' or os.fork();"
+        "print(setting, t.encode(['a dog'] * 99, 9)[1].sum(), flush=True);"
+        "child is True or child and os.wait()"
     )
-    free = {key: value for key, value in os.environ.items() if key != "TOKENIZERS_PARALLELISM"}
+    env = {key: value for key, value in os.environ.items() if key != "TOKENIZERS_PARALLELISM"}
+    env |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a fork beside other threads warns too
+    env |= {"TOKENIZERS_PARALLELISM": setting} if setting else {}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=free
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=env
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("198") == 2  # parent and child
+    assert done.stdout.split() == (["true", "198"] if setting else ["false", "198"] * 2)
 
 
 def test_no_room_for_the_bytes_is_refused():

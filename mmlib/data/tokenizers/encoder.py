@@ -36,7 +36,6 @@ class EncoderTokenizer(Tokenizer):
         self.padding_id = padding_id
         self.context_length = context_length
         self._clean, self._blank_id = clean, blank_id
-        self._specials = self._library.num_special_tokens_to_add(is_pair=False)
 
     @classmethod
     def restored(cls, state: dict) -> "EncoderTokenizer":
@@ -69,8 +68,8 @@ class EncoderTokenizer(Tokenizer):
     def token_ids(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
         """The ids of each caption without padding, at most `max_tokens` of them."""
         clean = _clean_function(self._clean)
-        # The library cuts only where the special tokens leave room for text.
-        self._library.enable_truncation(max(max_tokens, self._specials))
+        # The library leaves the special tokens whole, so where they alone are too many it does not cut.
+        self._library.enable_truncation(max_tokens)
         encodings = self._library.encode_batch_fast([clean(caption) for caption in captions])
         ids = [encoding.ids[:max_tokens] for encoding in encodings]
         return ids if self._blank_id is None else [self._blanked(row) for row in ids]

@@ -5,7 +5,7 @@ import os
 from tokenizers import Tokenizer as LibraryTokenizer
 
 # The library's threads are of little use here (one encodes 40,000 captions in about a second), and
-# a process that forks after they ran is warned of a deadlock.
+# in a process that forks after they ran they warn, or hang the child.  A person's own setting wins.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
