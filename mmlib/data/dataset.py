@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from mmlib.config import ParameterError
+
 SPLITS = ("train", "val", "test")
 
 
@@ -38,6 +40,8 @@ class Split:
     images: tuple[str, ...]  # N names, unique
     captions: tuple[str, ...]  # M texts, as published: never stripped, lower-cased or deduplicated
     image_of_caption_M: np.ndarray  # (M,) int64: caption m describes images[image_of_caption_M[m]]
+    # (M,) float64: appearances of caption m in an epoch that are expected; None: one of each.
+    weight_of_caption_M: np.ndarray | None = None
 
     def __post_init__(self):
         image_of_caption_M = np.asarray(self.image_of_caption_M, dtype=np.int64)
@@ -56,6 +60,15 @@ class Split:
                 f"split {self.name!r}: image_of_caption_M must lie in 0..{len(self.images) - 1}, found"
                 f" {image_of_caption_M.min()}..{image_of_caption_M.max()}"
             )
+        if self.weight_of_caption_M is not None:
+            weight_M = np.asarray(self.weight_of_caption_M, dtype=np.float64)
+            object.__setattr__(self, "weight_of_caption_M", weight_M)
+            if weight_M.shape != (len(self.captions),) or not (np.isfinite(weight_M) & (weight_M > 0)).all():
+                raise ValueError(
+                    f"split {self.name!r}: expected {len(self.captions)} positive weights, one for each"
+                    f" caption, found shape {weight_M.shape} with values from {weight_M.min(initial=np.inf)}"
+                    f" to {weight_M.max(initial=-np.inf)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,7 @@ class Dataset:
 
     Attributes:
         name: what reports call it, for example `flickr8k`.
-        splits: by name; `train`, `val` and `test`.
+        splits: by name; `train`, `val` and, where the published data have one, `test`.
         source: reads an image by its name.
         fingerprint: 16 hex digits over file names, captions and image bytes; equal if and only if
             the data are.
@@ -84,6 +97,19 @@ class Dataset:
         """Name, fingerprint and split sizes: what a run records and a report compares."""
         sizes = {s.name: {"images": len(s.images), "captions": len(s.captions)} for s in self.splits.values()}
         return {"name": self.name, "fingerprint": self.fingerprint, "splits": sizes}
+
+    def split(self, name: str) -> Split:
+        """The split `name`.
+
+        Raises:
+            ParameterError: the data set has none of that name.
+        """
+        if name not in self.splits:
+            raise ParameterError(
+                f"split: expected one of {', '.join(self.splits)}, which is what the files of {self.name}"
+                f" hold, found {name!r}; choose one of them, or bring the file that holds that split"
+            )
+        return self.splits[name]
 
     def images(self) -> list[str]:
         """Names of all images, split after split in the order train, val, test, each once."""

@@ -3,16 +3,21 @@
 Hodosh, Young, Hockenmaier (2013), "Framing Image Description as a Ranking Task", JAIR 47:853–899.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
-from mmlib import paths
 from mmlib.data.caption_files import CaptionFile, read_caption_csv, read_split_list, read_token_file
-from mmlib.data.dataset import SPLITS, Dataset, Split
-from mmlib.data.fingerprint import dataset_fingerprint, file_digests
-from mmlib.data.image_folder import ImageFolder, find_image_folder
+from mmlib.data.caption_sets import (
+    Splits,
+    build_dataset,
+    find_file,
+    find_root,
+    note_ignored,
+    read_official_splits,
+)
+from mmlib.data.dataset import Dataset
+from mmlib.data.image_folder import find_image_folder
 from mmlib.data.karpathy import read_karpathy
-from mmlib.paths import from_root, shown
+from mmlib.paths import shown
 
 TOKEN_FILE = "Flickr8k.token.txt"
 CAPTION_CSV = "captions.txt"
@@ -23,8 +28,6 @@ SPLIT_FILES = {
     "test": "Flickr_8k.testImages.txt",
 }
 IMAGE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")
-
-Splits = dict[str, tuple[str, ...]]  # image names by split
 
 
 def load_flickr8k(root: str | Path) -> Dataset:
@@ -51,44 +54,12 @@ def load_flickr8k(root: str | Path) -> Dataset:
             content; an image is in two splits or has no caption; several image folders and none of
             a usual name.
     """
-    root = from_root(root)
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"expected the Flickr8k folder {shown(root)}, found none; unpack Flickr8k there or correct the"
-            " path"
-        )
+    root = find_root(root, "Flickr8k")
     sources = _read_captions(root)
     splits, notes = _read_splits(root, sources)
-    _check_disjoint(splits)
     folder, files, ignored = find_image_folder(root, IMAGE_FOLDERS)
-    if ignored:
-        notes.append(
-            f"Images are read from {shown(folder)}; {', '.join(map(shown, ignored))} hold images too, unread."
-        )
-    used, *others = (captions for captions, _ in sources)
-    wanted = [name for split in SPLITS for name in splits[split]]
-    _check_complete(wanted, files, folder, used)
-    notes += _note_left_out(wanted, files, used) + [_note_other(wanted, used, other) for other in others]
-
-    digests = file_digests([folder / name for name in wanted], paths.CACHE / "flickr8k-digests.json")
-    built = {split: _build_split(split, splits[split], used) for split in SPLITS}
-    return Dataset(
-        name="flickr8k",
-        splits=built,
-        source=ImageFolder(folder),
-        fingerprint=dataset_fingerprint(built, dict(zip(wanted, digests))),
-        notes=tuple(notes),
-    )
-
-
-def find_file(root: Path, name: str) -> Path | None:
-    """The file `name` in `root` or in a folder of it; copies with equal content count as one."""
-    found = [path for path in (root / name, *sorted(root.glob(f"*/{name}"))) if path.is_file()]
-    if len({path.read_bytes() for path in found}) > 1:
-        raise ValueError(
-            f"expected one {name}, found {', '.join(map(shown, found))} with different content; keep one"
-        )
-    return found[0] if found else None
+    notes += note_ignored(folder, ignored)
+    return build_dataset("flickr8k", splits, [captions for captions, _ in sources], folder, files, notes)
 
 
 def _read_captions(root: Path) -> list[tuple[CaptionFile, Splits | None]]:
@@ -121,93 +92,5 @@ def _read_splits(root: Path, sources: list[tuple[CaptionFile, Splits | None]]) -
             f" ({len(missing)} of 3 split files are missing); it comes with the original text archive,"
             f" Flickr8k_text.zip: put it there, or {KARPATHY_FILE} in place of all three"
         )
-    splits, notes = {}, []
-    for split, path in lists.items():
-        splits[split], repeated = read_split_list(path)
-        if repeated:
-            notes.append(f"{path.name} lists {_count(repeated, 'image')} more than once; taken once.")
-    if karpathy:
-        moved = _differing(SPLITS, {s: set(splits[s]) for s in SPLITS}, {s: set(karpathy[s]) for s in SPLITS})
-        says = f"other images in {', '.join(moved)}" if moved else "the same splits"
-        notes.append(f"Splits are read from the official lists; {KARPATHY_FILE} has {says}.")
-    return splits, notes
-
-
-def _check_disjoint(splits: Splits) -> None:
-    seen: dict[str, str] = {}
-    twice = []
-    for split, names in splits.items():
-        twice += [(name, seen[name], split) for name in names if name in seen]
-        seen.update(dict.fromkeys(names, split))
-    if twice:
-        name, first, second = twice[0]
-        raise ValueError(
-            f"expected every image in one split, found {name} in {first} and {second}{_and_more(twice)};"
-            " get the split files again"
-        )
-
-
-def _check_complete(wanted: list[str], files: set[str], folder: Path, captions: CaptionFile) -> None:
-    """Every image of a split must be there and have captions."""
-    missing = [name for name in wanted if name not in files]
-    if missing:
-        raise FileNotFoundError(
-            f"expected every image of the splits in {shown(folder)}, found no {missing[0]}"
-            f"{_and_more(missing)}; complete the folder"
-        )
-    silent = [name for name in wanted if not captions.captions.get(name)]
-    if silent:
-        raise ValueError(
-            f"expected captions of every image of the splits in {shown(captions.path)}, found none of"
-            f" {silent[0]}{_and_more(silent)}; get the file again"
-        )
-
-
-def _note_left_out(wanted: list[str], files: set[str], captions: CaptionFile) -> list[str]:
-    """A sentence for each thing that is in the folder and in no split."""
-    known = set(wanted)
-    unsplit = files - known
-    absent = [name for name in captions.captions if name not in files and name not in known]
-    unused = [name for name in captions.captions if name in unsplit]
-    notes = []
-    if unsplit:
-        notes.append(f"Left out: {_count(len(unsplit), 'image')} in no split.")
-    if unused:
-        number = sum(len(captions.captions[name]) for name in unused)
-        notes.append(f"Left out: {_count(number, 'caption')} of {_count(len(unused), 'image')} in no split.")
-    if absent:
-        number = sum(len(captions.captions[name]) for name in absent)
-        notes.append(
-            f"Left out: {_count(number, 'caption')} of {_count(len(absent), 'image')} without a file:"
-            f" {absent[0]}{_and_more(absent)}."
-        )
-    if captions.repeated:
-        notes.append(f"Left out: {_count(captions.repeated, 'repeated caption')} in {captions.path.name}.")
-    return notes
-
-
-def _note_other(wanted: list[str], used: CaptionFile, other: CaptionFile) -> str:
-    """A sentence on a caption file that is there and not used."""
-    different = _differing(wanted, used.captions, other.captions)
-    says = "the same captions of the splits"
-    if different:
-        number = _count(len(different), "image")
-        says = f"other captions of {number} of the splits: {different[0]}{_and_more(different)}"
-    return f"Captions are read from {used.path.name}; {other.path.name} has {says}."
-
-
-def _build_split(name: str, images: tuple[str, ...], source: CaptionFile) -> Split:
-    pairs = [(index, text) for index, image in enumerate(images) for text in source.captions[image]]
-    return Split(name, images, tuple(text for _, text in pairs), [index for index, _ in pairs])
-
-
-def _differing(keys: Iterable[str], ours: dict, theirs: dict) -> list[str]:
-    return [key for key in keys if ours.get(key) != theirs.get(key)]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + "s" * (number != 1)
-
-
-def _and_more(items: list) -> str:
-    return f" and {len(items) - 1:,} more" if len(items) > 1 else ""
+    read = {split: (*read_split_list(path), path) for split, path in lists.items()}
+    return read_official_splits(read, karpathy or {}, KARPATHY_FILE)

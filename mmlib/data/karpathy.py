@@ -8,11 +8,18 @@ from mmlib.data.dataset import SPLITS
 from mmlib.paths import shown
 
 
-def read_karpathy(path: Path) -> tuple[CaptionFile, dict[str, tuple[str, ...]]]:
+def read_karpathy(
+    path: Path, also_train: tuple[str, ...] = (), folders: bool = False
+) -> tuple[CaptionFile, dict[str, tuple[str, ...]]]:
     """Captions (each sentence's `raw`) and image names by split, in the order of the file.
 
     An image that is listed twice with the same split and captions is taken once and its captions
     are counted as repeated.
+
+    Args:
+        path: the file.
+        also_train: further splits of the file that count as `train` (`restval` of COCO).
+        folders: put each image's folder (`filepath`) before its name.
 
     Raises:
         ValueError: not UTF-8, not JSON, an entry that is not as expected, an image with two
@@ -34,7 +41,7 @@ def read_karpathy(path: Path) -> tuple[CaptionFile, dict[str, tuple[str, ...]]]:
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     repeated = 0
     for number, entry in enumerate(entries, start=1):
-        name, split, texts = _read_entry(path, number, entry)
+        name, split, texts = _read_entry(path, number, entry, also_train, folders)
         if name not in captions:
             captions[name] = texts
             splits[split].append(name)
@@ -54,19 +61,25 @@ def read_karpathy(path: Path) -> tuple[CaptionFile, dict[str, tuple[str, ...]]]:
     return CaptionFile(path, captions, repeated), {split: tuple(names) for split, names in splits.items()}
 
 
-def _read_entry(path: Path, number: int, entry: dict) -> tuple[str, str, tuple[str, ...]]:
+def _read_entry(
+    path: Path, number: int, entry: dict, also_train: tuple[str, ...], folders: bool
+) -> tuple[str, str, tuple[str, ...]]:
     """Name, split and captions of one image."""
+    wanted = "'filename', 'filepath'," if folders else "'filename',"
     try:
         name, split = entry["filename"], entry["split"]
+        name = f"{entry['filepath']}/{name}" if folders and isinstance(name, str) else name
         texts = tuple(sentence["raw"] for sentence in entry["sentences"])
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"{shown(path)}, image {number}: expected 'filename', 'split' and 'sentences' with 'raw',"
+            f"{shown(path)}, image {number}: expected {wanted} 'split' and 'sentences' with 'raw',"
             f" found {json.dumps(entry)[:80]}; get the file again"
         ) from error
+    split = "train" if split in also_train else split
     if split not in SPLITS or not all(isinstance(text, str) for text in (name, *texts)):
+        known = ", ".join((*SPLITS, *also_train))
         raise ValueError(
-            f"{shown(path)}, image {number}: expected a split of {', '.join(SPLITS)} and texts, found"
+            f"{shown(path)}, image {number}: expected a split of {known} and texts, found"
             f" split {split!r} and file name {name!r}; get the file again"
         )
     return name, split, texts

@@ -145,6 +145,7 @@ def without_leaks(dataset: Dataset, leaks: Sequence[Leak]) -> Dataset:
         tuple(image for image in split.images if image not in dropped),
         tuple(caption for caption, keep in zip(split.captions, keep_M) if keep),
         (np.cumsum(keep_N) - 1)[split.image_of_caption_M[keep_M]],
+        None if split.weight_of_caption_M is None else split.weight_of_caption_M[keep_M],
     )
     # An image may leak into several splits: it is counted once, under its surest sign.
     sign = {leak.train_image: kind for kind in reversed(KINDS) for leak in leaks if leak.kind == kind}

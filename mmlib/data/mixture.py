@@ -1,0 +1,176 @@
+"""Several data sets that train together: one training split, val and test of the first set.
+
+A photo that any of the sets holds out is in no training split: Flickr30k's training split has most
+of Flickr8k's test photos.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from mmlib.config import ParameterError
+from mmlib.data.caption_sets import count
+from mmlib.data.dataset import Dataset, ImageSource, Split
+from mmlib.data.leaks import find_leaks, photo_id, without_leaks
+
+SETS = ("flickr8k", "flickr30k", "coco")
+
+Addition = tuple[str, str | None, float]  # name, folder, weight
+
+
+@dataclass(frozen=True)
+class MixedImages:
+    """Reads images of several data sets: `<set>/<image>` of the set, other names of the first.
+
+    Attributes:
+        sources: by name of the data set, the first one first.
+    """
+
+    sources: dict[str, ImageSource]
+
+    def load(self, name: str, size: int | None = None) -> Image.Image:
+        """The image `name` as its data set gives it.
+
+        Raises:
+            OSError: the image cannot be read or decoded.
+        """
+        data_set, slash, image = name.partition("/")
+        if slash and data_set in self.sources:
+            return self.sources[data_set].load(image, size)
+        return next(iter(self.sources.values())).load(name, size)
+
+
+def parse_addition(text: str) -> Addition:
+    """Name, folder and weight from `name[:folder][@weight]`, as in `flickr30k:data/f30k@0.5`.
+
+    The folder is None and the weight 1 where none is given.  A folder with `@` in its name needs a
+    weight behind it.
+
+    Raises:
+        ParameterError: no such data set, an empty folder, or a weight that is no positive number.
+    """
+    rest, _, weight_text = text.rpartition("@") if "@" in text else (text, "", "1")
+    name, colon, folder = rest.partition(":")
+    form = "expected name[:folder][@weight], as flickr30k@0.5"
+    if name not in SETS:
+        raise ParameterError(
+            f"also_train_on: {form}, with a name of {', '.join(SETS)}, found {text!r} with the name {name!r}"
+        )
+    if colon and not folder:
+        raise ParameterError(f"also_train_on: {form}, found {text!r} with no folder; leave out the ':'")
+    try:
+        weight = float(weight_text)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise ParameterError(
+            f"also_train_on: {form}, with a weight above 0, which is how often an epoch shows each of its"
+            f" captions on average, found {text!r} with the weight {weight_text!r}"
+        )
+    return name, folder or None, weight
+
+
+def mix(
+    first: Dataset, additions: Sequence[tuple[Dataset, float]], leaks: Literal["exclude", "keep"] = "exclude"
+) -> Dataset:
+    """`first` with the training splits of more data sets behind its own.
+
+    Val and test, and the name, are those of `first`.  Training images are called `<set>/<image>`; one
+    caption of a set of weight w is seen w times an epoch on average (`Split.weight_of_caption_M`).
+    Photos that two of the sets train on stay twice.  Without additions, `first` stays as it is, but
+    for the leak guard.
+
+    Args:
+        first: the data set whose val and test count.
+        additions: data sets with their weights.
+        leaks: `exclude` takes training images out that any of the sets, `first` or not, has in val or
+            test; `keep` leaves them and says so.
+
+    Raises:
+        ValueError: a set twice, a weight that is not positive, or as `find_leaks` and `without_leaks`.
+    """
+    sets = [first, *(dataset for dataset, _ in additions)]
+    names = [dataset.name for dataset in sets]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ParameterError(
+            f"also_train_on: expected every data set once, found {twice[0]} {names.count(twice[0])} times"
+            f" (the data set itself included): {', '.join(names)}"
+        )
+    parts = [guarded(dataset, sets, leaks) for dataset in sets]
+    if not additions:
+        return parts[0]
+    weights = [1.0, *(float(weight) for _, weight in additions)]
+    train = _joined(parts, weights)
+    identity = [[part.name, part.fingerprint, weight] for part, weight in zip(parts, weights)]
+    return Dataset(
+        name=first.name,
+        splits={**parts[0].splits, "train": train},
+        source=MixedImages({part.name: part.source for part in parts}),
+        fingerprint=hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16],
+        notes=(*_notes(parts, weights), *_note_photos(parts)),
+        redistributable=all(part.redistributable for part in parts),
+    )
+
+
+def guarded(dataset: Dataset, held_out: Sequence[Dataset], leaks: str) -> Dataset:
+    """`dataset` without, or with a note on, training images that are in val or test of `held_out`.
+
+    Args:
+        dataset: its training split is searched.
+        held_out: may include `dataset` itself.
+        leaks: `exclude` or `keep`.
+
+    Raises:
+        ValueError: as `find_leaks` and `without_leaks`.
+    """
+    found = find_leaks(dataset, held_out)
+    if leaks == "exclude" or not found:
+        return without_leaks(dataset, found)
+    kept = len({leak.train_image for leak in found})
+    note = f"Leak guard: {kept:,} training images are held out too and were kept, as asked (leaks='keep')."
+    return replace(dataset, notes=(*dataset.notes, note))
+
+
+def _joined(parts: Sequence[Dataset], weights: Sequence[float]) -> Split:
+    """The training splits one behind the other."""
+    splits = [part.splits["train"] for part in parts]
+    starts = np.cumsum([0, *(len(split.images) for split in splits)])
+    return Split(
+        "train",
+        tuple(f"{part.name}/{image}" for part, split in zip(parts, splits) for image in split.images),
+        tuple(caption for split in splits for caption in split.captions),
+        np.concatenate([start + split.image_of_caption_M for start, split in zip(starts, splits)]),
+        np.concatenate([np.full(len(split.captions), weight) for split, weight in zip(splits, weights)]),
+    )
+
+
+def _notes(parts: Sequence[Dataset], weights: Sequence[float]) -> list[str]:
+    """What is trained on, then what each set's loader noted."""
+    shares = [
+        f"{part.name} {count(len(part.splits['train'].images), 'image')},"
+        f" {count(len(part.splits['train'].captions), 'caption')}, {weight:g} times an epoch"
+        for part, weight in zip(parts, weights)
+    ]
+    mixed = f"Trained on several sets: {'; '.join(shares)}.  Val and test are those of {parts[0].name}."
+    others = [f"{part.name}: {note}" for part in parts[1:] for note in part.notes]
+    return [mixed, *parts[0].notes, *others]
+
+
+def _note_photos(parts: Sequence[Dataset]) -> list[str]:
+    """A sentence on photos that two sets train on."""
+    seen: set[str] = set()
+    twice = 0
+    for part in parts:
+        photos = {photo_id(image) for image in part.splits["train"].images} - {None}
+        twice += len(photos & seen)
+        seen |= photos
+    if not twice:
+        return []
+    photos = count(twice, "training photo")
+    return [f"{photos} in more than one of the sets, by their ids: an image of its own in each."]
