@@ -121,11 +121,11 @@ def test_equal_captions_make_equal_tokens_in_any_order_and_process(bpe):
 @pytest.mark.parametrize("setting", [None, "true"])
 def test_a_process_that_forks_is_not_warned_and_a_persons_setting_wins(setting):
     code = (
-        "import os; from mmlib.data import build_tokenizer;"
-        "t = build_tokenizer('bpe', ['a dog'] * 99, bpe_vocabulary=300);"
+        "import os; from mmlib.data import build_tokenizer; CAPTIONS = ['a dog'] * 99;"
+        "t = build_tokenizer('bpe', CAPTIONS, bpe_vocabulary=300);"
         "setting = os.environ['TOKENIZERS_PARALLELISM'];"
         "child = setting == 'true' or os.fork();"
-        "print(setting, t.encode(['a dog'] * 99, 9)[1].sum(), flush=True);"
+        "os.write(1, f'{setting} {t.encode(CAPTIONS, 9)[1].sum()} '.encode());"
         "child is True or child and os.wait()"
     )
     env = {key: value for key, value in os.environ.items() if key != "TOKENIZERS_PARALLELISM"}
