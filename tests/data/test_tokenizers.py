@@ -81,12 +81,14 @@ def test_the_vocabulary_comes_from_the_training_captions_alone():
     dataset = load_shapes(0, 2, 30, 30, 16)
     train = build_tokenizer("word", dataset.splits["train"].captions)
     config = TokenizerConfig(tokenizer="word")
-    assert tokenizer_for(config, dataset).vocabulary == train.vocabulary
+    assert tokenizer_for(config, dataset.splits["train"].captions).vocabulary == train.vocabulary
     everywhere = {
         token for split in dataset.splits.values() for c in split.captions for token in train.split(c)
     }
     assert set(train.vocabulary) - {"<pad>", "<unk>"} < everywhere
-    rare = tokenizer_for(TokenizerConfig(tokenizer="word", min_word_count=3), dataset)
+    rare = tokenizer_for(
+        TokenizerConfig(tokenizer="word", min_word_count=3), dataset.splits["train"].captions
+    )
     assert set(rare.vocabulary) < set(train.vocabulary)
 
 
