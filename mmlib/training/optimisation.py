@@ -1,49 +1,222 @@
 """Optimizers and the course of the learning rate.
 
 The learning rate is a function of the step alone, never of an optimizer's or scheduler's memory:
-restoring a state cannot put an old rate back (REFERENCE §3.3).
+restoring a state cannot put an old rate back (REFERENCE §3.3).  A parameter group may run at a fixed
+multiple of it, its `scale`.  State is matched by the names of parameters, so that a phase may train
+more or fewer weights than its parent.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from mmlib.config import OptimConfig
 
+Rates = Callable[[str], float] | Mapping[nn.Parameter, float]
+NamedParameters = list[tuple[str, nn.Parameter]]
 
-def build_optimizer(config: OptimConfig, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
-    """SGD-Nesterov or AdamW over all trainable parameters; weight decay on matrices alone.
+# One pass over the weights in place of several.  On a CPU too: 2 to 8 times as fast as a loop over
+# tensors for 1 M and 30 M weights, to the same bits from run to run.
+FUSED = ("adagrad", "adam", "adamw", "sgd")
 
-    Biases, norms, position and type vectors and the temperature are not decayed.
+
+def build_optimizer(
+    config: OptimConfig, modules: Iterable[nn.Module], rate_of: Rates | None = None
+) -> Optimizer:
+    """The config's optimizer over all trainable parameters; weight decay on matrices alone.
+
+    Biases, norms and the temperature are not decayed; whatever has two dimensions or more is, tables of
+    vectors (tokens, positions, slots) included.  Weight decay is decoupled from the gradient in adamw
+    and adafactor (Loshchilov & Hutter 2019); in the others it is added to the gradient (L2), as torch has
+    it.  Adafactor's rate is relative: a step is at most min(rate, 1/√step) · max(10⁻³, RMS of the
+    weights) (Shazeer & Stern 2018, section 8).  sgd is Nesterov where there is momentum; rmsprop has
+    it too.
+
+    Every group has a `scale`, for the loop to set `lr` to scale · `learning_rate(…)`.  Modules should
+    be on their device: adagrad makes its state here.
+
+    Args:
+        config: optimizer, rate, momentum, weight decay; under fp16 no fused kernel, since one that
+            unscales gradients itself leaves none to clip.
+        modules: their names of parameters must differ.
+        rate_of: multiple of the learning rate by the name of a parameter, or by the parameter (1 for
+            those that are not in it); None: 1 for all.
+
+    Raises:
+        ValueError: nothing is trainable, two parameters have one name, a scale is not above 0, or
+            there is no optimizer of that name.
     """
-    trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
-    return torch.optim.AdamW(groups, lr=config.lr)
+    trainable = _trainable(modules)
+    groups = _groups(trainable, config, _scale_by_name(trainable, rate_of))
+    make = _maker(config)
+    if config.optimizer in FUSED and config.precision != "fp16":
+        return make(groups, lr=config.lr, fused=True)
+    if config.optimizer == "adafactor":  # alone in not choosing by device itself
+        return make(groups, lr=config.lr, foreach=all(p.is_cuda for _, p in trainable))
+    return make(groups, lr=config.lr)
 
 
-def keep_optimizer_state(optimizer: torch.optim.Optimizer, parent: dict) -> None:
+def _maker(config: OptimConfig) -> Callable[..., Optimizer]:
+    optim, momentum = torch.optim, config.momentum
+    makers = {
+        "sgd": partial(optim.SGD, momentum=momentum, nesterov=momentum > 0),
+        "adamw": optim.AdamW,
+        "adam": optim.Adam,
+        "nadam": optim.NAdam,
+        "radam": optim.RAdam,
+        "adamax": optim.Adamax,
+        "adagrad": optim.Adagrad,
+        "rmsprop": partial(optim.RMSprop, momentum=momentum),
+        "adafactor": optim.Adafactor,
+    }
+    if config.optimizer not in makers:
+        raise ValueError(f"optimizer must be one of {', '.join(makers)}; found {config.optimizer!r}")
+    return makers[config.optimizer]
+
+
+def _trainable(modules: Iterable[nn.Module]) -> NamedParameters:
+    trainable = [(name, p) for name, p in _named(modules).items() if p.requires_grad]
+    if not trainable:
+        raise ValueError("nothing to train: expected parameters that require a gradient, found none")
+    return trainable
+
+
+def _named(modules: Iterable[nn.Module]) -> dict[str, nn.Parameter]:
+    names: dict[str, nn.Parameter] = {}
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if names.setdefault(name, parameter) is not parameter:
+                raise ValueError(f"two parameters have the name {name!r}: expected different names")
+    return names
+
+
+def _scale_by_name(trainable: NamedParameters, rate_of: Rates | None) -> dict[str, float]:
+    if rate_of is None:
+        return {name: 1.0 for name, _ in trainable}
+    if isinstance(rate_of, Mapping):
+        scales = {name: float(rate_of.get(parameter, 1.0)) for name, parameter in trainable}
+    else:
+        scales = {name: float(rate_of(name)) for name, _ in trainable}
+    for name, scale in scales.items():
+        if not 0 < scale < math.inf:
+            raise ValueError(
+                f"the rate of {name} must be a multiple above 0 of the learning rate, found {scale};"
+                " a weight that is not to be trained has requires_grad False"
+            )
+    return scales
+
+
+def _groups(trainable: NamedParameters, config: OptimConfig, scales: dict[str, float]) -> list[dict]:
+    """Matrices before the rest, each by scale in the order of first appearance."""
+    groups = []
+    for is_matrix, decay in ((True, config.weight_decay), (False, 0.0)):
+        by_scale: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in trainable:
+            if (parameter.ndim >= 2) is is_matrix:
+                by_scale.setdefault(scales[name], []).append(parameter)
+        groups += [
+            {"params": parameters, "weight_decay": decay, "scale": scale, "lr": config.lr * scale}
+            for scale, parameters in by_scale.items()
+        ]
+    return groups
+
+
+def rate_scales(
+    encoder_blocks: Sequence[nn.Module | Iterable[nn.Parameter]], base_scale: float, layer_decay: float
+) -> dict[nn.Parameter, float]:
+    """Layer-wise decay: base_scale for the last block, layer_decay times less for each one before it.
+
+    Clark et al. 2020 (ELECTRA), appendix; Bao et al. 2022 (BEiT), where what comes before the first
+    block (embeddings, positions) is a block of its own.  A parameter of several blocks has the rate of
+    the last of them.
+
+    Args:
+        encoder_blocks: from input to output; modules, or lists of parameters.
+        base_scale: multiple of the learning rate for the last block.
+        layer_decay: in (0, 1].
+
+    Raises:
+        ValueError: the base is not above 0, or the decay not in (0, 1].
+    """
+    if base_scale <= 0:
+        raise ValueError(f"base_scale must be greater than 0, found {base_scale}")
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must be in (0, 1], found {layer_decay}")
+    scales = {}
+    for place, block in enumerate(encoder_blocks):
+        parameters = block.parameters() if isinstance(block, nn.Module) else block
+        scale = base_scale * layer_decay ** (len(encoder_blocks) - 1 - place)
+        scales.update(dict.fromkeys(parameters, scale))
+    return scales
+
+
+def optimizer_names(optimizer: Optimizer, modules: Iterable[nn.Module]) -> list[str]:
+    """The name of each parameter, in the order of the optimizer's `state_dict()`; kept in checkpoints.
+
+    Args:
+        optimizer: from `build_optimizer`.
+        modules: those that it was built for.
+    """
+    name_of = {parameter: name for name, parameter in _named(modules).items()}
+    return [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def keep_optimizer_state(optimizer: Optimizer, parent: Mapping, modules: Iterable[nn.Module]) -> None:
     """Takes over the parent's momentum and the like, and none of its settings.
 
     PyTorch keeps settings (lr, momentum, weight decay) in the same dict as the state; loading it
     whole would put the parent's back over those asked for.
 
     Args:
-        optimizer: of the continued run, over the parent's weights in the parent's order; a temperature
-            that is newly learned comes last and starts without a state.
-        parent: `state_dict()` of the parent's optimizer.
+        optimizer: of the continued run.  Its parameters are found in the parent by name; those that the
+            parent did not train start afresh, and what it alone trained is left behind.
+        parent: checkpoint with the parent's `optimizer` (its `state_dict()`) and `optimizer_names`.
+        modules: those that the optimizer was built for.
+
+    Raises:
+        ValueError: the checkpoint has no names, and an optimizer of other parameters as far as their
+            number tells.
     """
     own = optimizer.state_dict()
-    known = {i for group in own["param_groups"] for i in group["params"]}
-    state = {i: value for i, value in parent["state"].items() if i in known}
+    names = optimizer_names(optimizer, modules)
+    there = parent.get("optimizer_names") or _names_by_order(parent["optimizer"], own, names)
+    state_of = {name: parent["optimizer"]["state"].get(place) for place, name in enumerate(there)}
+    state = dict(own["state"])  # adagrad has a state from the beginning
+    state |= {place: state_of[name] for place, name in enumerate(names) if state_of.get(name)}
+    _complete_momentum(optimizer, state)
     optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+
+
+def _complete_momentum(optimizer: Optimizer, state: dict[int, dict]) -> None:
+    """Adds a momentum of zero, from which a step is a first step, where torch would miss one.
+
+    Its fused SGD wants a momentum of all weights or of none, its RMSprop one in every state.
+    """
+    is_sgd = isinstance(optimizer, torch.optim.SGD)
+    has_momentum = isinstance(optimizer, torch.optim.SGD | torch.optim.RMSprop)
+    if not has_momentum or not optimizer.defaults["momentum"]:
+        return
+    for place, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        if is_sgd or place in state:
+            state[place] = {"momentum_buffer": torch.zeros_like(parameter)} | state.get(place, {})
+
+
+def _names_by_order(parent: dict, own: dict, names: list[str]) -> list[str]:
+    """Names for a checkpoint from before they were kept: matrices, then the rest, as today without scales.
+
+    The one parameter that a run could have more than its parent is a learned temperature, the last.
+    """
+    there, here = ([len(group["params"]) for group in x["param_groups"]] for x in (parent, own))
+    if len(here) != len(there) or here[:-1] != there[:-1] or not 0 <= here[-1] - there[-1] <= 1:
+        raise ValueError(
+            f"the parent's optimizer state has no names of parameters, and groups of {there} of them:"
+            f" expected {here}; use optimizer_state='reset'"
+        )
+    return names[: sum(there)]
 
 
 def learning_rate(config: OptimConfig, epoch: int, step: int, steps: int) -> float:

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from mmlib.model import InfoNCE
 
@@ -116,6 +117,47 @@ def test_it_is_computed_in_float32_whatever_it_gets(pairs, identity_positives):
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
     assert torch.equal(from_float32, expected)
+
+
+# --- label smoothing
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_smoothing_without_identity_positives_is_that_of_pytorch(pairs, smoothing):
+    loss = InfoNCE(0.5, identity_positives=False, label_smoothing=smoothing)
+    image_BD, text_BD = (F.normalize(x, dim=-1) for x in pairs)
+    sim_BB = image_BD @ text_BD.T / 0.5
+    expected = sum(
+        F.cross_entropy(sim, torch.arange(B), label_smoothing=smoothing) / 2 for sim in (sim_BB, sim_BB.T)
+    )
+    torch.testing.assert_close(loss(*pairs, torch.arange(B)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_smoothing_with_identity_positives_smooths_the_softmax_of_each_positive(pairs):
+    """Over itself and its negatives: the other positives have no part in it."""
+    ids, smoothing, total = torch.tensor([4, 9, 4, 1, 9, 4]), 0.3, 0.0
+    image_BD, text_BD = (F.normalize(x, dim=-1) for x in pairs)
+    sim_BB = image_BD @ text_BD.T / 0.5
+    for sim in (sim_BB, sim_BB.T):
+        for q in range(B):
+            positives = (ids == ids[q]).nonzero()[:, 0]
+            for p in positives:
+                row = torch.cat([sim[q, p, None], sim[q][ids != ids[q]]])
+                cost = F.cross_entropy(row, torch.tensor(0), label_smoothing=smoothing)
+                total += cost / len(positives) / (2 * B)
+    loss = InfoNCE(0.5, label_smoothing=smoothing)
+    torch.testing.assert_close(loss(*pairs, ids), total, rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_of_one_image_costs_nothing_with_smoothing(pairs):
+    loss = InfoNCE(label_smoothing=0.2)
+    assert loss(*pairs, torch.zeros(B)).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_a_smoothing_that_is_no_share_is_refused(smoothing):
+    with pytest.raises(ValueError, match=rf"label_smoothing must be in \[0, 1\), found {smoothing}"):
+        InfoNCE(label_smoothing=smoothing)
 
 
 # --- temperature

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_runs import STEPS, before_step, tiny_config, tiny_train
 
-from mmlib.training.optimisation import build_optimizer, learning_rate
+from mmlib.training.optimisation import learning_rate
 
 
 def rates(steps=4, **changes) -> list[float]:
@@ -73,21 +73,6 @@ def test_the_optimizer_runs_at_these_rates_and_the_history_keeps_the_first_of_ea
     history = tiny_train(**changes)
     assert [groups[0] for groups in seen] == rates(STEPS, **changes)
     assert [row["lr"] for row in history] == rates(STEPS, **changes)[::STEPS]
-
-
-def test_weight_decay_is_of_matrices_alone():
-    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3))
-    matrices, vectors = build_optimizer(tiny_config(weight_decay=0.1), (model,)).param_groups
-    assert [tuple(p.shape) for p in matrices["params"]] == [(3, 4)]
-    assert [tuple(p.shape) for p in vectors["params"]] == [(3,), (3,), (3,)]
-    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
-
-
-@pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_sgd_is_nesterov_where_there_is_momentum(momentum):
-    optimizer = build_optimizer(tiny_config(optimizer="sgd", momentum=momentum), (torch.nn.Linear(2, 2),))
-    assert isinstance(optimizer, torch.optim.SGD)
-    assert (optimizer.defaults["momentum"], optimizer.defaults["nesterov"]) == (momentum, momentum > 0)
 
 
 @pytest.mark.usefixtures("tiny_place")
