@@ -1,0 +1,165 @@
+"""Image backbones of torchvision: every classification model, cut before its classifier.
+
+Shapes: B images, F feature channels, P positions, H, W positions of a map.
+
+The pooled features are the global average of the last map, and the class token of a ViT.  Layers
+between that average and the classifier, as the hidden layer of MobileNetV3, belong to the
+classifier and are cut off with it.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mmlib.model.encoders.backbone import (
+    Backbone,
+    NamedBlocks,
+    is_loaded,
+    layer_blocks,
+    positions,
+    wrong_size,
+)
+from mmlib.model.encoders.weights import downloading, fit, is_file, read_weights, unknown_name
+
+# Modules of torchvision's classification models that come after the last map or beside the way to it.
+CUT = ("avgpool", "flatten", "dropout", "classifier", "fc", "head", "heads", "AuxLogits", "aux1", "aux2")
+FIXED = ("maxvit_t",)  # built for one size; so are ViTs
+INCEPTIONS = ("googlenet", "inception_v3")  # they renormalise their input where they have weights
+
+
+def build_torchvision(
+    name: str, weights: str, image_size: int, pooling: str, load_pretrained: bool
+) -> Backbone:
+    """The torchvision model `name` with `weights`, a name of its weights enum.
+
+    Raises:
+        ParameterError: unknown name or weights, or an image size that it cannot take.
+        FileNotFoundError: the weights are not there and cannot be downloaded.
+        ValueError: a file that does not fit.
+    """
+    from torchvision import models
+
+    full, known = f"torchvision:{name}", models.list_models(module=models)
+    if name not in known:
+        raise unknown_name("torchvision model", name, known)
+    entries = models.get_model_weights(name)
+    entry = _entry(full, entries, weights)
+    data = (entry or entries.DEFAULT).transforms()
+    takes, options = _size(full, name, weights, image_size, entry or entries.DEFAULT)
+    if is_loaded(weights, load_pretrained):
+        with downloading(full, f"weights {weights!r}", "image_weights=<path>"):
+            model = models.get_model(name, weights=entry, progress=False)
+    else:
+        if name in INCEPTIONS:
+            options |= {"init_weights": False, "aux_logits": False, "transform_input": weights != "none"}
+        model = models.get_model(name, weights=None, **options)
+    for child in CUT:
+        if hasattr(model, child):
+            delattr(model, child)
+    if load_pretrained and is_file(weights):
+        fit(model, read_weights(weights), weights, CUT)
+    is_vit = isinstance(model, models.VisionTransformer)
+    read = (_vit_class, _vit_tokens) if is_vit else (_average, _positions)
+    return Backbone(
+        full, model, read[pooling == "attention"], _vit_blocks(model) if is_vit else cnn_blocks(model),
+        mean=tuple(data.mean), std=tuple(data.std), takes=takes,
+    )  # fmt: skip
+
+
+def _entry(full: str, entries, weights: str):
+    """The entry of a weights enum; None for `none` and files."""
+    if weights == "none" or is_file(weights):
+        return None
+    if weights == "default":
+        return entries.DEFAULT
+    if weights not in entries.__members__:
+        raise unknown_name(f"weights of {full}", weights, entries.__members__)
+    return entries[weights]
+
+
+def _size(full: str, name: str, weights: str, image_size: int, entry) -> tuple[str, dict]:
+    """The sizes that the model takes, in words, and the builder's options for this one."""
+    trained = entry.transforms().crop_size[0]
+    least = max(entry.meta["min_size"])
+    if not name.startswith("vit_"):
+        is_fixed = name in FIXED
+        takes = f"images of {trained} pixels" if is_fixed else f"images of at least {least} pixels"
+        if image_size < least or (is_fixed and image_size != trained):
+            raise wrong_size(full, image_size, takes)
+        return takes, {}
+    patch = int(name.rpartition("_")[2])
+    if is_file(weights):
+        # The file's table of positions decides: another size is then a key that does not fit.
+        takes = f"images of a multiple of {patch} pixels"
+        right = image_size % patch == 0
+    else:
+        # Without weights, the builder's own default (torchvision, vision_transformer.py).
+        fixed = 224 if weights == "none" else least
+        takes, right = f"images of {fixed} pixels", image_size == fixed
+    if not right:
+        raise wrong_size(full, image_size, takes)
+    return takes, {"image_size": image_size}
+
+
+def trunk(model: nn.Module, image_BCHW: torch.Tensor) -> torch.Tensor:
+    """The last map (B, F, H, W) of a convolutional or windowed model that was cut."""
+    from torchvision import models
+
+    x = model._transform_input(image_BCHW) if hasattr(model, "_transform_input") else image_BCHW
+    for child in model.children():
+        for part in child if isinstance(child, nn.ModuleList) else (child,):
+            x = part(x)
+    # DenseNet applies this one outside its modules.
+    return F.relu(x) if isinstance(model, models.DenseNet) else x
+
+
+def _average(model: nn.Module, image_BCHW: torch.Tensor) -> torch.Tensor:
+    return trunk(model, image_BCHW).mean((2, 3))
+
+
+def _positions(model: nn.Module, image_BCHW: torch.Tensor) -> torch.Tensor:
+    return positions(trunk(model, image_BCHW))
+
+
+def _vit_tokens(model: nn.Module, image_BCHW: torch.Tensor) -> torch.Tensor:
+    patch_BPF = model._process_input(image_BCHW)
+    class_B1F = model.class_token.expand(len(patch_BPF), -1, -1)
+    return model.encoder(torch.cat([class_B1F, patch_BPF], dim=1))
+
+
+def _vit_class(model: nn.Module, image_BCHW: torch.Tensor) -> torch.Tensor:
+    return _vit_tokens(model, image_BCHW)[:, 0]
+
+
+def _vit_blocks(model: nn.Module) -> NamedBlocks:
+    return layer_blocks(model, "encoder.layers", lambda name: name.startswith("encoder.ln."))
+
+
+def cnn_blocks(model: nn.Module) -> NamedBlocks:
+    """Blocks of a cut model: its residual blocks where it has some, else its layers.
+
+    A norm that stands by itself belongs to the layer before it.
+    """
+    blocks: NamedBlocks = []
+    for name, module in _units(model, ""):
+        names = [f"{name}.{key}" for key, _ in module.named_parameters()]
+        is_norm = all(p.ndim == 1 for p in module.parameters())
+        if names and is_norm and blocks:
+            blocks[-1][1].extend(names)
+        elif names:
+            blocks.append((name, names))
+    return blocks
+
+
+def _units(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
+    """Modules in the order of the data, lists and plain sequences of composite modules opened."""
+    units = []
+    for key, child in module.named_children():
+        name = f"{prefix}{key}"
+        has_parts = any(next(part.children(), None) is not None for part in child.children())
+        is_list = type(child) in (nn.Sequential, nn.ModuleList)
+        if name in ("features", "layers") or (is_list and has_parts):
+            units += _units(child, f"{name}.")
+        else:
+            units.append((name, child))
+    return units

@@ -1,0 +1,194 @@
+"""Encoders by name: shapes, and what is said of names, sizes and poolings that cannot be.
+
+Shapes: B items, D width.
+"""
+
+import re
+
+import pytest
+import torch
+from encoder_samples import CLIP, add_clip, captions, config, write_bert
+from torch import nn
+
+from mmlib.config import ParameterError
+from mmlib.model.encoders import PretrainedEncoder, build_image_encoder, build_text_encoder
+from mmlib.model.encoders.convolutional import NAMES, SMALL
+
+D = 16
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling"),
+    [("vit", "encoder"), ("resnet10", "encoder"), ("resnet10", "attention"), ("convnext_atto", "attention")],
+)
+def test_image_encoders_from_scratch(name, pooling):
+    encoder = build_image_encoder(config(image_encoder=name, image_pooling=pooling))
+    image_BCHW = torch.randn(2, 3, 32, 32)
+    out_BD = encoder(image_BCHW)
+    assert out_BD.shape == (2, D)
+    out_BD.square().sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+    assert (encoder.width, encoder.image_size, encoder.feature_shape) == (D, 32, None)
+    assert len(encoder.mean) == len(encoder.std) == 3
+    encoder.eval()
+    assert torch.equal(encoder.from_features(encoder.features(image_BCHW)), encoder(image_BCHW))
+
+
+def test_small_images_have_stems_that_leave_enough_positions():
+    for name in NAMES:
+        for size, side in ((SMALL, SMALL // 8 if name.startswith("resnet") else SMALL // 16), (128, 4)):
+            with torch.device("meta"):
+                encoder = build_image_encoder(config(image_encoder=name, image_size=size))
+                map_BFHW = encoder.trunk(torch.zeros(1, 3, size, size))
+            assert map_BFHW.shape[2:] == (side, side), name
+
+
+def test_the_resnet_from_scratch_is_torchvisions_on_large_images():
+    from torchvision.models import resnet18
+
+    encoder = build_image_encoder(config(image_encoder="resnet18", image_size=128)).eval()
+    model = resnet18()
+    model.fc = nn.Identity()
+    model.load_state_dict(encoder.trunk.state_dict())
+    image_BCHW = torch.randn(2, 3, 128, 128)
+    torch.testing.assert_close(encoder(image_BCHW), encoder.head(model.eval()(image_BCHW)))
+
+
+@pytest.mark.parametrize("name", ["transformer", "gru", "words"])
+def test_text_encoders_from_scratch_read_no_padding(name):
+    encoder = build_text_encoder(config(text_encoder=name), 50).eval()
+    tokens_BL, length_B = captions()
+    out_BD = encoder(tokens_BL, length_B)
+    assert out_BD.shape == (4, D)
+    assert out_BD.isfinite().all()
+    out_BD.square().sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+    other_BL = torch.where(torch.arange(8) >= length_B[:, None].clamp(min=1), 7, tokens_BL)
+    torch.testing.assert_close(encoder(other_BL, length_B), out_BD)
+    torch.testing.assert_close(encoder(tokens_BL[1:, :3], length_B[1:]), out_BD[1:])
+    changed_BL = tokens_BL.clone()
+    changed_BL[:, 0] = changed_BL[:, 0] % 48 + 2
+    assert ((encoder(changed_BL, length_B) - out_BD).abs().amax(1) > 1e-4).all()
+
+
+def test_the_order_of_words_counts_for_a_gru_and_not_for_a_mean():
+    tokens_BL, length_B = torch.tensor([[3, 4, 5], [5, 4, 3]]), torch.tensor([3, 3])
+    gru = build_text_encoder(config(text_encoder="gru"), 50).eval()
+    words = build_text_encoder(config(text_encoder="words"), 50).eval()
+    assert (gru(tokens_BL, length_B)[0] - gru(tokens_BL, length_B)[1]).abs().max() > 1e-3
+    torch.testing.assert_close(*words(tokens_BL, length_B))
+
+
+def test_the_gru_is_a_bidirectional_one_over_packed_sequences():
+    encoder = build_text_encoder(config(text_encoder="gru"), 50).eval()
+    tokens_BL, length_B = captions()
+    length_B = length_B.clamp(min=1)
+    packed = nn.GRU(D, D, batch_first=True, bidirectional=True)
+    back = {f"{key}_reverse": tensor for key, tensor in encoder.back.state_dict().items()}
+    packed.load_state_dict({**encoder.ahead.state_dict(), **back})
+    sequence = nn.utils.rnn.pack_padded_sequence(
+        encoder.token(tokens_BL), length_B, batch_first=True, enforce_sorted=False
+    )
+    state_BLE, _ = nn.utils.rnn.pad_packed_sequence(packed(sequence)[0], batch_first=True)
+    pooled = [torch.cat([s[:n].mean(0), s[:n].amax(0)]) for s, n in zip(state_BLE, length_B)]
+    expected_BD = encoder.project(encoder.norm(torch.stack(pooled)))
+    torch.testing.assert_close(encoder(tokens_BL, length_B), expected_BD)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_encoder": "resnet81"}, "unknown image_encoder 'resnet81': the nearest are resnet18"),
+        ({"image_encoder": "timm:"}, "unknown image_encoder 'timm:': the nearest are timm:<name>"),
+        ({"image_encoder": "timm:test_vitt"}, "unknown timm model 'test_vitt': the nearest are test_vit"),
+        (
+            {"image_encoder": "torchvision:resnet19"},
+            "unknown torchvision model 'resnet19': the nearest are resnet1",
+        ),
+        (
+            {"image_encoder": "open_clip:ViT-B-33"},
+            "unknown open_clip model 'ViT-B-33': the nearest are ViT-B-32",
+        ),
+        (
+            {"image_encoder": "torchvision:resnet18", "image_weights": "IMAGENET_V1"},
+            "unknown weights of torchvision:resnet18 'IMAGENET_V1': the nearest are IMAGENET1K_V1",
+        ),
+        (
+            {"image_encoder": "timm:test_resnet", "image_weights": "r160_in2k"},
+            "unknown weights of timm:test_resnet 'r160_in2k': the nearest are r160_in1k",
+        ),
+        (
+            {"image_encoder": "open_clip:ViT-B-32", "image_weights": "openia"},
+            "unknown weights of open_clip:ViT-B-32 'openia': the nearest are openai",
+        ),
+        (
+            {"image_encoder": "timm:test_resnet.r160_in1k", "image_weights": "r96"},
+            "timm:test_resnet.r160_in1k names the tag 'r160_in1k' already: found image_weights 'r96' too",
+        ),
+        (
+            {"image_encoder": "vit", "image_pooling": "attention"},
+            "image_pooling 'attention': 'vit' reads its class token, use 'encoder'",
+        ),
+    ],
+)
+def test_wrong_image_encoders(changes, message):
+    with pytest.raises(ParameterError, match=re.escape(message)):
+        build_image_encoder(config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"text_encoder": "transformers"},
+            "unknown text_encoder 'transformers': the nearest are transformer",
+        ),
+        ({"text_encoder": "timm:test_vit"}, "unknown text_encoder 'timm:test_vit': "),
+        (
+            {"text_encoder": "open_clip:ViT-B-33"},
+            "unknown open_clip model 'ViT-B-33': the nearest are ViT-B-32",
+        ),
+    ],
+)
+def test_wrong_text_encoders(changes, message):
+    with pytest.raises(ParameterError, match=re.escape(message)):
+        build_text_encoder(config(**changes), 50)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "takes"),
+    [
+        ("torchvision:vit_b_16", 64, "images of 224 pixels"),
+        ("torchvision:alexnet", 62, "images of at least 63 pixels"),
+        ("torchvision:maxvit_t", 256, "images of 224 pixels"),
+        ("timm:test_vit", 64, "images of 160 pixels"),
+        ("open_clip:tiny-sizes", 48, "images of 32 pixels"),
+    ],
+)
+def test_an_image_size_that_an_encoder_cannot_take(tmp_path, name, size, takes):
+    add_clip(tmp_path, "tiny-sizes", CLIP)
+    with pytest.raises(ParameterError, match=f"image_size: {name} takes {takes}, found {size}"):
+        build_image_encoder(config(image_encoder=name, image_size=size))
+
+
+def test_a_size_that_only_the_model_itself_refuses():
+    with pytest.raises(ParameterError, match=r"image_size: timm:test_convnext takes images of .* found 16"):
+        build_image_encoder(config(image_encoder="timm:test_convnext", image_size=16))
+
+
+def test_more_tokens_than_positions(tmp_path):
+    add_clip(tmp_path, "tiny-positions", CLIP)
+    folder = write_bert(tmp_path / "bert")
+    for name, positions in (("open_clip:tiny-positions", 10), (f"hf:{folder}", 12)):
+        expected = f"max_tokens: {re.escape(name)} has {positions} positions, found {positions + 1}"
+        with pytest.raises(ParameterError, match=expected):
+            build_text_encoder(config(text_encoder=name, max_tokens=positions + 1), 50)
+        assert isinstance(
+            build_text_encoder(config(text_encoder=name, max_tokens=positions), 50), PretrainedEncoder
+        )
+
+
+def test_token_ids_that_the_encoder_has_not(tmp_path):
+    name = f"hf:{write_bert(tmp_path)}"
+    with pytest.raises(ParameterError, match="has 50 token ids, the tokenizer 51: use the encoder's own"):
+        build_text_encoder(config(text_encoder=name), 51)
