@@ -297,7 +297,10 @@ def _wrong_encoders(config: "TrainConfig") -> list[str]:
 def _wrong_data(config: "TrainConfig") -> list[str]:
     if config.dataset != "shards":
         given = [n for n in ("train_shards", "val_shards", "test_shards") if getattr(config, n)]
-        return [f"{name} needs dataset 'shards': found dataset {config.dataset!r}" for name in given]
+        wrong = [f"{name} needs dataset 'shards': found dataset {config.dataset!r}" for name in given]
+        if config.also_train_on and config.dataset == "shapes":
+            wrong.append("also_train_on needs a data set of photographs: found dataset 'shapes'")
+        return wrong
     wrong = [
         f"dataset 'shards' needs {name}: paths, URLs or patterns of tar files"
         for name in ("train_shards", "val_shards")

@@ -1,11 +1,11 @@
 """Data: images and captions of a data set, packed images, token ids, batches in an exact order."""
 
-from dataclasses import replace
+import importlib
+from collections.abc import Iterable
 
 from mmlib import paths
 from mmlib.config import DataConfig, TokenizerConfig
 from mmlib.data.dataset import SPLITS, Dataset, ImageSource, Split
-from mmlib.data.leaks import find_leaks, without_leaks
 from mmlib.data.store import ImageStore, open_store
 from mmlib.data.tokenizers import Tokenizer, build_tokenizer
 
@@ -27,6 +27,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     """The data set that the config names, its training split without images that are held out.
 
     Drawn scenes need no guard: no two of them are equal, and what looks alike at 32 pixels may differ.
+    Of shards, the held-out splits alone: the training split is a stream
+    (`mmlib.data.shards.ShardStream`), which has a guard of its own.
 
     Raises:
         FileNotFoundError, ValueError: from the loader, naming the file and what is wrong with it.
@@ -37,17 +39,32 @@ def load_dataset(config: DataConfig) -> Dataset:
         return load_shapes(
             config.shapes_seed, config.shapes_train, config.shapes_val, config.shapes_test, config.image_size
         )
-    from mmlib.data.flickr8k import load_flickr8k
+    if config.dataset == "shards":
+        from mmlib.data.shards import load_shards
 
-    dataset = load_flickr8k(paths.from_root(config.folder))
-    leaks = find_leaks(dataset, dataset)
-    if config.leaks == "exclude" or not leaks:
-        return without_leaks(dataset, leaks)
-    count = len({leak.train_image for leak in leaks})
-    note = f"Leak guard: {count:,} training images are held out too and were kept, as asked (leaks='keep')."
-    return replace(dataset, notes=(*dataset.notes, note))
+        return load_shards(config)
+    from mmlib.data.mixture import mix, parse_addition
+
+    parsed = [parse_addition(text) for text in config.also_train_on]
+    additions = [(_on_disk(name, folder or f"data/{name}"), weight) for name, folder, weight in parsed]
+    return mix(_on_disk(config.dataset, config.folder), additions, config.leaks)
 
 
-def tokenizer_for(config: TokenizerConfig, dataset: Dataset) -> Tokenizer:
-    """The tokenizer that the config names, its vocabulary from the training captions alone."""
-    return build_tokenizer(config.tokenizer, dataset.splits["train"].captions, config.min_word_count)
+def _on_disk(name: str, folder: str) -> Dataset:
+    loader = {"flickr8k": "load_flickr8k", "flickr30k": "load_flickr30k", "coco": "load_coco"}[name]
+    return getattr(importlib.import_module(f"mmlib.data.{name}"), loader)(paths.from_root(folder))
+
+
+def tokenizer_for(
+    config: TokenizerConfig, training_captions: Iterable[str], text_encoder: str | None = None
+) -> Tokenizer:
+    """The tokenizer that the config names, its vocabulary from the training captions alone.
+
+    Args:
+        config: kind and sizes.
+        training_captions: of the training split.
+        text_encoder: for the kind `encoder`.
+    """
+    return build_tokenizer(
+        config.tokenizer, training_captions, config.min_word_count, config.bpe_vocabulary, text_encoder
+    )

@@ -13,6 +13,7 @@ import torch
 from mmlib.config import AugmentConfig, ParameterError
 from mmlib.data.augment import Augment
 from mmlib.data.dataset import Dataset
+from mmlib.data.feature_store import FeatureStore
 from mmlib.data.pixels import PIXEL_MEAN, PIXEL_STD, normalise
 from mmlib.data.store import ImageStore
 from mmlib.data.tokenizers import Tokenizer
@@ -39,12 +40,13 @@ class SplitTensors:
         dataset, store, tokenizer: what the split is read from.
         split: its name.
         max_tokens: L.
-        trim: cut a batch's token ids to its longest caption.  Exact where padding is masked; a
-            model without the mask must see every position.
+        trim: cut a batch's token ids to its longest caption, rounded up to a multiple of this; None
+            for not at all.  Exact where padding is masked; a model without the mask must see every
+            position.  A compiled model wants few different lengths.
         device: where batches are wanted.
         mean, std: of the pixels that the image encoder was made for, RGB in 0..1.
-        image_features_NVF, text_features_MF: what frozen encoders make of images (V views, the first
-            as it is) and captions; then these are given in place of pixels and token ids.
+        image_features, text_features: what frozen encoders make of images (V views, the first as it
+            is) and captions; then these are given in place of pixels and token ids.
     """
 
     def __init__(
@@ -54,14 +56,14 @@ class SplitTensors:
         tokenizer: Tokenizer,
         split: str,
         max_tokens: int,
-        trim: bool,
+        trim: int | None,
         device: torch.device,
         mean: tuple[float, float, float] = PIXEL_MEAN,
         std: tuple[float, float, float] = PIXEL_STD,
-        image_features_NVF: np.ndarray | None = None,
-        text_features_MF: np.ndarray | None = None,
+        image_features: FeatureStore | None = None,
+        text_features: FeatureStore | None = None,
     ):
-        self.split = dataset.splits[split]
+        self.split = dataset.split(split)
         self.device = device
         self.trim = trim
         self.mean, self.std = mean, std
@@ -70,14 +72,11 @@ class SplitTensors:
         self.length_M = torch.from_numpy(length_M).to(device)
         self._lengths_on_host = length_M
         self.image_of_caption_M = torch.from_numpy(self.split.image_of_caption_M).to(device)
-        rows_N = store.rows(split)
-        self._pixels = _Rows(store.images, rows_N, device)
-        self._image_features = None
-        if image_features_NVF is not None:
-            self._image_features = _Rows(image_features_NVF, rows_N, device)
-        self._text_features = None
-        if text_features_MF is not None:
-            self._text_features = _Rows(text_features_MF, np.arange(self.captions), device)
+        self._pixels = _Rows(store.images, store.rows(split), device)
+        self._image_features, self._text_features = (
+            features and _Rows(features.array, features.rows(split), device)
+            for features in (image_features, text_features)
+        )
 
     @property
     def images(self) -> int:
@@ -125,6 +124,7 @@ class SplitTensors:
         longest = None
         if self.trim:
             longest = int(self._lengths_on_host[index_B.numpy()].max(initial=1))
+            longest = -(-longest // self.trim) * self.trim
         return self.tokens_ML[on_device_B, :longest], self.length_M[on_device_B]
 
     def epoch_order(self, seed: int, epoch: int, captions_per_image: str) -> torch.Tensor:

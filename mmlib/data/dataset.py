@@ -82,6 +82,8 @@ class Dataset:
         fingerprint: 16 hex digits over file names, captions and image bytes; equal if and only if
             the data are.
         notes: one sentence for each oddity that the loader met and what it did about it.
+        held_out_fingerprint: of the data set whose val and test splits these are, where the training
+            split has more than that set's; results with equal ones may be compared.
         redistributable: whether its pictures and captions may stand in a page that is passed on.
     """
 
@@ -91,12 +93,16 @@ class Dataset:
     fingerprint: str
     notes: tuple[str, ...] = ()
     redistributable: bool = False
+    held_out_fingerprint: str | None = None
 
     @property
     def identity(self) -> dict:
-        """Name, fingerprint and split sizes: what a run records and a report compares."""
+        """Name, fingerprints and split sizes: what a run records and a report compares."""
         sizes = {s.name: {"images": len(s.images), "captions": len(s.captions)} for s in self.splits.values()}
-        return {"name": self.name, "fingerprint": self.fingerprint, "splits": sizes}
+        identity = {"name": self.name, "fingerprint": self.fingerprint, "splits": sizes}
+        if self.held_out_fingerprint:
+            identity["held_out_fingerprint"] = self.held_out_fingerprint
+        return identity
 
     def split(self, name: str) -> Split:
         """The split `name`.

@@ -1,29 +1,23 @@
 """The packed image store: every image decoded and resized once, in one memory-mapped uint8 file.
 
 A store is two files under `data/cache/`: the pixels, and beside them a JSON header that says what
-they are.  The pixels get their name when they are complete and on the disk, the header after them,
-so a store with a sound header is whole whatever interrupted its making.
+they are (`mmlib.data.array_file`).
 """
 
-import errno
 import hashlib
 import json
 import logging
 import math
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mmlib import paths
-from mmlib.data.atomic import write_text_atomic
+from mmlib.data.array_file import ArrayFile
 from mmlib.data.dataset import Dataset
 from mmlib.data.packing import CHUNK, Resize, pack_images
 from mmlib.paths import shown
@@ -31,7 +25,6 @@ from mmlib.paths import shown
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # raised when the meaning of the bytes changes, including how images are resized
-PROBES = 16  # rows, spread over the store, whose checksum is verified at each opening
 
 
 @dataclass(frozen=True)
@@ -109,76 +102,29 @@ def open_store(
         "names_sha256": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
     }
     path = (cache or paths.CACHE) / f"{dataset.name}-{dataset.fingerprint}-{size}-{resize}.uint8"
-    if _fault(path, header):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+    file = ArrayFile(path, header, np.uint8, "pixels")
+    if file.fault():
+        with file.locked("packs", when_held=lambda: _refuse_own_worker(path)):
             # Asked again, since another process may have packed it while this one waited.
-            if fault := _fault(path, header):
+            if fault := file.fault():
                 if path.exists():
                     logger.warning("%s is packed again: %s", shown(path), fault)
-                _pack(dataset, names, header, path, workers, progress)
+                _pack(dataset, names, file, workers, progress)
     index = {name: row for row, name in enumerate(names)}
     splits = {
         split.name: np.array([index[name] for name in split.images], dtype=np.int64)
         for split in dataset.splits.values()
     }
-    return ImageStore(_map(path, header), index, splits, path)
+    return ImageStore(file.map(), index, splits, path)
 
 
-def _header_path(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
-
-
-def _map(path: Path, header: dict) -> np.memmap:
-    return np.memmap(path, dtype=np.uint8, mode="r", shape=tuple(header["shape"]))
-
-
-def _checksum(images_NHWC: np.ndarray) -> str:
-    """SHA-256 of a few rows from first to last: milliseconds, and it sees zeros and foreign bytes."""
-    rows = np.linspace(0, len(images_NHWC) - 1, PROBES).astype(int)
-    return hashlib.sha256(images_NHWC[rows].tobytes()).hexdigest()
-
-
-def _fault(path: Path, header: dict) -> str | None:
-    """Why the store at `path` cannot be used; None if it is whole and what `header` asks for."""
-    try:
-        found = json.loads(_header_path(path).read_bytes())
-        n_bytes = path.stat().st_size
-    except FileNotFoundError as error:
-        return f"there is no {Path(error.filename).name}"
-    except ValueError as error:
-        return f"its header is not JSON ({error})"
-    if not isinstance(found, dict):
-        return "its header is not a JSON object"
-    for key, expected in header.items():
-        if found.get(key) != expected:
-            return f"its header has {key} {found.get(key)!r}, expected {expected!r}"
-    if n_bytes != math.prod(header["shape"]):
-        return f"it has {n_bytes:,} bytes, expected {math.prod(header['shape']):,}"
-    if found.get("checksum") != _checksum(_map(path, header)):
-        return "its pixels do not match their checksum"
-    return None
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds the right to pack `path`, which the system takes back from a process that is killed."""
-    lock = FileLock(f"{path}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        # A worker process runs an unguarded script anew before it works; it would wait for its own parent.
-        if _unfinished(path, os.getppid()).exists():
-            raise RuntimeError(
-                "expected worker processes to import the script without running it, found that it packs"
-                " images again; put its work under `if __name__ == '__main__':`"
-            ) from None
-        logger.info("waiting for another process that packs %s", shown(path))
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def _refuse_own_worker(path: Path) -> None:
+    """Raises where a worker process runs an unguarded script anew: it would wait for its own parent."""
+    if _unfinished(path, os.getppid()).exists():
+        raise RuntimeError(
+            "expected worker processes to import the script without running it, found that it packs"
+            " images again; put its work under `if __name__ == '__main__':`"
+        ) from None
 
 
 def _unfinished(path: Path, pid: int) -> Path:
@@ -186,22 +132,16 @@ def _unfinished(path: Path, pid: int) -> Path:
 
 
 def _pack(
-    dataset: Dataset, names: list[str], header: dict, path: Path, workers: int | None, progress: bool | None
+    dataset: Dataset, names: list[str], file: ArrayFile, workers: int | None, progress: bool | None
 ) -> None:
-    """Makes the store at `path`; the caller holds its lock."""
+    """Makes the store; the caller holds its lock."""
     # Under the lock, unfinished files can only be a killed process's.
-    for stale in path.parent.glob(f"{path.name}.*.part"):
+    for stale in file.path.parent.glob(f"{file.path.name}.*.part"):
         stale.unlink()
-    needed, free = math.prod(header["shape"]), shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"expected {needed:,} free bytes to pack {len(names):,} images of {dataset.name}, found {free:,};"
-            " free some space, choose a smaller size or another cache folder",
-            str(path.parent),
-        )
+    file.check_space(f"pack {len(names):,} images of {dataset.name}")
     workers = workers or min(os.cpu_count() or 1, math.ceil(len(names) / (4 * CHUNK)))
-    temporary = _unfinished(path, os.getpid())
+    temporary = _unfinished(file.path, os.getpid())
+    size, resize = file.header["shape"][1], file.header["resize"]
     bar = tqdm(
         total=len(names),
         desc=f"packing {dataset.name}",
@@ -210,9 +150,7 @@ def _pack(
     )
     try:
         with bar:
-            unread = pack_images(
-                dataset.source, names, header["shape"][1], header["resize"], temporary, workers, bar.update
-            )
+            unread = pack_images(dataset.source, names, size, resize, temporary, workers, bar.update)
         if unread:
             name, reason = unread[0]
             raise ValueError(
@@ -220,12 +158,7 @@ def _pack(
                 f" not: {name} ({reason}){f' and {len(unread) - 1:,} more' if len(unread) > 1 else ''};"
                 " get them again"
             )
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())
-        header = {**header, "checksum": _checksum(_map(temporary, header))}
-        _header_path(path).unlink(missing_ok=True)
-        os.replace(temporary, path)
-        write_text_atomic(_header_path(path), json.dumps(header, indent=1))
+        file.seal(temporary)
     finally:
         temporary.unlink(missing_ok=True)
-    logger.info("packed %s images into %s", f"{len(names):,}", shown(path))
+    logger.info("packed %s images into %s", f"{len(names):,}", shown(file.path))

@@ -52,7 +52,15 @@ def read_array(place: str):
     return {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}[path.suffix](path, name)
 
 
-def evaluate_embeddings(image_ND, text_MD, image_of_text_M, *, protocol: str = "standard", seed: int = 0):
+def evaluate_embeddings(
+    image_ND,
+    text_MD,
+    image_of_text_M,
+    *,
+    protocol: str = "standard",
+    seed: int = 0,
+    distractors: bool = False,
+):
     """Ranks and summary of embeddings under a protocol of `mmlib.metrics.protocols.PROTOCOLS`.
 
     Args:
@@ -60,6 +68,7 @@ def evaluate_embeddings(image_ND, text_MD, image_of_text_M, *, protocol: str = "
         protocol: `single_caption` keeps the first caption of each image; `coco_1k_folds` takes
             five folds in order; the others rank all that is given.
         seed: of the bootstrap.
+        distractors: `standard` only: images without a caption are allowed, in the gallery alone.
 
     Returns:
         The `RetrievalRanks` (None of folds: they have no common gallery) and a dict ready for JSON:
@@ -82,14 +91,18 @@ def evaluate_embeddings(image_ND, text_MD, image_of_text_M, *, protocol: str = "
                 f"{name}: expected {dimensions} dimension{'s' * (dimensions > 1)}, found shape"
                 f" {tuple(array.shape)}; save one row per image or caption, and one index per caption"
             )
+    if distractors and protocol != "standard":
+        raise ValueError(f"distractors: expected protocol 'standard', found {protocol!r}; name that one")
     if protocol == "coco_1k_folds":
         summary = summarise_folds(fold_ranks(image_ND, text_MD, image_of_text_M), protocol=protocol)
         return None, summary | {"width": image_ND.shape[1]}
     if PROTOCOLS[protocol].one_caption:
         first_N = first_captions(checked_map(image_of_text_M, len(image_ND), len(text_MD)))
         text_MD, image_of_text_M = text_MD[first_N], np.arange(len(image_ND))
-    function = paired_ranks if PROTOCOLS[protocol].ranking == "paired" else retrieval_ranks
-    ranks = function(image_ND, text_MD, image_of_text_M)
+    if PROTOCOLS[protocol].ranking == "paired":
+        ranks = paired_ranks(image_ND, text_MD, image_of_text_M)
+    else:
+        ranks = retrieval_ranks(image_ND, text_MD, image_of_text_M, distractors=distractors)
     summary = summarise(ranks, protocol=protocol)
     # A single R@K has a better interval in the summary: see bootstrap_intervals.
     intervals = {

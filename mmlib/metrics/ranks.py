@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmlib.metrics.mapped import MappedRows, ranks_of, row_count, rows_of
 from mmlib.metrics.scores import positive_ranks, unit_rows
 
 RANKINGS = ("standard", "paired")
@@ -125,27 +126,34 @@ class RetrievalRanks:
             ) from error
 
 
-def retrieval_ranks(image_ND, text_MD, image_of_text_M, *, chunk: int = 1024) -> RetrievalRanks:
+def retrieval_ranks(
+    image_ND, text_MD, image_of_text_M, *, chunk: int = 1024, distractors: bool = False
+) -> RetrievalRanks:
     """Ranks under the `standard` protocol: unique images, any caption of the image is a hit.
 
     Scores are cosines in float32, `chunk` queries at a time; the N x M matrix is never whole in
-    memory.  How exact ties are recognised is told in `mmlib.metrics.scores`.
+    memory, nor is a large memory map (`mmlib.metrics.mapped`): a gallery of a million images takes
+    little.  How exact ties are recognised is told in `mmlib.metrics.scores`.
 
     Args:
         image_ND: `(N, D)` image embeddings, tensor or array of any float dtype, any row length.
         text_MD: `(M, D)` caption embeddings, on the same device.
         image_of_text_M: `(M,)` integers in 0..N-1; every image has at least one caption.
         chunk: queries scored at a time.
+        distractors: images without a caption are allowed: they stand in the gallery and are no
+            queries.  The ranks' images are then those with captions, in their order.
 
     Raises:
         ValueError: shapes, devices or dtypes that do not fit; empty input; NaN, infinite or zero
-            rows; an index out of range; images without a caption.
+            rows; an index out of range; images without a caption unless they are distractors.
     """
-    image, text, image_of_text_M = _checked(image_ND, text_MD, image_of_text_M, chunk)
-    text_by_image_M = np.argsort(image_of_text_M, kind="stable")
-    i2t, ties_i2t = positive_ranks(image, text, image_of_text_M[text_by_image_M], text_by_image_M, chunk)
-    t2i, ties_t2i = positive_ranks(text, image, np.arange(len(image_of_text_M)), image_of_text_M, chunk)
-    return RetrievalRanks(i2t, t2i, ties_i2t, ties_t2i, image_of_text_M, len(t2i), len(i2t))
+    image, text, image_of_text_M = _checked(image_ND, text_MD, image_of_text_M, chunk, distractors)
+    captioned_N, own_of_text_M = np.unique(image_of_text_M, return_inverse=True)
+    text_by_image_M = np.argsort(own_of_text_M, kind="stable")
+    i2t, ties_i2t = ranks_of(image, captioned_N, text, own_of_text_M[text_by_image_M], text_by_image_M, chunk)
+    row_M = np.arange(len(image_of_text_M))
+    t2i, ties_t2i = ranks_of(text, row_M, image, row_M, image_of_text_M, chunk)
+    return RetrievalRanks(i2t, t2i, ties_i2t, ties_t2i, own_of_text_M, len(t2i), row_count(image))
 
 
 def paired_ranks(image_ND, text_MD, image_of_text_M, *, chunk: int = 1024) -> RetrievalRanks:
@@ -159,7 +167,7 @@ def paired_ranks(image_ND, text_MD, image_of_text_M, *, chunk: int = 1024) -> Re
 
     Arguments and errors are those of `retrieval_ranks`.
     """
-    image, text, image_of_text_M = _checked(image_ND, text_MD, image_of_text_M, chunk)
+    image, text, image_of_text_M = _checked(image_ND, text_MD, image_of_text_M, chunk, rows_of=unit_rows)
     unit_UD, distinct_N = image
     image = (unit_UD, distinct_N[_like(image_of_text_M, distinct_N)])
     row_M = np.arange(len(image_of_text_M))
@@ -174,8 +182,8 @@ def _like(index_M: np.ndarray, tensor):
     return torch.from_numpy(index_M).to(tensor.device)
 
 
-def _checked(image_ND, text_MD, image_of_text_M, chunk: int):
-    """Inputs as `unit_rows` and an int64 map, or a ValueError."""
+def _checked(image_ND, text_MD, image_of_text_M, chunk: int, distractors: bool = False, rows_of=rows_of):
+    """Inputs as rows of unit length and an int64 map, or a ValueError."""
     if chunk < 1:
         raise ValueError(f"chunk: expected at least 1 query at a time, found {chunk}")
     devices = [str(getattr(embedding, "device", "cpu")) for embedding in (image_ND, text_MD)]
@@ -184,20 +192,22 @@ def _checked(image_ND, text_MD, image_of_text_M, chunk: int):
             f"image_ND and text_MD: expected one device, found {devices[0]} and {devices[1]};"
             " move one of them"
         )
-    image, text = unit_rows(image_ND, "image_ND"), unit_rows(text_MD, "text_MD")
-    if image[0].shape[1] != text[0].shape[1]:
+    image, text = rows_of(image_ND, "image_ND"), rows_of(text_MD, "text_MD")
+    widths = [rows.width if isinstance(rows, MappedRows) else rows[0].shape[1] for rows in (image, text)]
+    if widths[0] != widths[1]:
         raise ValueError(
-            f"image_ND and text_MD: expected one embedding width, found {image[0].shape[1]} and"
-            f" {text[0].shape[1]}; take both from the same model"
+            f"image_ND and text_MD: expected one embedding width, found {widths[0]} and {widths[1]};"
+            " take both from the same model"
         )
-    return image, text, checked_map(image_of_text_M, len(image[1]), len(text[1]))
+    return image, text, checked_map(image_of_text_M, row_count(image), row_count(text), distractors)
 
 
-def checked_map(image_of_text_M, images: int, texts: int) -> np.ndarray:
+def checked_map(image_of_text_M, images: int, texts: int, distractors: bool = False) -> np.ndarray:
     """`image_of_text_M` as an int64 array.
 
     Raises:
-        ValueError: not `texts` integers in 0..images-1, or an image without any caption.
+        ValueError: not `texts` integers in 0..images-1, or an image without any caption unless
+            `distractors` allows that.
     """
     if hasattr(image_of_text_M, "cpu"):
         image_of_text_M = image_of_text_M.cpu()
@@ -215,7 +225,7 @@ def checked_map(image_of_text_M, images: int, texts: int) -> np.ndarray:
             " they count rows of image_ND from 0"
         )
     missing = np.flatnonzero(np.bincount(image_of_text_M, minlength=images) == 0)
-    if len(missing):
+    if len(missing) and not distractors:
         raise ValueError(
             f"image_of_text_M: expected a caption for every image, found {len(missing)} of {images} images"
             f" without one (first: {missing[:5].tolist()}); leave them out of image_ND and renumber the map"

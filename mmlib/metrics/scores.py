@@ -17,6 +17,7 @@ are multiplied with 8 to 11 bits of mantissa, which ties or swaps close scores. 
 off around the product and put back after it.
 """
 
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import numpy as np
@@ -47,11 +48,11 @@ def unit_rows(embedding, name: str):
     if not isinstance(embedding, torch.Tensor):
         array = np.asarray(embedding)
         if array.dtype.kind != "f":
-            raise ValueError(_not_float(name, array.dtype))
+            raise ValueError(not_float(name, array.dtype))
         # A copy: the array may be a read-only memory map, which a tensor cannot share.
         embedding = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
     elif not embedding.is_floating_point():
-        raise ValueError(_not_float(name, embedding.dtype))
+        raise ValueError(not_float(name, embedding.dtype))
     row_RD = embedding.detach().to(torch.float32)
     if row_RD.ndim != 2 or 0 in row_RD.shape:
         raise ValueError(
@@ -59,10 +60,10 @@ def unit_rows(embedding, name: str):
             f" {tuple(row_RD.shape)}; pass one embedding per row"
         )
     largest_R = row_RD.abs().amax(dim=1)  # NaN wins over every number in amax
-    _refuse_rows(
+    refuse_rows(
         ~torch.isfinite(largest_R), name, "NaN or infinite", "look for a diverged or overflowing model"
     )
-    _refuse_rows(largest_R == 0, name, "all zero", "a zero embedding has no direction: leave the item out")
+    refuse_rows(largest_R == 0, name, "all zero", "a zero embedding has no direction: leave the item out")
     # Dividing by the largest entry keeps squares in range.  Adding 0 turns -0 into 0, which
     # compare equal as numbers but not as bytes.
     row_RD = (row_RD / largest_R[:, None]).add_(0.0)
@@ -73,14 +74,24 @@ def unit_rows(embedding, name: str):
 
 
 def _distinct_rows(row_RD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`distinct_rows` of rows in memory."""
+    return distinct_rows(row_RD[:, :2], lambda rows: row_RD[rows])
+
+
+def distinct_rows(
+    head_R2: np.ndarray, rows_of: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     """First position of every distinct row, in the order of their bytes, and which of them row r is.
 
     What `numpy.unique` of whole rows gives, and much faster: the first eight bytes decide the order
     of nearly all embeddings; whole rows are compared only where these agree.
+
+    Args:
+        head_R2: the first two columns, float32 (one where there is but one).
+        rows_of: the rows at some positions, or as many bytes in place of each as tell them apart.
     """
-    rows, width = row_RD.shape
-    as_bytes_R = row_RD.view(np.dtype((np.void, width * row_RD.itemsize)))[:, 0]
-    head_R = row_RD[:, :2].copy().view(">u8" if width > 1 else ">u4")[:, 0].astype(np.uint64)
+    rows, width = head_R2.shape
+    head_R = head_R2.copy().view(">u8" if width > 1 else ">u4")[:, 0].astype(np.uint64)
     order_R = np.argsort(head_R, kind="stable")
     new_R = np.ones(rows, dtype=bool)  # is this row, in order, unlike the one before it?
     new_R[1:] = np.diff(head_R[order_R]) != 0
@@ -88,7 +99,9 @@ def _distinct_rows(row_RD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.diff(starts, append=rows)
     for start, length in zip(starts[lengths > 1], lengths[lengths > 1]):
         group = order_R[start : start + length]
-        _, which = np.unique(as_bytes_R[group], return_inverse=True)
+        whole = np.ascontiguousarray(rows_of(group))
+        as_bytes = whole.view(np.dtype((np.void, whole.shape[1] * whole.itemsize)))[:, 0]
+        _, which = np.unique(as_bytes, return_inverse=True)
         by_bytes = np.argsort(which, kind="stable")
         order_R[start : start + length] = group[by_bytes]
         new_R[start + 1 : start + length] = np.diff(which[by_bytes]) != 0
@@ -129,8 +142,8 @@ def positive_ranks(query, gallery, query_of_pair_P, item_of_pair_P, chunk: int):
         best_q.scatter_reduce_(0, pair_row_p, positive_p, "amax")
         # Only non-positives can score above the best positive; equal to it are also the positive
         # itself and its equals among the query's other positives.
-        above_q = _items_in(score_qV > best_q[:, None], copies_V)
-        equal_q = _items_in(score_qV == best_q[:, None], copies_V)
+        above_q = items_in(score_qV > best_q[:, None], copies_V)
+        equal_q = items_in(score_qV == best_q[:, None], copies_V)
         equal_q.scatter_add_(0, pair_row_p, -(positive_p == best_q[pair_row_p]).long())
         ties.append(equal_q)
         ranks.append(1 + above_q + equal_q)
@@ -156,12 +169,12 @@ def _distinct_score_blocks(query, gallery, chunk: int):
     items = len(column_of_item_G)
     step = max(1, min(chunk, MAX_SCORES // items, max(LEAST_QUERIES, CACHED_SCORES // items)))
     for start in range(0, len(row_of_query_Q), step):
-        with _full_float32(query_UD.device.type):
+        with full_float32(query_UD.device.type):
             score_qV = query_UD[row_of_query_Q[start : start + step]] @ item_VD.T
         yield start, score_qV
 
 
-def _items_in(chosen_qV, copies_V):
+def items_in(chosen_qV, copies_V):
     """Number of gallery items per query in the chosen columns; column v stands for `copies_V[v]` items."""
     import torch
 
@@ -178,7 +191,7 @@ def _items_in(chosen_qV, copies_V):
 
 
 @contextmanager
-def _full_float32(device_type: str):
+def full_float32(device_type: str):
     """No gradients, no autocast, no TF32 or bfloat16 products; settings restored on leaving."""
     import torch
 
@@ -194,7 +207,7 @@ def _full_float32(device_type: str):
             backend.fp32_precision = precision
 
 
-def _refuse_rows(bad_R, name: str, what: str, advice: str) -> None:
+def refuse_rows(bad_R, name: str, what: str, advice: str) -> None:
     count = int(bad_R.sum())
     if count:
         first = bad_R.nonzero()[:5, 0].tolist()
@@ -204,5 +217,5 @@ def _refuse_rows(bad_R, name: str, what: str, advice: str) -> None:
         )
 
 
-def _not_float(name: str, dtype) -> str:
+def not_float(name: str, dtype) -> str:
     return f"{name}: expected a floating-point dtype, found {dtype}; convert the embeddings to float32"

@@ -8,13 +8,21 @@ from mmlib.model.network import DualEncoder, MemoryNetwork
 __all__ = ["DualEncoder", "InfoNCE", "MemoryNetwork", "build_loss", "build_model", "load_learned"]
 
 
-def build_model(config: TrainConfig, vocabulary: int, load_pretrained: bool = True) -> DualEncoder:
+def build_model(
+    config: TrainConfig,
+    vocabulary: int,
+    padding: int = 0,
+    load_pretrained: bool = True,
+    architecture: dict | None = None,
+) -> DualEncoder:
     """A network of the config's sizes for `vocabulary` token ids, freshly initialised.
 
     Args:
         config: its encoders, sizes and what of the encoders is tuned.
         vocabulary: number of token ids.
+        padding: the token id of padding.
         load_pretrained: read the weights of pretrained encoders; not needed where a checkpoint follows.
+        architecture: of the text encoder, as a checkpoint keeps it; else it is read where the weights are.
 
     Raises:
         ParameterError: an unknown encoder, weights that it does not have, or an image size that it
@@ -24,7 +32,9 @@ def build_model(config: TrainConfig, vocabulary: int, load_pretrained: bool = Tr
     from mmlib.model.encoders import build_image_encoder, build_text_encoder
 
     image = build_image_encoder(config, load_pretrained=load_pretrained)
-    text = build_text_encoder(config, vocabulary, load_pretrained=load_pretrained)
+    text = build_text_encoder(
+        config, vocabulary, padding=padding, load_pretrained=load_pretrained, architecture=architecture
+    )
     for name, encoder in (("image_tune", image), ("text_tune", text)):
         try:
             encoder.set_tune(getattr(config, name))
@@ -34,3 +44,4 @@ def build_model(config: TrainConfig, vocabulary: int, load_pretrained: bool = Tr
         return DualEncoder(image, text)
     names = ("latent_dim", "num_heads", "dropout", "memory_slots", "feedback_steps", "memory_write")
     return MemoryNetwork(image, text, **{name: getattr(config, name) for name in names})
+

@@ -65,7 +65,9 @@ def check_one_scope(results: list[dict], protocol: str) -> None:
 def _measured_on(result: dict, protocol: str) -> tuple:
     summary = summary_of(result, protocol)
     data = result["data"]
-    return data["name"], data["fingerprint"], result["split"], summary["i2t"]["n"], summary["t2i"]["n"]
+    # Runs that train on more than one set may be compared on the split that they hold out alike.
+    held_out = data.get("held_out_fingerprint", data["fingerprint"])
+    return data["name"], held_out, result["split"], summary["i2t"]["n"], summary["t2i"]["n"]
 
 
 def percent(fraction: float, like: float | None = None) -> str:

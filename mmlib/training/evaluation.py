@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmlib.config import DataConfig, EvaluateConfig, TrainConfig, build
-from mmlib.data import Dataset, Tokenizer, load_dataset, open_store
+from mmlib.config import DataConfig, EvaluateConfig, ParameterError, TrainConfig, build, is_pretrained
+from mmlib.data import Dataset, Tokenizer, load_dataset
 from mmlib.data.batches import SplitTensors
 from mmlib.data.judgements import find_judgements
 from mmlib.metrics import RetrievalRanks, paired_ranks, retrieval_ranks, summarise
-from mmlib.model import MemoryNetwork, build_model
+from mmlib.model import DualEncoder, MemoryNetwork, build_model
+from mmlib.training.assembly import split_tensors
 from mmlib.training.checkpoint import (
     check_fits,
     evaluated_weights,
@@ -29,11 +30,15 @@ from mmlib.training.checkpoint import (
 )
 from mmlib.training.diagnose import diagnose, write_diagnosis, write_queries
 from mmlib.training.embed import embed_captions, embed_split
+from mmlib.training.engine import build_fabric
+from mmlib.training.interpolate import interpolate_weights
+from mmlib.training.lineage import check_same_data, stored_tokenizer
+from mmlib.training.processes import Processes
 from mmlib.training.runs import read_json, require_complete, run_folder, stored_config, write_json
 from mmlib.training.slots import slot_readers
-from mmlib.training.start import build_fabric
 
 GALLERY_K = 5  # retrieved items shown per query
+_UNAUGMENTED = {"crop_area": 1.0, "flip": False, "colour": 0.0, "randaugment": 0, "feature_views": 1}
 GALLERY_PIXELS = 128  # side of a gallery picture, where the source can draw or has it
 
 
@@ -42,27 +47,61 @@ class LoadedRun:
     """A finished run, ready to embed."""
 
     config: TrainConfig
-    model: MemoryNetwork
+    model: DualEncoder
     tokenizer: Tokenizer
     epoch: int  # at whose end the weights were
 
 
-def load_run(run: str, checkpoint: str, device: torch.device) -> LoadedRun:
+def load_run(run: str, checkpoint: str, device: torch.device, wise_ft: float = 1.0) -> LoadedRun:
     """The model of a complete run.
+
+    Args:
+        run: its name.
+        checkpoint: `best` or `last`.
+        device: where the model goes.
+        wise_ft: share of the run's own weights; the rest are those that it started from: its parent's, or
+            the pretrained ones (Wortsman et al. 2022).
 
     Raises:
         FileNotFoundError: no such run, or a file of it is missing.
         ValueError: the run is not complete, or its checkpoint is damaged or of another model.
+        ParameterError: `wise_ft` for a run that started from random weights.
     """
     require_complete(run)
     config = stored_config(run)
-    tokenizer = Tokenizer.from_state(read_json(run_folder(run) / "tokenizer.json"))
+    tokenizer = stored_tokenizer(run)
     path = run_folder(run) / f"{checkpoint}.pt"
     content = load_checkpoint(path)
     check_fits(path, content, config.model_dump(), tokenizer.fingerprint)
-    model = build_model(config, tokenizer.size, load_pretrained=False)
-    load_weights(path, model, evaluated_weights(content))
+    model = build_model(
+        config, tokenizer.size, tokenizer.padding_id,
+        load_pretrained=False, architecture=content.get("architecture"),
+    )  # fmt: skip
+    weights = evaluated_weights(content)
+    if wise_ft < 1:
+        weights = interpolate_weights(_first_weights(run, config, tokenizer), weights, wise_ft)
+    load_weights(path, model, weights)
     return LoadedRun(config, model.to(device).eval(), tokenizer, content["position"]["epoch"] - 1)
+
+
+def _first_weights(run: str, config: TrainConfig, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
+    """The weights that a run was started with, as far as they were not random."""
+    parent = read_json(run_folder(run) / "environment.json")["parent"]
+    if parent:
+        path = run_folder(parent["run"]) / f"{parent['checkpoint']}.pt"
+        return evaluated_weights(load_checkpoint(path))
+    backbones = [
+        f"{side}_encoder.backbone."
+        for side in ("image", "text")
+        if is_pretrained(getattr(config, f"{side}_encoder")) and getattr(config, f"{side}_weights") != "none"
+    ]
+    if not backbones:
+        raise ParameterError(
+            f"wise_ft needs a run that started from trained weights: {run!r} has no parent and no pretrained"
+            " encoder; use wise_ft 1"
+        )
+    started = build_model(config, tokenizer.size, tokenizer.padding_id).state_dict()
+    return {name: weight for name, weight in started.items() if name.startswith(tuple(backbones))}
 
 
 def evaluate(config: EvaluateConfig) -> list[dict]:
@@ -80,16 +119,17 @@ def evaluate(config: EvaluateConfig) -> list[dict]:
             not those of the run.
     """
     fabric = build_fabric(config)
-    loaded = {run: load_run(run, config.checkpoint, fabric.device) for run in config.runs}
+    loaded = {run: load_run(run, config.checkpoint, fabric.device, config.wise_ft) for run in config.runs}
     datasets: dict[str, Dataset] = {}
     results = []
     for run, parts in loaded.items():
         dataset = _dataset_of(run, parts.config, config.data_root, datasets)
-        store = open_store(dataset, parts.config.image_size, parts.config.resize)
-        data = SplitTensors(
-            dataset, store, parts.tokenizer, config.split, parts.config.max_tokens,
-            parts.config.padding_mask, fabric.device,
-        )  # fmt: skip
+        read = parts.config
+        if config.wise_ft < 1:  # the features on the disk are those of other weights
+            read = build(TrainConfig, {**read.model_dump(), "cache_features": False, **_UNAUGMENTED})
+        data = split_tensors(
+            read, dataset, parts.tokenizer, parts.model, config.split, Processes(device=fabric.device)
+        )
         data_root = parts.config.folder if config.data_root is None else config.data_root
         results.append(_evaluate_run(run, parts, data, dataset, config, data_root))
     return results
@@ -103,11 +143,10 @@ def _dataset_of(run: str, config: TrainConfig, data_root: str | None, loaded: di
     dataset = loaded.get(key) or load_dataset(config)
     loaded[key] = dataset
     there = read_json(run_folder(run) / "environment.json")["data"]
-    if there["fingerprint"] != dataset.fingerprint:
-        raise ValueError(
-            f"run {run!r} was trained on other data: {there['name']} with fingerprint {there['fingerprint']}"
-            f" there, {dataset.name} with {dataset.fingerprint} here; bring those data back"
-        )
+    if config.dataset == "shards":
+        # The training shards need not be here to be evaluated with.
+        there = {**there, "fingerprint": there["held_out_fingerprint"]}
+    check_same_data(run, dataset.name, dataset.fingerprint, there)
     return dataset
 
 
@@ -133,13 +172,16 @@ def _evaluate_run(
         "epoch": parts.epoch,
         "split": config.split,
         "data": dataset.identity,
-        "pretraining": "none",
+        "pretraining": pretraining(parts.config),
+        "wise_ft": config.wise_ft,
         "protocols": {r.protocol: summarise(r) for r in (ranks, paired)},
     }
     folder = run_folder(run)
     gallery = _gallery(dataset, data, ranks, image_ND, text_MD, config.gallery_queries)
     _write_npz(folder / "gallery.npz", gallery)
-    _write_npz(folder / "slots.npz", slot_readers(parts.model, data, config.eval_batch_size))
+    (folder / "slots.npz").unlink(missing_ok=True)
+    if isinstance(parts.model, MemoryNetwork):
+        _write_npz(folder / "slots.npz", slot_readers(parts.model, data, config.eval_batch_size))
     judgements = find_judgements(data_root) if parts.config.dataset == "flickr8k" else None
     diagnosis = diagnose(
         dataset,
@@ -157,6 +199,16 @@ def _evaluate_run(
     write_diagnosis(run, diagnosis)
     write_json(folder / "results.json", result)
     return result
+
+
+def pretraining(config: TrainConfig) -> str:
+    """What the run's encoders had learned before, in words for a table."""
+    parts = [
+        f"{side}: {getattr(config, f'{side}_encoder')} ({Path(weights).name})"
+        for side in ("image", "text")
+        if (weights := getattr(config, f"{side}_weights")) != "none"
+    ]
+    return "; ".join(parts) or "none"
 
 
 def _write_npz(path: Path, arrays: dict) -> None:

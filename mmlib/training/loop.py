@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from mmlib.config import TrainConfig
 from mmlib.data import Tokenizer
-from mmlib.data.batches import Batch, PairSource, SplitTensors
+from mmlib.data.batches import Batch, SplitTensors
 from mmlib.metrics import summarise
 from mmlib.model import DualEncoder
+from mmlib.training.assembly import Source
 from mmlib.training.averaging import WeightAverage
 from mmlib.training.background import BackgroundWriter
 from mmlib.training.checkpoint import (
@@ -77,7 +78,7 @@ class Training:
     loss: torch.nn.Module
     optimizer: torch.optim.Optimizer
     tokenizer: Tokenizer
-    source: PairSource
+    source: Source
     val_data: SplitTensors
     phase: int  # 1 for a first phase, one more than the parent's for a continued run
     parent_epoch: int  # the epoch that this phase starts after; 0 for a first phase
@@ -220,13 +221,13 @@ class Training:
     def lr(self) -> float:
         """The base learning rate of the last step, without the scales of groups."""
         group = self.optimizer.param_groups[0]
-        return group["lr"] / group["scale"]
+        return group["lr"] / group.get("scale", 1.0)
 
     def _set_learning_rate(self, step: int, steps: int) -> None:
         epoch_of_phase = self.position.epoch - self.parent_epoch - 1
         lr = learning_rate(self.config, epoch_of_phase, step, steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["scale"]
+            group["lr"] = lr * group.get("scale", 1.0)
         self.loss.set_progress(epoch_of_phase + step / steps)
         if step == 0:
             self.position.first_lr = lr
@@ -314,6 +315,7 @@ class Training:
                 "config": self.config.model_dump(mode="json"),
                 "tokenizer": self.tokenizer.state,
                 "tokenizer_fingerprint": self.tokenizer.fingerprint,
+                "architecture": self.model.text_encoder.architecture,
                 "phase": self.phase,
                 "parent_epoch": self.parent_epoch,
                 "position": asdict(self.position),

@@ -7,25 +7,25 @@ Everything that can be wrong with the input is found before the run folder is to
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from lightning_fabric import Fabric, seed_everything
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric import seed_everything
 
 from mmlib.config import ParameterError, TrainConfig, build, continued, differences
 from mmlib.data import Dataset, Tokenizer, load_dataset, tokenizer_for
-from mmlib.data.batches import PairSource
+from mmlib.data.shards import ShardStream
 from mmlib.model import build_loss, build_model, load_learned
 from mmlib.params import training_of
 from mmlib.training import environment
-from mmlib.training.assembly import training_data
+from mmlib.training.assembly import identity_of, open_stream, standardise_heads, training_data
 from mmlib.training.checkpoint import check_fits, evaluated_weights, load_checkpoint, load_weights
+from mmlib.training.engine import build_fabric, compiles
+from mmlib.training.lineage import Parent, check_same_data, stored_tokenizer
 from mmlib.training.loop import Training
-from mmlib.training.optimisation import build_optimizer, keep_optimizer_state
-from mmlib.training.processes import Processes, check_divides, process_count, processes_per_machine
+from mmlib.training.optimisation import build_optimizer, keep_optimizer_state, rate_scales
+from mmlib.training.processes import Processes, check_divides
 from mmlib.training.runs import (
     RunFolder,
     open_run,
@@ -38,34 +38,7 @@ from mmlib.training.runs import (
     write_json,
 )
 
-COMPILE_STEPS = 10_000  # a step gains some 10 ms by compiling, which itself takes about a minute
-PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 Log = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Parent:
-    """Where a continued run starts."""
-
-    run: str
-    checkpoint: str
-    optimizer_state: str
-    content: dict  # the loaded checkpoint
-
-    @property
-    def epoch(self) -> int:
-        """The epoch at whose end the checkpoint was written."""
-        return self.content["position"]["epoch"] - 1
-
-    @property
-    def lineage(self) -> dict:
-        """What `environment.json` keeps of the parent."""
-        return {
-            "run": self.run,
-            "checkpoint": self.checkpoint,
-            "epoch": self.epoch,
-            "optimizer_state": self.optimizer_state,
-        }
 
 
 def train(
@@ -109,7 +82,7 @@ def continue_training(
     resolved = continued(config, parent_config)
     path = run_folder(config.parent) / f"{config.parent_checkpoint}.pt"
     content = load_checkpoint(path)
-    check_fits(path, content, resolved.model_dump(), _stored_tokenizer(config.parent).fingerprint)
+    check_fits(path, content, resolved.model_dump(), stored_tokenizer(config.parent).fingerprint)
     if config.optimizer_state == "keep" and resolved.optimizer != parent_config.optimizer:
         raise ParameterError(
             f"optimizer_state='keep' needs the parent's optimizer: the parent {config.parent!r} has"
@@ -135,10 +108,6 @@ def _ensure_parent(parent: str, log: Log) -> None:
     return None
 
 
-def _stored_tokenizer(run: str) -> Tokenizer:
-    return Tokenizer.from_state(read_json(run_folder(run) / "tokenizer.json"))
-
-
 def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: str) -> list[dict]:
     lineage = parent.lineage if parent else None
     fabric = build_fabric(config)
@@ -150,29 +119,46 @@ def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: st
     dataset = load_dataset(config)
     for note in dataset.notes:
         log(f"{dataset.name}: {note}")
-    _check_data(dataset, config, parent)
+    stream = open_stream(config, dataset, processes)
+    data_identity = identity_of(dataset, stream)
+    for run in [config.run] * (not config.overwrite) + ([parent.run] if parent else []):
+        check_same_data(run, data_identity["name"], data_identity["fingerprint"])
+
+    resumed = _last_checkpoint(config)
+    content = resumed or (parent and parent.content)
     tokenizer = (
-        Tokenizer.from_state(parent.content["tokenizer"]) if parent else tokenizer_for(config, dataset)
+        Tokenizer.from_state(content["tokenizer"]) if content else _new_tokenizer(config, dataset, stream)
     )
+    if resumed:
+        check_fits(_last_path(config), resumed, config.model_dump(), tokenizer.fingerprint)
     seed_everything(config.seed, verbose=False)
-    model, loss = build_model(config, tokenizer.size), build_loss(config)
-    source, val_data = training_data(config, dataset, tokenizer, model, processes)
+    model = build_model(
+        config, tokenizer.size, tokenizer.padding_id,
+        load_pretrained=not content, architecture=content and content.get("architecture"),
+    )  # fmt: skip
+    loss = build_loss(config)
+    path = _last_path(config) if resumed else _parent_path(parent)
+    _load_modules(path, content, model, loss, bool(resumed))
+    compiled = compiles(config, fabric, stream.pairs if stream else len(dataset.splits["train"].captions))
+    source, val_data = training_data(config, dataset, stream, tokenizer, model, processes, compiled)
+    if not content:
+        standardise_heads(model, source, processes)
     # Nobody may find the run begun while it is still asked whether it was.
     processes.wait()
     with _folder(config, processes) as folder:
-        last = folder.path / "last.pt"
-        resumed = processes.agree(last.exists()) and load_checkpoint(last)
-        if resumed:
-            check_fits(last, resumed, config.model_dump(), tokenizer.fingerprint)
-        path = last if resumed else _parent_path(parent)
-        _load_modules(path, resumed or (parent and parent.content), model, loss, bool(resumed))
+        model.to(fabric.device)
+        loss.to(fabric.device)
+        rates = {}
+        for side in ("image", "text"):
+            blocks = [parameters for _, parameters in getattr(model, f"{side}_encoder").blocks]
+            rates |= rate_scales(blocks, getattr(config, f"{side}_lr_scale"), config.layer_decay)
         training = Training(
-            folder, config, fabric, model, loss, build_optimizer(config, (model, loss)), tokenizer,
+            folder, config, fabric, model, loss, build_optimizer(config, (model, loss), rates), tokenizer,
             source, val_data,
             phase=1 + (parent.content["phase"] if parent else 0),
             parent_epoch=parent.epoch if parent else 0,
             log=log,
-            compiled=_compiles(config, fabric, source),
+            compiled=compiled,
         )  # fmt: skip
         if processes.rank:
             torch.manual_seed(config.seed + processes.rank)  # another dropout than the first process's
@@ -184,12 +170,28 @@ def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: st
             log(f"run {config.run!r} goes on in epoch {position.epoch}, step {position.step + 1}")
         else:
             if processes.writes:
-                _start_folder(training, parent, dataset)
+                _start_folder(training, parent, data_identity)
             if parent and parent.optimizer_state == "keep":
                 keep_optimizer_state(training.optimizer, parent.content, (model, loss))
         _run(training)
     processes.wait()
     return read_history(config.run)
+
+
+def _last_path(config: TrainConfig) -> Path:
+    return run_folder(config.run) / "last.pt"
+
+
+def _last_checkpoint(config: TrainConfig) -> dict | None:
+    """What the run goes on from; None if it starts."""
+    path = _last_path(config)
+    begun = (run_folder(config.run) / "config.json").exists() and path.exists()
+    return load_checkpoint(path) if begun and not config.overwrite else None
+
+
+def _new_tokenizer(config: TrainConfig, dataset: Dataset, stream: ShardStream | None) -> Tokenizer:
+    captions = stream.captions_for_tokenizer() if stream else dataset.splits["train"].captions
+    return tokenizer_for(config, captions, config.text_encoder)
 
 
 def _silent(line: str) -> None:
@@ -206,13 +208,6 @@ def _folder(config: TrainConfig, processes: Processes) -> Iterator[RunFolder]:
     else:
         processes.wait()
         yield RunFolder(run_folder(config.run))
-
-
-def _compiles(config: TrainConfig, fabric: Fabric, source: PairSource) -> bool:
-    """Whether the model is compiled; `auto` where minutes of compiling come back."""
-    if config.compile != "auto":
-        return config.compile == "on"
-    return fabric.device.type == "cuda" and source.steps(1) * config.epochs >= COMPILE_STEPS
 
 
 def _run(training: Training) -> None:
@@ -246,36 +241,6 @@ def _run(training: Training) -> None:
         status("complete")
 
 
-def build_fabric(config) -> Fabric:
-    """Device, precision and, under torchrun, the processes of this training.
-
-    Raises:
-        ParameterError: a GPU is asked for and there is none, fewer GPUs than processes, or fp16 without
-            a GPU.
-    """
-    gpus = torch.cuda.device_count()
-    if config.device == "cuda" and not gpus:
-        raise ParameterError("device: expected a CUDA GPU, found none; use device='auto' or 'cpu'")
-    device = "cuda" if gpus and config.device != "cpu" else "cpu"
-    precision = getattr(config, "precision", "fp32")
-    if precision == "fp16" and device == "cpu":
-        raise ParameterError("precision: fp16 needs a GPU, found a CPU; use bf16 or fp32")
-    here, everywhere = processes_per_machine(), process_count()
-    if device == "cuda" and here > gpus:
-        raise ParameterError(
-            f"expected a GPU for each of the {here} processes on this machine, found {gpus}; start fewer"
-            " (--nproc_per_node), or use device='cpu'"
-        )
-    several = {}
-    if everywhere > 1:
-        unused = getattr(config, "memory_write", False)  # the networks of the test-time write get no gradient
-        several = {"strategy": DDPStrategy(find_unused_parameters=unused), "num_nodes": everywhere // here}
-    fabric = Fabric(accelerator=device, devices=here, precision=PRECISION[precision], **several)
-    if everywhere > 1:
-        fabric.launch()
-    return fabric
-
-
 def _is_finished(config: TrainConfig, lineage: dict | None, if_complete: str, log: Log) -> bool:
     """Whether this very run is complete.
 
@@ -304,21 +269,6 @@ def _is_finished(config: TrainConfig, lineage: dict | None, if_complete: str, lo
     return True
 
 
-def _check_data(dataset: Dataset, config: TrainConfig, parent: Parent | None) -> None:
-    """Passes if the data are those of the run's beginning and of its parent."""
-    for run in [config.run] * (not config.overwrite) + ([parent.run] if parent else []):
-        path = run_folder(run) / "environment.json"
-        if not path.exists():
-            continue
-        there = read_json(path)["data"]
-        if there["fingerprint"] != dataset.fingerprint:
-            raise ValueError(
-                f"run {run!r} was trained on other data: {there['name']} with fingerprint"
-                f" {there['fingerprint']} there, {dataset.name} with {dataset.fingerprint} here;"
-                " bring those data back, or train a new run"
-            )
-
-
 def _parent_path(parent: Parent | None) -> Path | None:
     return run_folder(parent.run) / f"{parent.checkpoint}.pt" if parent else None
 
@@ -337,12 +287,12 @@ def _load_modules(
         load_learned(loss, content["loss"], content["config"])
 
 
-def _start_folder(training: Training, parent: Parent | None, dataset: Dataset) -> None:
+def _start_folder(training: Training, parent: Parent | None, data_identity: dict) -> None:
     folder, config = training.folder, training.config
     described = environment.describe(
         config.seed,
         training.fabric.device,
-        dataset.identity,
+        data_identity,
         parent.lineage if parent else None,
         sum(p.numel() for group in training.optimizer.param_groups for p in group["params"]),
     )

@@ -3,14 +3,20 @@
 Shapes: N images, M captions, B pairs of a batch, L positions.
 """
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from mmlib.config import AugmentConfig
 from mmlib.data import Dataset, Split, build_tokenizer, open_store
-from mmlib.data.batches import SplitTensors
+from mmlib.data.batches import PairSource, SplitTensors
+from mmlib.data.feature_store import FeatureStore
 from mmlib.data.shapes import load_shapes
+from mmlib.training.processes import share
 
 SIZE, L = 16, 20
 
@@ -29,7 +35,7 @@ def tokenizer(shapes):
 
 @pytest.fixture
 def tensors(shapes, tokenizer):
-    def make(split="train", trim=False, max_tokens=L):
+    def make(split="train", trim=None, max_tokens=L):
         return SplitTensors(*shapes, tokenizer, split, max_tokens, trim, torch.device("cpu"))
 
     return make
@@ -51,7 +57,7 @@ def uneven(tmp_path):
     dataset = Dataset("plain", splits, Plain(), "0123456789abcdef")
     store = open_store(dataset, SIZE, workers=1, cache=tmp_path)
     tokenizer = build_tokenizer("word", captions)
-    return SplitTensors(dataset, store, tokenizer, "train", 5, True, torch.device("cpu"))
+    return SplitTensors(dataset, store, tokenizer, "train", 5, 1, torch.device("cpu"))
 
 
 # --- what a batch holds
@@ -78,23 +84,116 @@ def test_images_are_the_drawn_ones_upright(shapes, tensors):
         assert np.abs(255 * back_HWC.numpy() - drawn_HWC).max() < 0.01
 
 
+def source_of(data, batch_size, share_of=lambda count: slice(0, count), **augment):
+    return PairSource(data, batch_size, "all", 0, AugmentConfig(**augment), share_of)
+
+
 def test_an_image_and_its_caption_belong_together(uneven):
-    batch = uneven.pairs(torch.tensor([5, 0, 2, 1]))
-    assert batch.image_id_B.tolist() == [2, 0, 3, 2]
-    assert torch.equal(batch.image_BCHW, uneven.image_batch(torch.tensor([2, 0, 3, 2])))
-    tokens_ML, length_M = uneven.tokens_ML, uneven.length_M
-    assert torch.equal(batch.tokens_BL, tokens_ML[[5, 0, 2, 1], :2])
-    assert batch.length_B.tolist() == length_M[[5, 0, 2, 1]].tolist() == [2, 1, 1, 2]
+    order_P = uneven.epoch_order(0, 1, "all")
+    (batch,) = source_of(uneven, 6).batches(1, 0)
+    image_P = torch.tensor([0, 2, 3, 2, 3, 2])[order_P]
+    assert torch.equal(batch.image_id_R, image_P)
+    assert torch.equal(batch.image, uneven.image_batch(image_P))
+    assert torch.equal(batch.tokens, uneven.tokens_ML[order_P, :2])
+    assert torch.equal(batch.length_R, uneven.length_M[order_P])
+    assert (batch.rows, batch.size) == (6, 6)
 
 
 def test_every_pair_of_an_epoch_belongs_together(shapes, tensors, tokenizer):
     data, split = tensors(), shapes[0].splits["train"]
-    for caption_B in data.epoch_order(0, 1, "all").split(16):
-        batch = data.pairs(caption_B)
-        assert batch.image_id_B.tolist() == split.image_of_caption_M[caption_B.numpy()].tolist()
+    source = source_of(data, 16)
+    order = data.epoch_order(0, 1, "all").split(16)
+    batches = list(source.batches(1, 0))
+    assert len(batches) == source.steps(1) == len(order)
+    for caption_B, batch in zip(order, batches):
+        assert batch.image_id_R.tolist() == split.image_of_caption_M[caption_B.numpy()].tolist()
         tokens_BL, length_B = tokenizer.encode([split.captions[m] for m in caption_B], L)
-        assert np.array_equal(batch.tokens_BL, tokens_BL)
-        assert np.array_equal(batch.length_B, length_B)
+        assert np.array_equal(batch.tokens, tokens_BL)
+        assert np.array_equal(batch.length_R, length_B)
+
+
+AUGMENTED = {"crop_area": 0.5, "flip": True, "colour": 0.5}
+
+
+def test_batches_from_any_step_on_are_those_of_the_whole_epoch(tensors):
+    source = source_of(tensors(), 16, **AUGMENTED)
+    whole = list(source.batches(2, 0))
+    for start in range(len(whole) + 1):
+        rest = list(source.batches(2, start))
+        assert len(rest) == len(whole) - start
+        for there, here in zip(whole[start:], rest):
+            assert torch.equal(there.image, here.image)
+            assert torch.equal(there.tokens, here.tokens)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_processes_share_every_batch_and_see_the_same_pictures(tensors, count):
+    """60 pairs in batches of 14 leave a last one of 4, which some of 7 processes have no row of."""
+    data = tensors()
+    whole = list(source_of(data, 14, **AUGMENTED).batches(1, 0))
+    parts = [
+        list(source_of(data, 14, partial(share, rank=rank, processes=count), **AUGMENTED).batches(1, 0))
+        for rank in range(count)
+    ]
+    for step, batch in enumerate(whole):
+        shares = [part[step] for part in parts]
+        assert sum(part.rows for part in shares) == batch.size
+        assert all(len(part.image) == max(1, part.rows) and part.size == batch.size for part in shares)
+        joined = torch.cat([part.image[: part.rows] for part in shares])
+        assert torch.equal(joined, batch.image)
+        assert torch.equal(torch.cat([p.image_id_R[: p.rows] for p in shares]), batch.image_id_R)
+
+
+def test_augmented_pictures_change_from_epoch_to_epoch(tensors):
+    source = source_of(tensors(), 60, **AUGMENTED)
+    first, again, second = (next(source.batches(epoch, 0)) for epoch in (1, 1, 2))
+    assert torch.equal(first.image, again.image)
+    assert not torch.equal(first.image[first.image_id_R.argsort()], second.image[second.image_id_R.argsort()])
+
+
+def test_token_ids_are_cut_to_a_multiple_of_what_is_asked(tensors):
+    exact, rounded, whole = (tensors(trim=trim).caption_batch(torch.arange(5))[0] for trim in (1, 8, None))
+    assert rounded.shape[1] == -(-exact.shape[1] // 8) * 8
+    assert whole.shape[1] == L
+    assert torch.equal(whole[:, : exact.shape[1]], exact)
+
+
+@pytest.mark.parametrize(("weight", "least", "most"), [(2.0, 2, 2), (0.5, 0, 1), (1.25, 1, 2)])
+def test_a_caption_of_some_weight_is_seen_that_often(shapes, tokenizer, weight, least, most):
+    dataset, store = shapes
+    train = dataset.splits["train"]
+    heavy = replace(train, weight_of_caption_M=np.where(train.image_of_caption_M < 6, weight, 1.0))
+    weighted = replace(dataset, splits={**dataset.splits, "train": heavy})
+    data = SplitTensors(weighted, store, tokenizer, "train", L, None, torch.device("cpu"))
+    seen = np.zeros(60)
+    for epoch in range(1, 201):
+        times = np.bincount(data.epoch_order(0, epoch, "all"), minlength=60)
+        assert set(times[:30]) <= set(range(least, most + 1))
+        assert set(times[30:]) == {1}
+        seen += times
+    assert seen[:30].mean() / 200 == pytest.approx(weight, abs=0.02)
+
+
+def test_features_of_frozen_encoders_take_the_place_of_pixels_and_token_ids(shapes, tokenizer):
+    dataset, store = shapes
+    image_NVF = np.random.default_rng(0).normal(size=(20, 3, 5)).astype(np.float16)
+    text_MF = np.random.default_rng(1).normal(size=(100, 7)).astype(np.float16)
+    rows = {"train": np.arange(60), "val": np.arange(60, 80), "test": np.arange(80, 100)}
+    data = SplitTensors(
+        dataset, store, tokenizer, "train", L, None, torch.device("cpu"),
+        image_features=FeatureStore(image_NVF, store.splits, store.path),
+        text_features=FeatureStore(text_MF, rows, store.path),
+    )  # fmt: skip
+    assert np.array_equal(data.image_batch(torch.tensor([2, 0])), image_NVF[[2, 0], 0].astype(np.float32))
+    assert np.array_equal(data.caption_batch(torch.tensor([9]))[0], text_MF[[9]].astype(np.float32))
+    seen = set()
+    for epoch in range(1, 30):
+        for batch in source_of(data, 16).batches(epoch, 0):
+            for image, feature_F in zip(batch.image_id_R.tolist(), batch.image.numpy()):
+                views = [v for v in range(3) if np.array_equal(feature_F, image_NVF[image, v])]
+                assert len(views) == 1
+                seen.add((image, views[0]))
+    assert len(seen) == 12 * 3
 
 
 def test_images_and_captions_of_a_split_are_in_the_splits_order(shapes, tensors, tokenizer):
@@ -111,7 +210,7 @@ def test_images_and_captions_of_a_split_are_in_the_splits_order(shapes, tensors,
 
 
 def test_trimmed_captions_end_with_the_longest_of_the_batch(tensors):
-    trimmed, whole = tensors(trim=True), tensors(trim=False)
+    trimmed, whole = tensors(trim=1), tensors(trim=None)
     caption_B = torch.tensor([7, 1, 30])
     tokens_BL, length_B = trimmed.caption_batch(caption_B)
     full_BL, full_length_B = whole.caption_batch(caption_B)

@@ -1,0 +1,186 @@
+"""Features of encoders that are not tuned, computed once and stored.
+
+Shapes: N images, M captions, B items of a batch, V views, F feature channels, P positions,
+L tokens, H = W pixels.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mmlib import paths
+from mmlib.data.dataset import Dataset
+from mmlib.data.feature_store import FeatureStore, open_array
+from mmlib.data.pixels import normalise
+from mmlib.data.store import ImageStore
+from mmlib.data.tokenizers import Tokenizer
+from mmlib.model.encoders import Encoder
+
+CAPTIONS = 1024  # read at once, in order of length, so that a batch has little padding
+
+# Pixels (B, H, W, 3) uint8, view from 1, row of the first image → normalised (B, 3, H, W) float32.
+View = Callable[[torch.Tensor, int, int], torch.Tensor]
+
+
+def open_features(
+    encoder: Encoder,
+    store: ImageStore,
+    views: int = 1,
+    augment: View | None = None,
+    augmentation: str = "",
+    batch_size: int = 64,
+    bf16: bool = False,
+    cache: Path | None = None,
+    progress: bool | None = None,
+) -> FeatureStore:
+    """The features of all packed images, (N, V, F) or (N, V, P, F), computed where they are not stored yet.
+
+    View 0 is the image as it is.  The others are augmented, of the training split alone: held-out
+    images are never seen augmented, and have view 0 in every place.
+
+    Args:
+        encoder: its backbone makes the features, on the device where it is.
+        store: the packed images; data set, size and resize mode key the features.
+        views: V.
+        augment: makes a batch of one view; the rows of a batch follow each other in the store.  It
+            must depend on its arguments alone, and an image's result not on its neighbours, so that an
+            interrupted computation goes on as if it never was.
+        augmentation: names what `augment` does, seed included; keys the features.
+        batch_size: images at once.
+        bf16: compute in bfloat16 where that is safe; changes the features slightly.
+        cache: folder of the store, by default `data/cache/`.
+        progress: show a progress bar; by default if the error stream is a terminal.
+
+    Raises:
+        ValueError: an encoder that has no backbone or whose backbone is tuned, views without an
+            augmentation, a store of other weights, or features that float16 cannot hold.
+        OSError: not enough space on the disk, or the folder cannot be written.
+    """
+    fingerprint = _frozen_fingerprint(encoder)
+    if views < 1 or (views > 1) != (augment is not None):
+        raise ValueError(
+            f"expected 1 view, or several and an augmentation, found {views} views and"
+            f" {'an' if augment else 'no'} augmentation"
+        )
+    key = hashlib.sha256(augmentation.encode()).hexdigest()[:8] if views > 1 else "plain"
+    header = {
+        "encoder": fingerprint,
+        "images": store.path.stem,
+        "shape": [len(store.images), views, *encoder.feature_shape],
+        "augmentation": augmentation if views > 1 else "",
+        "precision": "bf16" if bf16 else "fp32",
+    }
+    name = f"{store.path.stem}-{fingerprint}-{header['precision']}-{views}-{key}.float16"
+    is_train_N = np.zeros(len(store.images), dtype=bool)
+    is_train_N[store.splits.get("train", [])] = True
+
+    def compute(start: int, stop: int) -> np.ndarray:
+        device = next(encoder.parameters()).device
+        pixels_BHWC = torch.from_numpy(np.array(store.images[start:stop])).to(device)
+        feature = read(normalise(pixels_BHWC, encoder.mean, encoder.std, channels_last=True))
+        feature_BV = np.repeat(feature[:, None], views, axis=1)
+        if is_train_N[start:stop].any():
+            for view in range(1, views):
+                seen = read(augment(pixels_BHWC, view, start))
+                feature_BV[is_train_N[start:stop], view] = seen[is_train_N[start:stop]]
+        return feature_BV
+
+    with _reading(encoder, bf16) as read:
+        label = f"features of {store.path.stem.split('-')[0]}"
+        array = open_array((cache or paths.CACHE) / name, header, compute, batch_size, label, progress)
+    return FeatureStore(array, dict(store.splits), (cache or paths.CACHE) / name)
+
+
+def open_text_features(
+    encoder: Encoder,
+    dataset: Dataset,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    batch_size: int = 64,
+    bf16: bool = False,
+    cache: Path | None = None,
+    progress: bool | None = None,
+) -> FeatureStore:
+    """The features of all captions, (M, F), split after split, computed where they are not stored yet.
+
+    Args:
+        encoder, batch_size, bf16, cache, progress: as `open_features`.
+        dataset: its captions key the features.
+        tokenizer: of the encoder.
+        max_tokens: longest caption, tokens.
+
+    Raises:
+        ValueError, OSError: as `open_features`.
+    """
+    fingerprint = _frozen_fingerprint(encoder)
+    captions = [caption for split in dataset.splits.values() for caption in split.captions]
+    if not captions:
+        raise ValueError(f"expected captions, found none in data set {dataset.name!r}")
+    digest = hashlib.sha256(json.dumps(captions).encode()).hexdigest()
+    header = {
+        "encoder": fingerprint,
+        "captions": digest,
+        "tokenizer": tokenizer.fingerprint,
+        "max_tokens": max_tokens,
+        "shape": [len(captions), *encoder.feature_shape],
+        "precision": "bf16" if bf16 else "fp32",
+    }
+    key = f"{digest[:16]}-{tokenizer.fingerprint}-{max_tokens}-{fingerprint}-{header['precision']}"
+    path = (cache or paths.CACHE) / f"{dataset.name}-captions-{key}.float16"
+
+    def compute(start: int, stop: int) -> np.ndarray:
+        tokens_BL, length_B = map(torch.from_numpy, tokenizer.encode(captions[start:stop], max_tokens))
+        feature_BF = np.empty((stop - start, *encoder.feature_shape), dtype=np.float32)
+        device = next(encoder.parameters()).device
+        for rows in torch.argsort(length_B, stable=True).split(batch_size):
+            longest = int(length_B[rows].max().clamp(min=1))
+            tokens = tokens_BL[rows, :longest].to(device)
+            feature_BF[rows.numpy()] = read(tokens, length_B[rows].to(device))
+        return feature_BF
+
+    with _reading(encoder, bf16) as read:
+        label = f"features of {dataset.name} captions"
+        array = open_array(path, header, compute, CAPTIONS, label, progress)
+    return FeatureStore(array, _caption_rows(dataset), path)
+
+
+def _caption_rows(dataset: Dataset) -> dict[str, np.ndarray]:
+    sizes = [len(split.captions) for split in dataset.splits.values()]
+    rows = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    return dict(zip(dataset.splits, rows))
+
+
+def _frozen_fingerprint(encoder: Encoder) -> str:
+    """The encoder's fingerprint, if its features stay what they are."""
+    if encoder.feature_shape is None:
+        raise ValueError(
+            f"expected an encoder with a pretrained backbone, found {type(encoder).__name__}, which has no"
+            " features to store; set cache_features to false"
+        )
+    if tuned := sum(p.requires_grad for p in encoder.backbone_parameters()):
+        raise ValueError(
+            f"expected an encoder that is not tuned, found {tuned} trained parameters in its backbone; its"
+            " features would soon be others: tune 'none', or set cache_features to false"
+        )
+    return encoder.fingerprint()
+
+
+@contextmanager
+def _reading(encoder: Encoder, bf16: bool) -> Iterator[Callable[..., np.ndarray]]:
+    """Gives the function from a batch to its features (B, …) float32, with the encoder in evaluation mode."""
+    was_training, device = encoder.training, next(encoder.parameters()).device
+
+    def read(*inputs: torch.Tensor) -> np.ndarray:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return encoder.features(*inputs).float().cpu().numpy()
+
+    encoder.eval()
+    try:
+        yield read
+    finally:
+        encoder.train(was_training)
