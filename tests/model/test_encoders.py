@@ -51,7 +51,7 @@ def test_the_resnet_from_scratch_is_torchvisions_on_large_images():
     model.fc = nn.Identity()
     model.load_state_dict(encoder.trunk.state_dict())
     image_BCHW = torch.randn(2, 3, 128, 128)
-    torch.testing.assert_close(encoder(image_BCHW), encoder.head(model.eval()(image_BCHW)))
+    torch.testing.assert_close(encoder(image_BCHW), encoder.head(encoder.norm(model.eval()(image_BCHW))))
 
 
 @pytest.mark.parametrize("name", ["transformer", "gru", "words"])

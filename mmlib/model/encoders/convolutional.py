@@ -35,7 +35,7 @@ NAMES = (*RESNETS, *CONVNEXTS)
 
 
 class ConvolutionalEncoder(Encoder):
-    """A ResNet or ConvNeXt with random weights, and a head on its last map.
+    """A ResNet or ConvNeXt with random weights; its last map is pooled, normed and brought to D by a head.
 
     Args:
         name: one of `NAMES`.
@@ -53,13 +53,14 @@ class ConvolutionalEncoder(Encoder):
         self.image_size, self.width, self.pooling = image_size, width, pooling
         build = _resnet if name in RESNETS else _convnext
         self.trunk, features = build(name, image_size <= SMALL)
+        self.norm = nn.LayerNorm(features)
         positions = () if pooling == "encoder" else (-1,)
         self.head = build_head((*positions, features), width, heads, dropout)
 
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         """Normalised images (B, 3, H, W) → (B, D)."""
         position_BPF = self.trunk(image_BCHW).flatten(2).transpose(1, 2)
-        return self.head(position_BPF.mean(1) if self.pooling == "encoder" else position_BPF)
+        return self.head(self.norm(position_BPF.mean(1) if self.pooling == "encoder" else position_BPF))
 
 
 def _resnet(name: str, small: bool) -> tuple[nn.Module, int]:

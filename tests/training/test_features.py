@@ -1,0 +1,208 @@
+"""Features of frozen encoders over data sets: the encoder's own, by view and split, under the right key.
+
+Shapes: N images, V views, F feature channels, P positions.
+"""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from mmlib.data import load_dataset, open_store
+from mmlib.data.pixels import normalise
+from mmlib.data.tokenizers import build_tokenizer
+from mmlib.model.encoders import build_image_encoder, build_text_encoder
+from mmlib.training.features import open_features, open_text_features
+
+TRAIN, VAL, TEST, SIZE = 6, 3, 2, 32
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """One thread, and random numbers that a test's neighbours cannot change."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def settings(**changes):
+    defaults = {
+        "image_encoder": "timm:test_resnet", "image_weights": "none", "image_pooling": "encoder",
+        "image_size": SIZE, "latent_dim": 8, "num_heads": 2, "num_layers": 1, "mlp_ratio": 2, "dropout": 0.5,
+        "text_encoder": "words", "text_weights": "none", "max_tokens": 12, "padding_mask": True,
+    }  # fmt: skip
+    return SimpleNamespace(**defaults | changes)
+
+
+def frozen(**changes):
+    encoder = build_image_encoder(settings(**changes))
+    encoder.set_tune("none")
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    from mmlib.config import TrainConfig, build
+
+    sizes = {"shapes_train": TRAIN, "shapes_val": VAL, "shapes_test": TEST, "image_size": SIZE}
+    return load_dataset(build(TrainConfig, {"run": "tiny", "epochs": 1, "lr": 1.0, **sizes}))
+
+
+@pytest.fixture
+def store(dataset, tmp_path):
+    return open_store(dataset, SIZE, workers=1, cache=tmp_path)
+
+
+def darken(pixels_BHWC, view, first):
+    """A view that depends on its number and on each image's row alone."""
+    factor = torch.tensor([1 / (view + 1) / (1 + row % 3) for row in range(first, first + len(pixels_BHWC))])
+    return normalise(pixels_BHWC) * factor[:, None, None, None]
+
+
+@pytest.mark.parametrize("pooling", ["encoder", "attention"])
+@pytest.mark.parametrize("training", [True, False])
+def test_features_are_the_encoders_of_each_packed_image(store, tmp_path, pooling, training):
+    encoder = frozen(image_pooling=pooling).train(training)
+    assert encoder.mean == (0.5, 0.5, 0.5)
+    features = open_features(encoder, store, batch_size=4, cache=tmp_path)
+    assert features.array.shape == (11, 1, *encoder.feature_shape)
+    assert encoder.training == encoder.head.training == training
+    pixels_NCHW = torch.from_numpy(np.array(store.images)).permute(0, 3, 1, 2) / 255
+    expected = encoder.features((pixels_NCHW - 0.5) / 0.5)
+    torch.testing.assert_close(torch.tensor(features.array[:, 0]).float(), expected, atol=2e-3, rtol=2e-3)
+    for split in ("train", "val", "test"):
+        assert np.array_equal(features.rows(split), store.rows(split))
+
+
+def test_views_are_augmented_in_the_training_split_alone(store, tmp_path):
+    encoder = frozen()
+    features = open_features(encoder, store, 3, darken, "darken", batch_size=4, cache=tmp_path)
+    assert features.array.shape == (11, 3, 96)
+    train, rest = store.rows("train"), np.concatenate([store.rows("val"), store.rows("test")])
+    for view in (1, 2):
+        assert np.array_equal(features.array[rest, view], features.array[rest, 0])
+        pixels_NHWC = torch.from_numpy(np.array(store.images))
+        expected = encoder.features(darken(pixels_NHWC, view, 0))[train]
+        found = torch.from_numpy(features.array[train, view]).float()
+        torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
+    assert np.abs(features.array[train, 1] - features.array[train, 0]).max(1).min() > 1e-3
+
+
+def test_an_interruption_changes_nothing(store, tmp_path):
+    encoder, calls = frozen(), []
+
+    def interrupted(pixels_BHWC, view, first):
+        calls.append((view, first))
+        if calls == [(1, 0), (2, 0), (1, 4)]:
+            raise KeyboardInterrupt
+        return darken(pixels_BHWC, view, first)
+
+    whole = open_features(encoder, store, 3, darken, "darken", batch_size=4, cache=tmp_path / "whole")
+    arguments = (encoder, store, 3, interrupted, "darken", 4)
+    with pytest.raises(KeyboardInterrupt):
+        open_features(*arguments, cache=tmp_path / "parts")
+    again = open_features(*arguments, cache=tmp_path / "parts")
+    assert calls[3:] == [(1, 4), (2, 4)]  # rows 8 to 10 are held out
+    assert again.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_each_thing_that_features_depend_on_has_a_store_of_its_own(dataset, store, tmp_path):
+    encoder, other = frozen(), frozen()
+    cropped = open_store(dataset, SIZE, "crop", workers=1, cache=tmp_path)
+    made = [
+        open_features(encoder, store, cache=tmp_path),
+        open_features(other, store, cache=tmp_path),
+        open_features(encoder, cropped, cache=tmp_path),
+        open_features(encoder, store, bf16=True, cache=tmp_path),
+        open_features(encoder, store, 2, darken, "darken", cache=tmp_path),
+        open_features(encoder, store, 3, darken, "darken", cache=tmp_path),
+        open_features(encoder, store, 2, darken, "lighten", cache=tmp_path),
+    ]
+    assert len({features.path for features in made}) == len(made)
+
+    def refuse(*_):
+        raise AssertionError("computed again")
+
+    encoder.features = other.features = refuse
+    assert open_features(encoder, store, cache=tmp_path).path == made[0].path
+    assert open_features(encoder, store, 3, refuse, "darken", cache=tmp_path).path == made[5].path
+
+
+def test_a_store_under_the_name_of_other_weights_is_refused(store, tmp_path):
+    one, two = frozen(), frozen()
+    here = open_features(one, store, cache=tmp_path).path
+    there = here.with_name(here.name.replace(one.fingerprint(), two.fingerprint()))
+    here.rename(there)
+    here.with_name(here.name + ".json").rename(there.with_name(there.name + ".json"))
+    expected = f"feature store of other weights: .* {one.fingerprint()}, expected {two.fingerprint()}"
+    with pytest.raises(ValueError, match=expected):
+        open_features(two, store, cache=tmp_path)
+
+
+def test_features_of_what_is_tuned_are_refused(store, tmp_path):
+    encoder = frozen()
+    encoder.set_tune("last-1")
+    with pytest.raises(ValueError, match=r"an encoder that is not tuned, found 9 trained parameters"):
+        open_features(encoder, store, cache=tmp_path)
+    with pytest.raises(ValueError, match="found ConvolutionalEncoder, which has no features to store"):
+        open_features(build_image_encoder(settings(image_encoder="resnet10")), store, cache=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("views", "augment", "found"),
+    [(2, None, "2 views and no"), (1, darken, "1 views and an"), (0, None, "0 views and no")],
+)
+def test_views_and_augmentation_go_together(store, tmp_path, views, augment, found):
+    expected = re.escape(f"expected 1 view, or several and an augmentation, found {found} augmentation")
+    with pytest.raises(ValueError, match=expected):
+        open_features(frozen(), store, views, augment, cache=tmp_path)
+
+
+def text_encoder(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=200, **sizes)).save_pretrained(tmp_path / "bert")
+    encoder = build_text_encoder(
+        settings(text_encoder=f"hf:{tmp_path / 'bert'}", text_weights="default"), 200
+    )
+    encoder.set_tune("none")
+    return encoder
+
+
+def test_features_of_captions_split_after_split(dataset, tmp_path):
+    encoder = text_encoder(tmp_path)
+    tokenizer = build_tokenizer("word", dataset.splits["train"].captions)
+    features = open_text_features(encoder, dataset, tokenizer, 12, batch_size=7, cache=tmp_path)
+    for split in dataset.splits.values():
+        tokens_ML, length_M = map(torch.from_numpy, tokenizer.encode(split.captions, 12))
+        found_MF = torch.from_numpy(features.array[features.rows(split.name)]).float()
+        expected_MF = encoder.eval().features(tokens_ML, length_M)
+        assert found_MF.shape == (len(split.captions), 16)
+        torch.testing.assert_close(found_MF, expected_MF, atol=2e-3, rtol=2e-3)
+    shorter = open_text_features(encoder, dataset, tokenizer, 5, cache=tmp_path)
+    other = build_tokenizer("char", dataset.splits["train"].captions)
+    letters = open_text_features(encoder, dataset, other, 12, cache=tmp_path)
+    assert len({features.path, shorter.path, letters.path}) == 3
+
+
+def test_features_of_captions_are_computed_once(dataset, tmp_path):
+    encoder = text_encoder(tmp_path)
+    tokenizer = build_tokenizer("word", dataset.splits["train"].captions)
+    arguments = (encoder, dataset, tokenizer, 12)
+    first = open_text_features(*arguments, cache=tmp_path)
+
+    def refuse(*_):
+        raise AssertionError("computed again")
+
+    encoder.features = refuse
+    assert np.array_equal(open_text_features(*arguments, cache=tmp_path).array, first.array)
+
+
+def test_a_data_set_without_captions(dataset, tmp_path):
+    from dataclasses import replace
+
+    bare = {name: replace(s, captions=(), image_of_caption_M=()) for name, s in dataset.splits.items()}
+    with pytest.raises(ValueError, match="expected captions, found none in data set 'shapes'"):
+        open_text_features(text_encoder(tmp_path), replace(dataset, splits=bare), None, 12, cache=tmp_path)
