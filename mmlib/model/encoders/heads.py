@@ -6,6 +6,7 @@ Shapes: B items, F feature channels, P positions, Q queries, D latent width.
 import torch
 from torch import nn
 
+LEAST_DEVIATION = 0.1  # of a channel, over the mean deviation of all
 QUERIES = 4  # of the attention pooling: a few, so that one vector can hold several things of a picture
 
 
@@ -29,8 +30,10 @@ class Standardise(nn.Module):
         """Takes mean and deviation from features (…, F), such as those of some training items."""
         rows_RF = features.reshape(-1, features.shape[-1]).float()
         self.mean_F.copy_(rows_RF.mean(0))
-        # A channel that never changes says nothing: it becomes zero, not noise.
-        self.deviation_F.copy_(rows_RF.std(0).clamp(min=1e-4))
+        deviation_F = rows_RF.std(0)
+        # A channel that hardly ever changes must not become the loudest where it does.
+        floor = LEAST_DEVIATION * deviation_F.mean() + torch.finfo(torch.float32).tiny
+        self.deviation_F.copy_(deviation_F.clamp(min=floor))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(…, F) → (…, F)."""
