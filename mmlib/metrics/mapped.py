@@ -26,6 +26,7 @@ from mmlib.metrics.scores import (
 MAPPED_BYTES = 2**26  # in float32, from which on a memory map is read in blocks
 BLOCK_BYTES = 2**23  # of a block of rows in float32
 BLOCK_SCORES = 2**22  # held at a time
+LEAST_ROWS = 16  # of a product
 
 
 def rows_of(embedding, name: str):
@@ -144,56 +145,69 @@ def _ranks_against(query, gallery, query_of_pair_P: np.ndarray, item_of_pair_P: 
 
     if not isinstance(gallery, MappedRows):
         return positive_ranks(query, gallery, query_of_pair_P, item_of_pair_P, chunk)
-    queries = len(query[1])
-    column_P = gallery.column_N[item_of_pair_P]
-    pairs = _PairsOfBlocks(query_of_pair_P, column_P)
-    positive_P = torch.empty(len(column_P))
-    for start, first, score_qB in _score_blocks(query, gallery, chunk, pairs):
-        row_p, column_p, place_p = pairs.within(start, len(score_qB), first, score_qB.shape[1])
-        positive_P[place_p] = score_qB[row_p, column_p]
+    query_UD, row_of_query_Q = query
+    queries = len(row_of_query_Q)
+    pairs = _Pairs(query_of_pair_P, gallery.column_N[item_of_pair_P])
+    positive_P = _positive_scores(query, gallery, pairs)
     pair_query_P = torch.from_numpy(query_of_pair_P)
     best_Q = torch.full((queries,), -torch.inf)
     best_Q.scatter_reduce_(0, pair_query_P, positive_P, "amax")
 
     above_Q, equal_Q = (torch.zeros(queries, dtype=torch.int64) for _ in range(2))
-    for start, first, score_qB in _score_blocks(query, gallery, chunk):
-        stop = start + len(score_qB)
-        best_q, copies_B = best_Q[start:stop, None], gallery.copies_V[first : first + score_qB.shape[1]]
-        above_Q[start:stop] += items_in(score_qB > best_q, copies_B)
-        equal_Q[start:stop] += items_in(score_qB == best_q, copies_B)
+    for first, unit_BD in gallery.unit_blocks():
+        copies_B = gallery.copies_V[first : first + len(unit_BD)]
+        step = max(1, min(chunk, BLOCK_SCORES // len(unit_BD)))
+        for start in range(0, queries, step):
+            with full_float32("cpu"):
+                score_qB = query_UD[row_of_query_Q[start : start + step]] @ unit_BD.T
+            stop = start + len(score_qB)
+            query_p, column_p, place_p = pairs.within(first, len(unit_BD), start, stop)
+            # As it was when the best was chosen, to the last bit, whatever the shape of the product.
+            score_qB[query_p - start, column_p] = positive_P[place_p]
+            best_q = best_Q[start:stop, None]
+            above_Q[start:stop] += items_in(score_qB > best_q, copies_B)
+            equal_Q[start:stop] += items_in(score_qB == best_q, copies_B)
     # Only non-positives can score above the best positive; equal to it are also the positive itself
     # and its equals among the query's other positives.
     equal_Q.scatter_add_(0, pair_query_P, -(positive_P == best_Q[pair_query_P]).long())
     return (1 + above_Q + equal_Q).numpy(), equal_Q.numpy()
 
 
-class _PairsOfBlocks:
-    """Finds the pairs that lie in a block of queries by columns."""
+class _Pairs:
+    """(query, column) pairs, found by block of columns."""
 
     def __init__(self, query_of_pair_P: np.ndarray, column_P: np.ndarray):
         self._order_P = np.argsort(column_P, kind="stable")
         self._column_P, self._query_P = column_P[self._order_P], query_of_pair_P[self._order_P]
 
-    def within(self, start: int, queries: int, first: int, columns: int) -> tuple:
-        """Row and column within the block, and place among all, of the pairs in it."""
+    def __len__(self) -> int:
+        return len(self._order_P)
+
+    def within(self, first: int, columns: int, start: int = 0, stop: int | None = None) -> tuple:
+        """Query, column from `first` on, and place among all pairs, of those in a block of both."""
         left, right = np.searchsorted(self._column_P, (first, first + columns))
         query_p = self._query_P[left:right]
-        mine_p = np.flatnonzero((query_p >= start) & (query_p < start + queries))
+        mine_p = np.flatnonzero((query_p >= start) & (query_p < (np.inf if stop is None else stop)))
         column_p = self._column_P[left:right][mine_p] - first
-        return query_p[mine_p] - start, column_p, self._order_P[left:right][mine_p]
+        return query_p[mine_p], column_p, self._order_P[left:right][mine_p]
 
 
-def _score_blocks(
-    query, gallery: MappedRows, chunk: int, pairs: _PairsOfBlocks | None = None
-) -> Iterator[tuple[int, int, object]]:
-    """Yields first query, first column and cosines of a block of both; only blocks with pairs if given."""
+def _positive_scores(query, gallery: MappedRows, pairs: _Pairs):
+    """Cosine of each pair, (P,) float32: queries against the blocks that their positives are in."""
+    import torch
+
     query_UD, row_of_query_Q = query
+    positive_P = torch.empty(len(pairs))
     for first, unit_BD in gallery.unit_blocks():
-        step = max(1, min(chunk, BLOCK_SCORES // len(unit_BD)))
-        for start in range(0, len(row_of_query_Q), step):
-            row_q = row_of_query_Q[start : start + step]
-            if pairs and not len(pairs.within(start, len(row_q), first, len(unit_BD))[0]):
-                continue
+        query_p, column_p, place_p = pairs.within(first, len(unit_BD))
+        step = max(LEAST_ROWS, BLOCK_SCORES // len(unit_BD))
+        asked, which_p = np.unique(query_p, return_inverse=True)
+        for start in range(0, len(asked), step):
+            row_q = asked[start : start + step]
+            # BLAS multiplies few rows by another kernel, in another order of additions.
+            padded_q = torch.from_numpy(np.resize(row_q, max(LEAST_ROWS, len(row_q))))
             with full_float32("cpu"):
-                score_qB = query_UD[row_q] @ unit_BD.T
-            yield start, first, score_qB
+                score_qB = query_UD[row_of_query_Q[padded_q]] @ unit_BD.T
+            mine_p = np.flatnonzero((which_p >= start) & (which_p < start + step))
+            positive_P[place_p[mine_p]] = score_qB[which_p[mine_p] - start, column_p[mine_p]]
+    return positive_P
