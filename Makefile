@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test test-slow lint format notebooks lock clean
+.PHONY: help setup report test test-slow bench lint format notebooks lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: lint ## lint, unit tests, notebooks against their stored outputs
 
 test-slow: $(READY) ## the long forms of the statistical simulations
 	$(BIN)/python -m pytest -q -m slow
+
+bench: $(READY) ## measure side by side with the usual ways; prints tables, writes benchmarks/results/
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(READY) ## check style and formatting
 	$(BIN)/ruff check

@@ -79,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     files.add_argument("--protocol", help="a name of mmlib.metrics.PROTOCOLS; standard if not given")
     files.add_argument("--data", metavar="TEXT", help="data set and split, to stand beside the numbers")
     files.add_argument("--out", type=Path, metavar="JSON", help="writes the result")
+    files.add_argument(
+        "--distractors", action="store_true", help="images without a caption are only there to be confused with"
+    )
     files.add_argument("--ranks", type=Path, metavar="NPZ", help="writes the rank of every query")
     files.add_argument(
         "--compare",
@@ -175,7 +178,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in ("images", "texts", "image_of_text")}
-    extras = [options.protocol, options.data, options.out, options.ranks, options.compare]
+    extras = [options.protocol, options.data, options.out, options.ranks, options.compare, options.distractors]
     if options.params is None and any(given.values()):
         return _evaluate_files(options, given)
     if options.params is None or any((*given.values(), *extras)):
@@ -214,7 +217,8 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
     protocol, data = options.protocol or "standard", options.data or "data not named"
     try:
         arrays = [read_array(place) for place in given.values()]
-        ranks, summary = evaluate_embeddings(*arrays, protocol=protocol)
+        alone = options.distractors
+        ranks, summary = evaluate_embeddings(*arrays, protocol=protocol, distractors=alone)
         comparison = compare_with(options.compare, ranks) if options.compare else None
         if options.ranks and ranks is None:
             raise ValueError(f"--ranks: protocol {protocol!r} ranks in folds, which have no file of ranks")

@@ -27,7 +27,7 @@ num_layers: 1
 num_heads: 2
 memory_slots: 4
 epochs: 1
-batch_size: 30
+batch_size: 10
 lr: 1e-3
 device: cpu
 """

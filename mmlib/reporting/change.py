@@ -41,12 +41,15 @@ class Change:
 def change_between(before: str, after: str) -> Change:
     """Compares the evaluated ranks of two runs, standard protocol, query by query.
 
-    Runs on different data, splits or queries are not compared: the verdict says why.
+    Runs on different data, splits or queries are not compared: the verdict says why.  Nor is a run with
+    itself.
 
     Raises:
         FileNotFoundError: a run was not evaluated.
         ValueError: its files are damaged.
     """
+    if before == after:
+        return Change(f"{after} stands alone: there is no other phase to compare it with", None)
     ranks, provenance = zip(*(_evaluated(run) for run in (before, after)), strict=True)
     comparison = compare_runs(*ranks, provenance_a=provenance[0], provenance_b=provenance[1])
     verdict = f"{after} against {before}: {comparison['verdict']}"

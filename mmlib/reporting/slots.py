@@ -25,10 +25,18 @@ def slots_figure(slots: Mapping[str, np.ndarray], result: dict) -> Figure:
     Args:
         slots: arrays of `slots.npz`; for each block `<block>_weight` (S,), mean attention per slot
             that sums to 1, and `<block>_top`, JSON: `[{"slot", "share", "read_by": [(word, lift)]}]`.
+            Empty for a run without a memory; the figure then says so.
         result: the run's `results.json`.
 
     The number of slots in use is exp(entropy of the mean attention): S when all are read alike.
     """
+    if not slots:
+        return new_figure(
+            "No memory, so no slots",
+            f"{result['run']} · memory_slots 0: the two encoders alone",
+            "A title that says that this run has no memory.",
+            height=0.8,
+        )
     figure = new_figure(
         "Which memory slots are read, and by what",
         f"{result['run']} · {result['data']['name']} · {result['split']} split"

@@ -179,9 +179,9 @@ def _evaluate_run(
     folder = run_folder(run)
     gallery = _gallery(dataset, data, ranks, image_ND, text_MD, config.gallery_queries)
     _write_npz(folder / "gallery.npz", gallery)
-    (folder / "slots.npz").unlink(missing_ok=True)
-    if isinstance(parts.model, MemoryNetwork):
-        _write_npz(folder / "slots.npz", slot_readers(parts.model, data, config.eval_batch_size))
+    has_memory = isinstance(parts.model, MemoryNetwork)
+    slots = slot_readers(parts.model, data, config.eval_batch_size) if has_memory else {}
+    _write_npz(folder / "slots.npz", slots)
     judgements = find_judgements(data_root) if parts.config.dataset == "flickr8k" else None
     diagnosis = diagnose(
         dataset,
