@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that `--help` and a wrong word answ
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.command(options)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this stopped", file=sys.stderr)
+        if _speaks():
+            print("interrupted; the same command goes on where this stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
     except (ParameterError, FileNotFoundError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -80,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     files.add_argument("--data", metavar="TEXT", help="data set and split, to stand beside the numbers")
     files.add_argument("--out", type=Path, metavar="JSON", help="writes the result")
     files.add_argument(
-        "--distractors", action="store_true", help="images without a caption are only there to be confused with"
+        "--distractors",
+        action="store_true",
+        help="images without a caption are only there to be confused with",
     )
     files.add_argument("--ranks", type=Path, metavar="NPZ", help="writes the rank of every query")
     files.add_argument(
@@ -172,13 +176,29 @@ def _train(options: argparse.Namespace) -> int:
         print(line, flush=True)
 
     (continue_training if continues else train)(config, log)
-    print(f"complete: {shown(run_folder(config.run))}")
+    if _speaks():
+        print(f"complete: {shown(run_folder(config.run))}")
     return 0
+
+
+def _speaks() -> bool:
+    """Whether this process says what is said once: of several that train together, the first one.
+
+    Errors are every process's own, since torchrun ends the others when one has ended.
+    """
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in ("images", "texts", "image_of_text")}
-    extras = [options.protocol, options.data, options.out, options.ranks, options.compare, options.distractors]
+    extras = [
+        options.protocol,
+        options.data,
+        options.out,
+        options.ranks,
+        options.compare,
+        options.distractors,
+    ]
     if options.params is None and any(given.values()):
         return _evaluate_files(options, given)
     if options.params is None or any((*given.values(), *extras)):

@@ -4,6 +4,7 @@ from mmlib.config.continuing import continued, differences
 from mmlib.config.fields import (
     CONFIG_OF_NOTEBOOK,
     IDENTITY,
+    AblationConfig,
     AnalysisConfig,
     AugmentConfig,
     ContinueConfig,
@@ -23,6 +24,7 @@ from mmlib.config.reading import ParameterError, build, from_notebook
 __all__ = [
     "CONFIG_OF_NOTEBOOK",
     "IDENTITY",
+    "AblationConfig",
     "AnalysisConfig",
     "AugmentConfig",
     "ContinueConfig",

@@ -373,9 +373,41 @@ class AnalysisConfig(Config):
     runs: list[Name] = Field(..., min_length=1, description="runs of one lineage, oldest phase first")
 
 
+class AblationConfig(Config):
+    """Runs that differ in what is asked about, under several seeds, and claims on them (notebook 05)."""
+
+    run: Name = Field(..., description="name of the ablation; its runs are <run>.<arm>.s<seed>")
+    base: str = Field(
+        ..., description="YAML file of the training run that all arms share, from the repository's root"
+    )
+    changes: dict[str, Any] = Field({}, description="parameters that differ from the base in all arms")
+    arms: dict[str, dict[str, Any]] = Field(
+        {}, description="name → parameters that differ from base and changes; the first is the base line"
+    )
+    grid: dict[str, list] = Field(
+        {}, description="parameter → values; all combinations, with each arm where there are arms"
+    )
+    tune: dict[str, list | dict[str, list]] = Field(
+        {},
+        description="parameter → values to choose from on validation with the first seed, for all arms; or"
+        " arm → such a mapping for that arm",
+    )
+    seeds: list[int] = Field([0], min_length=1, description="seeds that every arm is trained with")
+    split: Literal["val", "test"] = Field(
+        "val", description="split that each final run is evaluated on; tuning never sees test"
+    )
+    claims: list[dict[str, str]] = Field(
+        [], description="what to judge: claim (a sentence), arm, and over (the arm that it should beat)"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
+    data_root: str | None = Field(None, description="where the data set lies (null: as in the base)")
+    overwrite: bool = Field(False, description="delete the runs of this ablation first")
+
+
 CONFIG_OF_NOTEBOOK = {
     "01_train": TrainConfig,
     "02_continue": ContinueConfig,
     "03_evaluate": EvaluateConfig,
     "04_analysis": AnalysisConfig,
+    "05_ablation": AblationConfig,
 }

@@ -46,6 +46,8 @@ def _basic_types(annotation: Any) -> set[type]:
         return _basic_types(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (list, tuple):
         return {list}
+    if typing.get_origin(annotation) is dict:
+        return {dict}
     if args := typing.get_args(annotation):
         return set().union(*(_basic_types(a) for a in args))
     return {annotation}
@@ -61,7 +63,7 @@ def _literals(annotation: Any) -> list:
 def _type_names(kinds: set[type]) -> str:
     names = {
         int: "a whole number", float: "a number", bool: "true or false", str: "text",
-        list: "a list", type(None): "nothing (null)",
+        list: "a list", dict: "a mapping of names to values", type(None): "nothing (null)",
     }  # fmt: skip
     order = sorted(kinds, key=list(names).index)
     return " or ".join(names[k] for k in order)

@@ -4,6 +4,10 @@ What notebooks use is here; `pipeline.run_experiment`, `report.write_report` and
 stay in their modules, because a notebook should not wait for nbconvert and papermill.
 """
 
+from mmlib.reporting.ablation import ablation_table, plan_table, tuning_table
+from mmlib.reporting.ablation_checks import ablation_checks
+from mmlib.reporting.ablation_figure import ablation_figure
+from mmlib.reporting.ablation_verdicts import ablation_verdicts
 from mmlib.reporting.change import change_between, reference_claim
 from mmlib.reporting.checks import check_run, evaluation_checks
 from mmlib.reporting.comparison import published_figure, results_figure
@@ -35,6 +39,10 @@ from mmlib.reporting.tables import (
 
 __all__ = [
     "Table",
+    "ablation_checks",
+    "ablation_figure",
+    "ablation_table",
+    "ablation_verdicts",
     "agreement_table",
     "best_epochs_table",
     "calibration_figure",
@@ -51,6 +59,7 @@ __all__ = [
     "loss_curves",
     "lr_curve",
     "parameter_table",
+    "plan_table",
     "published_figure",
     "published_section",
     "published_table",
@@ -65,5 +74,6 @@ __all__ = [
     "show",
     "similarity_figure",
     "slots_figure",
+    "tuning_table",
     "why_not_published",
 ]

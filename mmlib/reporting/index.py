@@ -7,6 +7,7 @@ import jinja2
 
 from mmlib import paths
 from mmlib.data.atomic import write_text_atomic
+from mmlib.reporting.ablation_verdicts import ablation_verdicts
 from mmlib.reporting.html import TEMPLATES, stylesheet
 from mmlib.reporting.scope import DIRECTIONS, percent, recall_text, scope
 from mmlib.reporting.style import DIRECTION_NAMES
@@ -32,11 +33,22 @@ def write_index() -> Path:
 
 
 def _card(folder: Path) -> dict:
-    card = {"name": folder.name, "state": "unreadable", "reason": None, "first": None, "numbers": None}
+    card = {
+        "name": folder.name,
+        "state": "unreadable",
+        "reason": None,
+        "first": None,
+        "numbers": None,
+        "verdicts": [],
+    }
     card |= {"links": [], "thumbnail": None, "alt": ""}
     try:
         report = read_json(folder / "results.json")
         card |= {"state": report["state"], "reason": report["reason"], "numbers": _numbers(report["metrics"])}
+        records = report.get("ablations", {}).values()  # reports from before there were any have none
+        card["verdicts"] = [text for record in records for text in ablation_verdicts(record).sentences]
+        if card["verdicts"]:
+            card["numbers"] = None  # of a single run, which is not what an ablation is about
         card["links"] = [
             {"name": name, "href": f"{folder.name}/{notebook['page']}"}
             for name, notebook in report["notebooks"].items()

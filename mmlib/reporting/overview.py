@@ -1,13 +1,17 @@
 """`README.md` of a report: what a code host shows of the folder, where pages cannot be opened."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from mmlib.reporting.tables import results_table
+from mmlib.reporting.ablation import ablation_table, tuning_table
+from mmlib.reporting.ablation_verdicts import ablation_verdicts
+from mmlib.reporting.tables import Table, results_table
 
 # Figures that a reader wants first, by notebook; those that a report lacks are left out.
 FIGURES = (
+    "05_ablation-arms.png",
     "04_analysis-recall.png",
     "04_analysis-loss.png",
     "04_analysis-results.png",
@@ -19,7 +23,12 @@ FIGURES = (
 
 
 def write_overview(
-    folder: Path, experiment: str, state: str, reason: str | None, results: list[dict]
+    folder: Path,
+    experiment: str,
+    state: str,
+    reason: str | None,
+    results: list[dict],
+    ablations: Sequence[dict] = (),
 ) -> None:
     """Writes `README.md` into a report's folder: state, results table, figures, links to the pages.
 
@@ -28,17 +37,30 @@ def write_overview(
         experiment: its name.
         state, reason: of the experiment.
         results: `results.json` of each evaluated run; none for an experiment that did not get there.
+        ablations: the record of each ablation.
     """
     lines = [f"# {experiment}", "", f"State: **{state}**" + (f" ({reason})" if reason else "") + ".", ""]
     lines += [f"Made by `make report EXPERIMENT={experiment}`. Pages, to be opened in a browser:", ""]
     lines += [f"- [{page.stem}]({page.name})" for page in _pages(folder)]
     if results:
         lines += ["", "## Results", *_tables(results)]
+    for record in ablations:
+        lines += _ablation(record)
     shown = [name for name in FIGURES if (folder / "figures" / name).exists()]
     if shown:
         lines += ["", "## Figures", ""]
         lines += [f"![{name.split('-', 1)[1].removesuffix('.png')}](figures/{name})\n" for name in shown]
     (folder / "README.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def _ablation(record: dict) -> list[str]:
+    """Verdicts first, then the table that they rest on and what was tuned."""
+    verdicts, tuned = ablation_verdicts(record), tuning_table(record)
+    lines = ["", f"## {record['run']}", "", *(f"- {sentence}" for sentence in verdicts.sentences)]
+    lines += ["", verdicts.note] if verdicts.note else []
+    for table in (ablation_table(record), *([tuned] if isinstance(tuned, Table) else [])):
+        lines += ["", *markdown_table(table.frame), "", table.caption]
+    return lines
 
 
 def _tables(results: list[dict]) -> list[str]:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mmlib import paths
-from mmlib.config import CONFIG_OF_NOTEBOOK, ParameterError
+from mmlib.config import CONFIG_OF_NOTEBOOK, AblationConfig, ParameterError, build
 from mmlib.params import notebook_defaults, read_yaml
+from mmlib.training.grid_plan import plan_grid
 
 ON_DISK = {"flickr8k": "Flickr8k", "flickr30k": "Flickr30k", "coco": "MS-COCO"}
 
@@ -68,9 +69,12 @@ def check_data_roots(steps: Iterable[Step]) -> None:
 
     Raises:
         FileNotFoundError: no folder where a step expects its data set.
+        ParameterError: an ablation that cannot be run as it is asked for, see `plan_grid`.
     """
     for step in steps:
         values = step.known | step.parameters
+        if step.name == "05_ablation":
+            values = plan_grid(build(AblationConfig, values))[0].config.model_dump()
         dataset = values.get("dataset")
         folder = values.get("data_root") or f"data/{dataset}"
         if dataset in ON_DISK and not paths.from_root(folder).is_dir():

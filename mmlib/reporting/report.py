@@ -8,13 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from mmlib import paths
+from mmlib.reporting.ablation_figure import ablation_thumbnail
 from mmlib.reporting.curves import thumbnail
 from mmlib.reporting.html import render_notebook
 from mmlib.reporting.notebook import has_private, read_notebook
 from mmlib.reporting.overview import write_overview
 from mmlib.reporting.scope import best_row, phases
-from mmlib.reporting.state import Page, experiment_pages, worst
+from mmlib.reporting.state import Page, experiment_pages, members_of, record_of, worst
+from mmlib.reporting.style import alt_text
 from mmlib.training.runs import read_history, read_json, run_folder, run_state, write_json
 
 THUMBNAIL = "figures/learning.png"
@@ -38,12 +42,16 @@ def write_report(experiment: str) -> Path:
     folder = paths.REPORTS / experiment
     for page in pages:
         _render(page, folder, pages)
-    names = list(dict.fromkeys(run for page in pages for run in page.runs))
+    mentioned = list(dict.fromkeys(run for page in pages for run in page.runs))
+    ablations = {run: record for run in mentioned if (record := record_of(run))}
+    names = [name for run in mentioned for name in (members_of(run) if run in ablations else (run,))]
     runs = {name: _collect(name) for name in names}
     state, reason = worst([(page.state, _reason(page)) for page in pages])
     shown = next((run for run in reversed(runs.values()) if run["history"]), None)
-    if shown:
-        _write_thumbnail(folder, shown)
+    small = _thumbnail(list(ablations.values()), shown)
+    if small:
+        (folder / THUMBNAIL).parent.mkdir(parents=True, exist_ok=True)
+        small.savefig(folder / THUMBNAIL, metadata={"Software": None})
     write_json(
         folder / "results.json",
         {
@@ -53,15 +61,17 @@ def write_report(experiment: str) -> Path:
             "notebooks": {
                 page.name: {"state": page.state, "reason": page.reason, "page": page.href} for page in pages
             },
-            "thumbnail": {"file": THUMBNAIL, "alt": shown["alt"]} if shown else None,
+            "thumbnail": {"file": THUMBNAIL, "alt": alt_text(small)} if small else None,
+            "ablations": ablations,
             "runs": {n: {key: r[key] for key in ("state", "reason", "problems")} for n, r in runs.items()},
             "metrics": {name: run["metrics"] for name, run in runs.items()},
             "provenance": {name: run["provenance"] for name, run in runs.items()},
             "timings": {name: run["timings"] for name, run in runs.items()},
         },
     )
-    results = [run["metrics"]["test"] for run in runs.values() if run["metrics"]["test"]]
-    write_overview(folder, experiment, state, reason, results)
+    alone = [runs[name] for name in names if name in mentioned]  # an ablation's have a table of their own
+    results = [run["metrics"]["test"] for run in alone if run["metrics"]["test"]]
+    write_overview(folder, experiment, state, reason, results, list(ablations.values()))
     return folder
 
 
@@ -122,8 +132,8 @@ def _collect(run: str) -> dict:
     }
 
 
-def _write_thumbnail(folder: Path, run: dict) -> None:
-    figure = thumbnail(run["history"], run["dataset"])
-    run["alt"] = figure.get_label()
-    (folder / THUMBNAIL).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / THUMBNAIL, metadata={"Software": None})
+def _thumbnail(ablations: list[dict], shown: dict | None) -> Figure | None:
+    """The arms of an ablation, else the learning curve of a run, else nothing."""
+    if ablations:
+        return ablation_thumbnail(ablations[-1])
+    return thumbnail(shown["history"], shown["dataset"]) if shown else None

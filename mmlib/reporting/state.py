@@ -1,10 +1,12 @@
 """What became of an experiment: its notebooks, told from what they and their runs left behind."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmlib import paths
 from mmlib.reporting.notebook import notebook_state, parameters_of, read_notebook, runs_of
+from mmlib.training.ablation import members, read_ablation
 from mmlib.training.runs import run_state
 
 # Worst first: an experiment is as good as its worst part.
@@ -58,14 +60,30 @@ def worst(parts: list[tuple[str, str | None]]) -> tuple[str, str | None]:
 
 
 def runs_state(runs: tuple[str, ...]) -> tuple[str, str | None]:
-    """The worst state of several runs, with the run's name in the reason."""
+    """The worst state of several runs, with the run's name in the reason.
+
+    An ablation counts with all of its runs that had completed.
+    """
     states = []
-    for run in runs:
+    for run in (*runs, *(member for name in runs for member in members_of(name))):
         state, reason = run_state(run)
         if state != "complete":
             reason = f"run {run}: {reason}" if reason else f"run {run} is {state}"
         states.append((state, reason))
     return worst(states)
+
+
+def record_of(run: str) -> dict | None:
+    """The record of an ablation; None if the run of this name is none, or its record cannot be read."""
+    with contextlib.suppress(ValueError):
+        return read_ablation(run)
+    return None
+
+
+def members_of(run: str) -> tuple[str, ...]:
+    """The completed runs of an ablation; none for any other run."""
+    record = record_of(run)
+    return members(record) if record else ()
 
 
 def _page(executed: Path) -> Page:

@@ -6,6 +6,8 @@ an analysis does not wait for it.
 
 import importlib
 
+from mmlib.training.ablation import read_ablation
+from mmlib.training.grid_plan import plan_grid
 from mmlib.training.runs import (
     read_arrays,
     read_history,
@@ -20,18 +22,22 @@ _HEAVY = {
     "continue_training": "start",
     "evaluate": "evaluation",
     "read_diagnosis": "diagnose",
+    "run_grid": "grid",
     "train": "start",
 }
 
 __all__ = [
     "continue_training",
     "evaluate",
+    "plan_grid",
+    "read_ablation",
     "read_arrays",
     "read_diagnosis",
     "read_history",
     "read_json",
     "read_result",
     "run_folder",
+    "run_grid",
     "run_state",
     "stored_config",
     "train",

@@ -14,6 +14,7 @@ from mmlib.data.augment import Augment
 from mmlib.data.batches import Batch, PairSource, SplitTensors
 from mmlib.data.prefetch import prefetched
 from mmlib.data.shards import ShardStream
+from mmlib.data.shards.verdicts import merged_reports
 from mmlib.model import DualEncoder
 from mmlib.model.encoders import Encoder
 from mmlib.training.features import open_features, open_text_features
@@ -65,8 +66,8 @@ class ShardSource:
             yield replace(batch, image=image)
 
     def report(self) -> dict:
-        """Samples read, broken and held out until now."""
-        return {"shards": self.stream.report()}
+        """Samples that the epoch took, broken and held out ones among them; a call of all processes."""
+        return {"shards": merged_reports(self.processes.collect(self.stream.epoch_report()))}
 
 
 def open_stream(config: TrainConfig, held_out: Dataset, processes: Processes) -> ShardStream | None:

@@ -20,6 +20,7 @@ import torch
 
 from mmlib import paths
 from mmlib.config import ModelConfig
+from mmlib.training.disk import explained
 
 FORMAT = 1
 ARCHITECTURE = (*ModelConfig.model_fields, "image_size", "max_tokens")
@@ -66,19 +67,13 @@ def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
         OSError: the disk is full or the folder cannot be written; `path` is as it was.
     """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    kept = "; the previous one is intact" if path.exists() else "; there is none before it"
     try:
-        with open(temporary, "wb") as file:
+        with explained(path, f" ({len(data) / 2**20:.1f} MiB)", kept), open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        kept = "the previous one is intact" if path.exists() else "there is none before it"
-        raise OSError(
-            error.errno,
-            f"could not write {paths.shown(path)} ({len(data) / 2**20:.1f} MiB): {error.strerror}; {kept}."
-            " Free some space and start again, the run goes on where it stopped",
-        ) from error
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -10,7 +10,10 @@ import torch
 from mmlib import paths
 from mmlib.training.runs import now
 
-PACKAGES = ("mmlib", "torch", "torchvision", "lightning-fabric", "numpy", "pillow")
+PACKAGES = (
+    "mmlib", "torch", "torchvision", "lightning-fabric", "numpy", "pillow", "timm", "open-clip-torch",
+    "transformers", "tokenizers", "webdataset",
+)  # fmt: skip
 
 
 def describe(

@@ -34,7 +34,14 @@ from mmlib.training.engine import build_fabric
 from mmlib.training.interpolate import interpolate_weights
 from mmlib.training.lineage import check_same_data, stored_tokenizer
 from mmlib.training.processes import Processes
-from mmlib.training.runs import read_json, require_complete, run_folder, stored_config, write_json
+from mmlib.training.runs import (
+    open_run,
+    require_complete,
+    run_folder,
+    stored_config,
+    stored_environment,
+    write_json,
+)
 from mmlib.training.slots import slot_readers
 
 GALLERY_K = 5  # retrieved items shown per query
@@ -86,7 +93,7 @@ def load_run(run: str, checkpoint: str, device: torch.device, wise_ft: float = 1
 
 def _first_weights(run: str, config: TrainConfig, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
     """The weights that a run was started with, as far as they were not random."""
-    parent = read_json(run_folder(run) / "environment.json")["parent"]
+    parent = stored_environment(run)["parent"]
     if parent:
         path = run_folder(parent["run"]) / f"{parent['checkpoint']}.pt"
         return evaluated_weights(load_checkpoint(path))
@@ -142,7 +149,7 @@ def _dataset_of(run: str, config: TrainConfig, data_root: str | None, loaded: di
     key = json.dumps([getattr(config, name) for name in DataConfig.model_fields])
     dataset = loaded.get(key) or load_dataset(config)
     loaded[key] = dataset
-    there = read_json(run_folder(run) / "environment.json")["data"]
+    there = stored_environment(run)["data"]
     if config.dataset == "shards":
         # The training shards need not be here to be evaluated with.
         there = {**there, "fingerprint": there["held_out_fingerprint"]}
@@ -176,12 +183,12 @@ def _evaluate_run(
         "wise_ft": config.wise_ft,
         "protocols": {r.protocol: summarise(r) for r in (ranks, paired)},
     }
-    folder = run_folder(run)
-    gallery = _gallery(dataset, data, ranks, image_ND, text_MD, config.gallery_queries)
-    _write_npz(folder / "gallery.npz", gallery)
     has_memory = isinstance(parts.model, MemoryNetwork)
-    slots = slot_readers(parts.model, data, config.eval_batch_size) if has_memory else {}
-    _write_npz(folder / "slots.npz", slots)
+    arrays = {
+        "gallery": _gallery(dataset, data, ranks, image_ND, text_MD, config.gallery_queries),
+        "slots": slot_readers(parts.model, data, config.eval_batch_size) if has_memory else {},
+        "ranks": vars(ranks),
+    }
     judgements = find_judgements(data_root) if parts.config.dataset == "flickr8k" else None
     diagnosis = diagnose(
         dataset,
@@ -194,10 +201,14 @@ def _evaluate_run(
             embed_captions(model, parts.tokenizer, captions, parts.config.max_tokens).cpu().numpy()
         ),
     )
-    ranks.save(folder / "ranks.npz")
-    write_queries(run, dataset, config.split)
-    write_diagnosis(run, diagnosis)
-    write_json(folder / "results.json", result)
+    with open_run(run) as folder:
+        # Results that are there say that the rest is of the same evaluation, so they go first and come last.
+        (folder.path / "results.json").unlink(missing_ok=True)
+        for name, values in arrays.items():
+            _write_npz(folder.path / f"{name}.npz", values)
+        write_queries(run, dataset, config.split)
+        write_diagnosis(run, diagnosis)
+        write_json(folder.path / "results.json", result)
     return result
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mmlib.data import Tokenizer
-from mmlib.training.runs import read_json, run_folder
+from mmlib.training.runs import read_json, run_folder, stored_environment
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def check_same_data(run: str, name: str, fingerprint: str, there: dict | None = 
         path = run_folder(run) / "environment.json"
         if not path.exists():
             return
-        there = read_json(path)["data"]
+        there = stored_environment(run)["data"]
     if there["fingerprint"] != fingerprint:
         raise ValueError(
             f"run {run!r} was trained on other data: {there['name']} with fingerprint {there['fingerprint']}"

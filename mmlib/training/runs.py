@@ -20,7 +20,12 @@ from filelock import FileLock, Timeout
 from mmlib import paths
 from mmlib.config import TrainConfig, build
 from mmlib.data.atomic import write_text_atomic
+from mmlib.training.disk import explained
 
+_OF_WEIGHTS = (
+    "best.pt", "model.safetensors", "results.json", "ranks.npz", "diagnosis.json", "slots.npz", "gallery.npz",
+    "queries.json",
+)  # fmt: skip
 STATES = ("running", "complete", "failed", "interrupted", "killed")
 
 
@@ -55,8 +60,14 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Writes an object as indented JSON, whole or not at all; NaN is refused, as JSON has none."""
-    write_text_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Writes an object as indented JSON, whole or not at all; NaN is refused, as JSON has none.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; `path` is as it was.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with explained(path):
+        write_text_atomic(path, text)
 
 
 def read_history(run: str) -> list[dict]:
@@ -80,6 +91,27 @@ def stored_config(run: str) -> TrainConfig:
     """
     values = read_json(run_folder(run) / "config.json")
     return build(TrainConfig, {k: v for k, v in values.items() if k in TrainConfig.model_fields})
+
+
+def stored_environment(run: str) -> dict:
+    """What a run was started in: among it its `data` (name, fingerprint, …) and `parent`.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such run, or its `environment.json` is damaged.
+    """
+    path = run_folder(run) / "environment.json"
+    what_to_do = "bring it back from a copy, or train again with overwrite=True"
+    try:
+        values = read_json(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{error}; {what_to_do}") from None
+    data = values.get("data")
+    if "parent" not in values or not isinstance(data, dict) or not {"name", "fingerprint"} <= data.keys():
+        raise ValueError(
+            f"{paths.shown(path)} is damaged: expected the data and the parent of the run, found"
+            f" {', '.join(values) or 'nothing'}; {what_to_do}"
+        )
+    return values
 
 
 def read_result(run: str) -> dict:
@@ -119,18 +151,20 @@ def _evaluated(run: str, name: str) -> Path:
 
 def parse_history(path: Path) -> tuple[list[dict], int]:
     """The whole rows of a history file and the number of bytes that they fill."""
-    rows, used = [], 0
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            break  # a crash cut the last line
+    *lines, rest = path.read_bytes().split(b"\n")  # a rest without its end was cut by a crash
+    rows = []
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
             raise ValueError(
-                f"{paths.shown(path)}, line {number} is damaged: expected one JSON object per line"
-            ) from None
-        used += len(line)
-    return rows, used
+                f"{paths.shown(path)}, line {number} is damaged: expected one JSON object per line, with its"
+                " epoch; bring it back from a copy, or train again with overwrite=True"
+            )
+        rows.append(row)
+    return rows, path.stat().st_size - len(rest)
 
 
 def run_state(run: str) -> tuple[str, str | None]:
@@ -140,10 +174,14 @@ def run_state(run: str) -> tuple[str, str | None]:
     write that down, so it is found out here.
     """
     folder = run_folder(run)
+    path = folder / "status.json"
     try:
-        status = read_json(folder / "status.json")
+        status = read_json(path)
     except (FileNotFoundError, ValueError) as error:
         return "failed", str(error)
+    if status.get("state") not in STATES:
+        expected = f"expected one of {', '.join(STATES)} as its state, found {status.get('state')!r}"
+        return "failed", f"{paths.shown(path)} is damaged: {expected}"
     if status["state"] == "running" and not _is_locked(folder):
         return "killed", "the process ended without a word (killed, or the machine went down)"
     return status["state"], status.get("reason")
@@ -174,6 +212,14 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
 
+    def clear(self) -> None:
+        """Removes what an earlier run left that was killed before it said anything of itself.
+
+        Results must not be taken for those of other weights.
+        """
+        for name in _OF_WEIGHTS:
+            (self.path / name).unlink(missing_ok=True)
+
     @property
     def name(self) -> str:
         """The run's name."""
@@ -187,9 +233,14 @@ class RunFolder:
         )
 
     def append_history(self, row: dict) -> None:
-        """Appends one epoch and flushes it to disk."""
-        with open(self.path / "history.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        """Appends one epoch and flushes it to disk.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written; the epochs before are intact.
+        """
+        path, line = self.path / "history.jsonl", json.dumps(row, allow_nan=False) + "\n"
+        with explained(path), open(path, "a", encoding="utf-8") as file:
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
 
@@ -204,9 +255,9 @@ class RunFolder:
 
     def write_history(self, rows: list[dict]) -> None:
         """Replaces the history."""
-        write_text_atomic(
-            self.path / "history.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        )
+        path, text = self.path / "history.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in rows)
+        with explained(path):
+            write_text_atomic(path, text)
 
 
 @contextlib.contextmanager

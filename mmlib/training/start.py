@@ -26,15 +26,16 @@ from mmlib.training.lineage import Parent, check_same_data, stored_tokenizer
 from mmlib.training.loop import Training
 from mmlib.training.optimisation import build_optimizer, keep_optimizer_state, rate_scales
 from mmlib.training.processes import Processes, check_divides
+from mmlib.training.resuming import last_checkpoint
 from mmlib.training.runs import (
     RunFolder,
     open_run,
     read_history,
-    read_json,
     require_complete,
     run_folder,
     run_state,
     stored_config,
+    stored_environment,
     write_json,
 )
 
@@ -124,20 +125,19 @@ def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: st
     for run in [config.run] * (not config.overwrite) + ([parent.run] if parent else []):
         check_same_data(run, data_identity["name"], data_identity["fingerprint"])
 
-    resumed = _last_checkpoint(config)
+    path, resumed = last_checkpoint(config) or (_parent_path(parent), None)
     content = resumed or (parent and parent.content)
     tokenizer = (
         Tokenizer.from_state(content["tokenizer"]) if content else _new_tokenizer(config, dataset, stream)
     )
     if resumed:
-        check_fits(_last_path(config), resumed, config.model_dump(), tokenizer.fingerprint)
+        check_fits(path, resumed, config.model_dump(), tokenizer.fingerprint)
     seed_everything(config.seed, verbose=False)
     model = build_model(
         config, tokenizer.size, tokenizer.padding_id,
         load_pretrained=not content, architecture=content and content.get("architecture"),
     )  # fmt: skip
     loss = build_loss(config)
-    path = _last_path(config) if resumed else _parent_path(parent)
     _load_modules(path, content, model, loss, bool(resumed))
     compiled = compiles(config, fabric, stream.pairs if stream else len(dataset.splits["train"].captions))
     source, val_data = training_data(config, dataset, stream, tokenizer, model, processes, compiled)
@@ -167,7 +167,8 @@ def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: st
             if processes.writes:
                 folder.keep_history(training.position.epoch - 1)
             position = training.position
-            log(f"run {config.run!r} goes on in epoch {position.epoch}, step {position.step + 1}")
+            source = "" if path.name == "last.pt" else f" from {path.name}, as its last.pt is missing"
+            log(f"run {config.run!r} goes on in epoch {position.epoch}, step {position.step + 1}{source}")
         else:
             if processes.writes:
                 _start_folder(training, parent, data_identity)
@@ -176,17 +177,6 @@ def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: st
         _run(training)
     processes.wait()
     return read_history(config.run)
-
-
-def _last_path(config: TrainConfig) -> Path:
-    return run_folder(config.run) / "last.pt"
-
-
-def _last_checkpoint(config: TrainConfig) -> dict | None:
-    """What the run goes on from; None if it starts."""
-    path = _last_path(config)
-    begun = (run_folder(config.run) / "config.json").exists() and path.exists()
-    return load_checkpoint(path) if begun and not config.overwrite else None
 
 
 def _new_tokenizer(config: TrainConfig, dataset: Dataset, stream: ShardStream | None) -> Tokenizer:
@@ -253,7 +243,7 @@ def _is_finished(config: TrainConfig, lineage: dict | None, if_complete: str, lo
         return False
     state, _ = run_state(config.run)
     differ = differences(stored_config(config.run), config)
-    lineage_there = read_json(folder / "environment.json")["parent"]
+    lineage_there = stored_environment(config.run)["parent"]
     if lineage_there != lineage:
         differ.append(f"parent: {lineage_there!r} there, {lineage!r} here")
     what_to_do = "choose another run name, or overwrite=True to replace it"
@@ -296,6 +286,7 @@ def _start_folder(training: Training, parent: Parent | None, data_identity: dict
         parent.lineage if parent else None,
         sum(p.numel() for group in training.optimizer.param_groups for p in group["params"]),
     )
+    folder.clear()
     write_json(folder.path / "environment.json", described)
     write_json(folder.path / "tokenizer.json", training.tokenizer.state)
     rows = read_history(parent.run) if parent else []

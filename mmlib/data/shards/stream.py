@@ -94,6 +94,7 @@ class ShardStream:
         self._guard = LeakGuard(held_out) if guards else None
         self._verdicts = Verdicts(self._index, held_out.fingerprint if guards else "keep")
         fitting = BUFFER_BYTES // (3 * config.image_size**2)
+        self._epoch, self._seen_S = (0, 0), None
         self._buffer = buffer or min(max(fitting, BUFFER_PAIRS[0]), BUFFER_PAIRS[1])
 
     def _check_size(self) -> None:
@@ -127,6 +128,19 @@ class ShardStream:
         """
         return self._verdicts.report()
 
+    def epoch_report(self) -> dict:
+        """As `report`, of the samples that the last epoch asked for took; ask when its batches have come.
+
+        A function of the shards, seed, epoch and the number of processes: it depends neither on where the
+        epoch was started nor on what was known of the samples before.
+        """
+        if self._seen_S is None:  # started behind its last batch
+            seed, epoch = self._epoch
+            rows = self._config.batch_size // self._processes
+            with closing(self._good_pairs(seed, epoch, self.steps * rows - 1)) as pairs:
+                next(pairs)
+        return self._verdicts.report(self._seen_S)
+
     def captions_for_tokenizer(self, limit: int = 100_000) -> Iterator[str]:
         """The first `limit` training captions, in the order of the shards: the same in every process."""
         for place in self._index.places:
@@ -153,6 +167,10 @@ class ShardStream:
         """
         if self.tokenizer is None:
             raise ValueError("expected a tokenizer, found None; set `tokenizer` before asking for batches")
+        self._epoch, self._seen_S = (seed, epoch), None
+        return self._batches(seed, epoch, start_step)
+
+    def _batches(self, seed: int, epoch: int, start_step: int) -> Iterator[Batch]:
         rows = self._config.batch_size // self._processes
         with closing(self._good_pairs(seed, epoch, start_step * rows)) as pairs:
             for _ in range(start_step, self.steps):
@@ -161,11 +179,13 @@ class ShardStream:
     def _good_pairs(self, seed: int, epoch: int, skip: int) -> Iterator[tuple[int, str, np.ndarray]]:
         """Sample, caption and pixels of the pairs from the `skip`-th usable one on, round after round."""
         segments = epoch_segments(self._index.samples, seed, epoch, self._rank, self._processes)
+        seen_S = self._seen_S = np.zeros(self._index.first[-1], dtype=bool)
         while True:
             order = shuffled(self._planned(segments), self._buffer, seed, epoch, self._rank)
             gone_S = np.zeros(self._index.first[-1], dtype=np.uint16)
             before, rest = self._pass_over(order, skip, gone_S)
-            with closing(self._filled(segments, rest, gone_S)) as filled:
+            seen_S |= gone_S > 0
+            with closing(self._filled(segments, rest, gone_S, seen_S)) as filled:
                 for pair in filled:
                     before += 1
                     if before > skip:
@@ -196,7 +216,7 @@ class ShardStream:
         return passed, iter(())
 
     def _filled(
-        self, segments: list[Segment], order: Iterator[Pair], gone_S: np.ndarray
+        self, segments: list[Segment], order: Iterator[Pair], gone_S: np.ndarray, seen_S: np.ndarray
     ) -> Iterator[tuple[int, str, np.ndarray]]:
         """The usable pairs of `order`; holds an image until the last of its pairs has left the buffer."""
         left_S = np.concatenate([count.captions_S for count in self._index.counts]) - gone_S
@@ -207,6 +227,7 @@ class ShardStream:
                     number, loaded = next(samples)
                     held[number] = loaded
                 loaded = held[sample]
+                seen_S[sample] = True
                 left_S[sample] -= 1
                 if not left_S[sample]:
                     del held[sample]

@@ -7,11 +7,14 @@ depends on the file being there: an unknown sample is looked at (anew).
 Shapes: S samples of all shards.
 """
 
+import bisect
+import contextlib
 import hashlib
 import json
 import logging
 import mmap
 import os
+from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
@@ -44,12 +47,13 @@ class Verdicts:
 
     def __init__(self, index: ShardIndex, guard: str):
         self._index = index
-        self._names: dict[str, dict[int, str]] = {reason: {} for reason in (*BROKEN, *LEAKED)}
-        self.code_S = _map(index, guard)
+        self._path = _file(index, guard)
+        self.code_S = _map(self._path, index.first[-1])
+        self._names = _read_names(_names_file(self._path))  # of the samples that cannot be used
         for shard, count in enumerate(index.counts):
             for number, reason, key in count.broken:
                 self.code_S[index.first[shard] + number] = BROKEN[reason]
-                self._note(reason, index.first[shard] + number, f"{index.places[shard].name}: {key}")
+                self._names[index.first[shard] + number] = f"{index.places[shard].name}: {key}"
         self.lost = sum(count.lost for count in index.counts)
         self._broken = int(np.isin(self.code_S, list(BROKEN.values())).sum())
         self._check()
@@ -66,8 +70,10 @@ class Verdicts:
         """
         code = (BROKEN | LEAKED)[reason]
         is_new = self.code_S[sample] != code
+        if self._names.get(sample) != name:
+            self._names[sample] = name
+            _keep_name(_names_file(self._path), sample, name)  # before the verdict, which is found with it
         self.code_S[sample] = code
-        self._note(reason, sample, name)
         if is_new and reason in BROKEN:
             self._broken += 1
             self._check()
@@ -80,42 +86,51 @@ class Verdicts:
         """Why a sample cannot be used; None if it can, or nothing is known."""
         return _REASON.get(int(self.code_S[sample]))
 
-    def report(self) -> dict:
-        """Counts by reason with the first names, as JSON types; see `ShardStream.report`."""
-        count = np.bincount(self.code_S, minlength=256)
+    def report(self, seen_S: np.ndarray | None = None) -> dict:
+        """Counts by reason with the first names, as JSON types; see `ShardStream.report`.
+
+        Args:
+            seen_S: (S,) bool, the samples that are reported on; by default all.
+        """
+        code_S = self.code_S if seen_S is None else np.where(seen_S, self.code_S, UNKNOWN)
         faults = {
             place.name: {"fault": found.fault, "lost": found.lost}
             for place, found in zip(self._index.places, self._index.counts)
             if found.fault
         }
         return {
-            "samples": len(self.code_S),
-            "read": int(len(self.code_S) - count[UNKNOWN]),
-            "good": int(count[GOOD]),
-            "broken_samples": self._by_reason(BROKEN, count),
+            "samples": len(code_S),
+            "read": int(np.count_nonzero(code_S != UNKNOWN)),
+            "good": int(np.count_nonzero(code_S == GOOD)),
+            "broken_samples": self._by_reason(BROKEN, code_S),
             "broken_shards": faults,
-            "leaks": self._by_reason(LEAKED, count),
+            "leaks": self._by_reason(LEAKED, code_S),
         }
 
-    def _by_reason(self, codes: dict[str, int], count: np.ndarray) -> dict:
+    def _by_reason(self, codes: dict[str, int], code_S: np.ndarray) -> dict:
+        found = {reason: np.flatnonzero(code_S == code) for reason, code in codes.items()}
         return {
-            reason: {"count": int(count[code]), "first": list(self._names[reason].values())}
-            for reason, code in codes.items()
-            if count[code]
+            reason: {"count": len(samples), "first": [self._name(int(sample)) for sample in samples[:FIRST]]}
+            for reason, samples in found.items()
+            if len(samples)
         }
 
-    def _note(self, reason: str, sample: int, name: str) -> None:
-        if len(self._names[reason]) < FIRST:
-            self._names[reason].setdefault(sample, name)
+    def _name(self, sample: int) -> str:
+        if sample not in self._names:  # another process of this machine may have found it
+            self._names = _read_names(_names_file(self._path)) | self._names
+        if sample not in self._names:
+            shard = bisect.bisect_right(self._index.first, sample) - 1
+            number = sample - self._index.first[shard] + 1
+            self._names[sample] = f"{self._index.places[shard].name}: sample {number}"
+        return self._names[sample]
 
     def _check(self) -> None:
         total = len(self.code_S) + self.lost
         if self._broken + self.lost <= MOST_BROKEN * total:
             return
         parts = [
-            f"{len(names)} or more with {MEANING[reason]} ({', '.join(names.values())})"
-            for reason, names in self._names.items()
-            if reason in BROKEN and names
+            f"{found['count']:,} with {MEANING[reason]} ({', '.join(found['first'])})"
+            for reason, found in self._by_reason(BROKEN, self.code_S).items()
         ]
         parts += [
             f"{found.lost:,} missing from {place} ({found.fault})"
@@ -131,12 +146,29 @@ class Verdicts:
 _REASON = {code: reason for reason, code in (BROKEN | LEAKED).items()}
 
 
-def _map(index: ShardIndex, guard: str) -> np.ndarray:
-    """The bytes of an index, shared with all processes of this machine; in memory where that fails."""
-    samples = index.first[-1]
+def merged_reports(reports: list[dict]) -> dict:
+    """The reports of several processes, each on samples of its own, as one."""
+    merged = {**reports[0], "read": sum(r["read"] for r in reports), "good": sum(r["good"] for r in reports)}
+    for kind, codes in (("broken_samples", BROKEN), ("leaks", LEAKED)):
+        found = {reason: [r[kind][reason] for r in reports if reason in r[kind]] for reason in codes}
+        merged[kind] = {
+            reason: {
+                "count": sum(part["count"] for part in parts),
+                "first": [name for part in parts for name in part["first"]][:FIRST],
+            }
+            for reason, parts in found.items()
+            if parts
+        }
+    return merged
+
+
+def _file(index: ShardIndex, guard: str) -> Path:
     key = json.dumps([index.fingerprint, [p.where for p in index.places], index.marks, guard])
-    name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    path = paths.CACHE / "shards" / f"{name}.verdicts"
+    return paths.CACHE / "shards" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.verdicts"
+
+
+def _map(path: Path, samples: int) -> np.ndarray:
+    """The bytes of an index, shared with all processes of this machine; in memory where that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not truncated: another process may be writing to it.
@@ -152,3 +184,23 @@ def _map(index: ShardIndex, guard: str) -> np.ndarray:
         return np.zeros(samples, dtype=np.uint8)
     code_S[code_S > max(LEAKED.values())] = UNKNOWN
     return code_S
+
+
+def _names_file(path: Path) -> Path:
+    return path.with_suffix(".names")
+
+
+def _read_names(path: Path) -> dict[int, str]:
+    """Names by number of sample; a line that a crash cut is passed over."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    except OSError:
+        return {}
+    return {int(number): name for number, _, name in (x.partition(" ") for x in lines) if number.isdecimal()}
+
+
+def _keep_name(path: Path, sample: int, name: str) -> None:
+    """Adds a line in one piece, which several processes may do at once."""
+    line = f"{sample} {name}".replace("\n", " ") + "\n"
+    with contextlib.suppress(OSError), open(path, "ab", buffering=0) as file:
+        file.write(line.encode(errors="replace"))

@@ -9,6 +9,8 @@ from torch import nn
 from mmlib.model.encoders.base import Encoder
 from mmlib.model.encoders.transformer import real_positions
 
+TOKEN_DEVIATION = 0.1  # of the first token vectors
+
 
 class GRUEncoder(Encoder):
     """Word vectors read by a GRU in both directions; mean and maximum over positions, LayerNorm, Linear.
@@ -25,7 +27,7 @@ class GRUEncoder(Encoder):
     def __init__(self, vocabulary: int, width: int, dropout: float):
         super().__init__()
         self.width = width
-        self.token = nn.Embedding(vocabulary, width)
+        self.token = _token_vectors(vocabulary, width)
         self.dropout = nn.Dropout(dropout)
         self.ahead = nn.GRU(width, width, batch_first=True)
         self.back = nn.GRU(width, width, batch_first=True)
@@ -47,6 +49,13 @@ class GRUEncoder(Encoder):
         return self.project(self.dropout(self.norm(torch.cat([mean_BE, highest_BE], dim=-1))))
 
 
+def _token_vectors(vocabulary: int, width: int) -> nn.Embedding:
+    """Small first vectors: those of torch's own size are hardly moved by an adaptive optimizer's steps."""
+    token = nn.Embedding(vocabulary, width)
+    nn.init.normal_(token.weight, std=TOKEN_DEVIATION)
+    return token
+
+
 def _gather(x_BLD: torch.Tensor, place_BL: torch.Tensor) -> torch.Tensor:
     return x_BLD.gather(1, place_BL[..., None].expand_as(x_BLD))
 
@@ -64,7 +73,7 @@ class WordsEncoder(Encoder):
     def __init__(self, vocabulary: int, width: int, mlp_ratio: int, dropout: float):
         super().__init__()
         self.width = width
-        self.token = nn.Embedding(vocabulary, width)
+        self.token = _token_vectors(vocabulary, width)
         self.norm = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(
             nn.Dropout(dropout),

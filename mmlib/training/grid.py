@@ -1,0 +1,216 @@
+"""Running an ablation: each run trained once, each final one evaluated once, by one process or several.
+
+Each run is an ordinary run folder.  Processes that run the same ablation at the same time share the
+work: one takes a run by locking it, the others pass it over and come back to it.  A process that is
+killed frees its lock, and whoever comes next goes on with the run where it stopped.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from filelock import FileLock, Timeout
+
+from mmlib.config import AblationConfig, EvaluateConfig, ParameterError, build, differences
+from mmlib.training.ablation import ablation_record, record_status, write_ablation
+from mmlib.training.evaluation import evaluate
+from mmlib.training.grid_plan import PlannedRun, arms_of, candidates, plan_grid
+from mmlib.training.grid_state import (
+    CHECKPOINT,
+    best_epoch,
+    final_runs,
+    has_diverged,
+    has_ended,
+    is_evaluated,
+)
+from mmlib.training.processes import process_count
+from mmlib.training.runs import open_run, read_history, read_result, run_folder, run_state, stored_config
+from mmlib.training.start import train
+
+__all__ = ["plan_grid", "run_grid"]
+
+Log = Callable[[str], None]
+Arms = dict[str, list[PlannedRun]]
+
+FIRST_WAIT, LONGEST_WAIT = 0.05, 5.0  # seconds between looks at runs that other processes hold
+
+
+def run_grid(config: AblationConfig, log: Log = print) -> dict:
+    """Trains what an ablation is missing, evaluates its final runs, and judges its claims.
+
+    Called again it goes on where it was stopped, and only shows what is complete.  A run that diverges
+    is a result: it is kept as failed, with its reason, and not tried again.
+
+    Args:
+        config: the ablation; everything in it is checked before anything is started.
+        log: takes one line for each run that ended.
+
+    Returns:
+        The content of `runs/<run>/ablation.json`, see `mmlib.training.ablation.ablation_record`.
+
+    Raises:
+        ParameterError, FileNotFoundError: as `plan_grid`; or under torchrun, whose processes train one
+            run together.
+        FileExistsError: a run of the ablation is there with other parameters.
+        KeyboardInterrupt: stopped on request; the same call goes on.
+    """
+    if process_count() > 1:
+        raise ParameterError(
+            f"ablation {config.run!r}: expected processes that are started by themselves, found"
+            f" {process_count()} of torchrun, which train one run together; start the same command several"
+            " times instead"
+        )
+    planned = plan_grid(config)
+    if config.overwrite:
+        for run in [run.name for run in planned if run_folder(run.name).exists()] + [config.run]:
+            with open_run(run, overwrite=True):
+                pass
+    _check_folders(config, planned)
+    arms = arms_of(planned)
+    with _announced(config, arms):
+        _work_through(config, arms, log)
+        record = ablation_record(config, planned)
+        write_ablation(record)
+    return record
+
+
+def _check_folders(config: AblationConfig, planned: list[PlannedRun]) -> None:
+    differ = [
+        f"  {run.name}: {line}"
+        for run in planned
+        if (run_folder(run.name) / "config.json").exists()
+        for line in differences(stored_config(run.name), run.config)
+    ]
+    if differ:
+        raise FileExistsError(
+            f"ablation {config.run!r} has runs that were started with other parameters:\n"
+            + "\n".join(differ)
+            + "\nchoose another run name, or overwrite=True to replace them"
+        )
+
+
+@contextlib.contextmanager
+def _announced(config: AblationConfig, arms: Arms) -> Iterator[None]:
+    """Keeps the ablation's own `status.json` true; one of its processes holds the folder's lock."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(RuntimeError):  # another process of this ablation has it
+            held.enter_context(open_run(config.run))
+        if not all(_is_done(work, config.split) for work in _due(arms)):
+            record_status(config.run, "running")
+        try:
+            yield
+        except KeyboardInterrupt:
+            record_status(config.run, "interrupted", "stopped on request; the same call goes on")
+            raise
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # on a full disk, what went wrong first is what counts
+                record_status(config.run, "failed", f"{type(error).__name__}: {error}")
+            raise
+        if run_state(config.run)[0] != "complete":
+            record_status(config.run, "complete")
+
+
+Work = tuple[PlannedRun, bool]  # a run, and whether it is a final one, which is evaluated too
+
+
+def _due(arms: Arms) -> list[Work]:
+    """All that can be done by now: the final runs of a tuned arm come when its values are chosen."""
+    due = []
+    for arm in arms.values():
+        tried = candidates(arm)
+        due += [(run, False) for run in tried] if len(tried) > 1 else []
+        due += [(run, True) for run in final_runs(arm)]
+    return due
+
+
+def _is_done(work: Work, split: str) -> bool:
+    run, final = work
+    if not has_ended(run.name):
+        return False
+    return not final or has_diverged(run.name) or is_evaluated(run, split)
+
+
+def _work_through(config: AblationConfig, arms: Arms, log: Log) -> None:
+    done, wait = set(), FIRST_WAIT
+    total = sum(
+        len({run.config.seed for run in arm}) + len(candidates(arm)) * (len(candidates(arm)) > 1)
+        for arm in arms.values()
+    )
+    while due := [work for work in _due(arms) if (work[0].name, work[1]) not in done]:
+        before = len(done)
+        for run, final in due:
+            with _taken(config.run, run.name) as ours:
+                if not (ours and _carry_out(run, final, config)):
+                    continue
+            done.add((run.name, final))
+            log(f"{len(done)}/{total}  {_line(run, final)}")
+        if len(done) == before:
+            time.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
+        else:
+            wait = FIRST_WAIT
+
+
+@contextlib.contextmanager
+def _taken(ablation: str, run: str) -> Iterator[bool]:
+    """Whether this process has the run to itself while the block lasts.
+
+    The run's own lock comes too late for this: it is taken when data and model are ready, and says
+    nothing of the evaluation.
+    """
+    locks = run_folder(ablation) / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / run)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _carry_out(run: PlannedRun, final: bool, config: AblationConfig) -> bool:
+    """Trains and evaluates what is missing; False if a process outside the ablation has the run."""
+    if not has_ended(run.name):
+        try:
+            train(run.config, _quiet, if_complete="show")
+        except FloatingPointError:
+            pass  # its status.json says so
+        except RuntimeError:
+            if _is_held(run.name):
+                return False
+            raise
+    if not _is_done((run, final), config.split):
+        wanted = {"split": config.split, "checkpoint": CHECKPOINT, "device": config.device}
+        evaluate(build(EvaluateConfig, {"runs": [run.name], "data_root": config.data_root, **wanted}))
+    return True
+
+
+def _is_held(run: str) -> bool:
+    try:
+        with open_run(run):
+            return False
+    except RuntimeError:
+        return True
+
+
+def _quiet(line: str) -> None:
+    """The log of a single run: an ablation says one line for each."""
+
+
+def _line(run: PlannedRun, final: bool) -> str:
+    if has_diverged(run.name):
+        return f"{run.name}: failed, {run_state(run.name)[1]}"
+    best, by = best_epoch(run), run.config.select_by
+    seconds = sum(row["seconds"] for row in read_history(run.name))
+    line = (
+        f"{run.name}: validation {by} {100 * best['val'][by]:.1f} % at epoch {best['epoch']}, {seconds:.0f} s"
+    )
+    if not final:
+        return line
+    result = read_result(run.name)
+    i2t, t2i = (100 * result["protocols"]["standard"][d]["r1"]["value"] for d in ("i2t", "t2i"))
+    return f"{line} · {result['split']} R@1 {i2t:.2f} % i2t {t2i:.2f} % t2i"
