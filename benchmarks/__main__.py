@@ -12,11 +12,10 @@ SECTIONS = ("images", "training", "reference", "ranks", "cold", "scaling")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the sections, prints their tables, writes `results/<machine>.json`; 1 if a section failed."""
+    """Runs the sections, prints tables, writes `results/<machine>.json` and README.md; 1 if one failed."""
     options = _parser().parse_args(arguments)
     if options.readme:
-        text = tables.README.read_text(encoding="utf-8")
-        tables.README.write_text(tables.with_results(text), encoding="utf-8")
+        tables.renew_readme()
         return 0
     import torch
 
@@ -42,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             "sections": sections,
         }
         print(f"written: {tables.write_results(results)}")
+        tables.renew_readme()
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
+QUICK = "-quick"
 README = FOLDER / "README.md"
 BEGIN, END = "<!-- results: written by python -m benchmarks --readme -->", "<!-- end of results -->"
 HEAD = ("what", "work", "ours", "the other way", "times faster", "peak memory, ours / other")
@@ -35,10 +36,9 @@ def markdown(results: dict) -> str:
     """The machine and a table for each section."""
     machine = results["machine"]
     hardware = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
-    run = "the short form, --quick" if results["quick"] else "the full form"
     parts = [
         f"{hardware}, {machine['threads']} threads, {machine['memory_gib']} GiB; Python {machine['python']},"
-        f" torch {machine['torch']}; {results['date']}, {run}."
+        f" torch {machine['torch']}; {results['date']}."
     ]
     for section, rows in results["sections"].items():
         lines = ["| " + " | ".join(line) + " |" for line in (HEAD, ["---"] * len(HEAD), *map(cells, rows))]
@@ -63,13 +63,12 @@ def text(section: str, rows: list[dict]) -> str:
 def write_results(results: dict) -> Path:
     """Writes `results/<machine>.json`; sections not measured this time keep their rows.
 
-    Only rows of a run of the same form (short or full) are kept.
+    The short form has a file of its own, which is neither published nor kept by git.
     """
-    path = RESULTS / f"{results['machine']['name']}.json"
+    path = RESULTS / f"{results['machine']['name']}{QUICK if results['quick'] else ''}.json"
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        if before["quick"] == results["quick"]:
-            results = {**results, "sections": {**before["sections"], **results["sections"]}}
+        results = {**results, "sections": {**before["sections"], **results["sections"]}}
     path.parent.mkdir(exist_ok=True)
     path.write_text(
         json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
@@ -78,11 +77,17 @@ def write_results(results: dict) -> Path:
 
 
 def results_block() -> str:
-    """All results as Markdown, a heading for each machine."""
+    """All results of the full form as Markdown, a heading for each machine."""
     parts = []
     for path in sorted(RESULTS.glob("*.json")):
-        parts.append(f"### {path.stem}\n\n{markdown(json.loads(path.read_text(encoding='utf-8')))}")
+        if not path.stem.endswith(QUICK):
+            parts.append(f"### {path.stem}\n\n{markdown(json.loads(path.read_text(encoding='utf-8')))}")
     return "\n\n".join(parts) or "No results yet."
+
+
+def renew_readme() -> None:
+    """Puts the tables of all results into README.md."""
+    README.write_text(with_results(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def with_results(readme: str) -> str:

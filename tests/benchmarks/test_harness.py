@@ -81,6 +81,8 @@ def test_cells_say_value_ratio_spread_and_memory():
 @pytest.fixture
 def results_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "README", tmp_path / "README.md")
+    tables.README.write_text(f"before\n{tables.BEGIN}\nstale table\n{tables.END}\nafter\n", encoding="utf-8")
     return tmp_path
 
 
@@ -97,8 +99,19 @@ def test_sections_not_measured_keep_their_rows(results_folder, monkeypatch, caps
     sections = stored(results_folder)["sections"]
     assert (sections["ranks"][0]["what"], sections["cold"][0]["what"]) == ("ranks", "anew")
     assert "x 2.10 (2.00–2.20, n=2)" in capsys.readouterr().out
-    assert command.main(["--quick", "--only", "cold"]) == 0  # the short form is not mixed with the full one
-    assert list(stored(results_folder)["sections"]) == ["cold"]
+    readme = tables.README.read_text(encoding="utf-8")
+    assert readme.startswith("before\n")
+    assert readme.endswith("after\n")
+    assert "| anew | work | 1.25 s, ours |" in readme
+    assert "stale table" not in readme
+
+
+def test_the_short_form_has_a_file_of_its_own_and_is_not_published(results_folder, monkeypatch):
+    monkeypatch.setattr(command, "section_rows", lambda name, quick, device: [ROW])
+    assert command.main(["--quick", "--only", "cold"]) == 0
+    (path,) = results_folder.glob("*.json")
+    assert path.stem.endswith("-quick")
+    assert "No results yet" in tables.README.read_text(encoding="utf-8")
 
 
 def test_a_section_that_fails_costs_only_itself(results_folder, monkeypatch, capsys):
