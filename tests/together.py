@@ -6,7 +6,13 @@ import socket
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["mmlib.training.start", "mmlib.training.evaluation"])
+# pytest since every process imports the main module; the others are imported where they are needed.
+SERVER.set_forkserver_preload(
+    [
+        "mmlib.training.start", "mmlib.training.evaluation", "mmlib.data.shapes", "mmlib.data.shards.stream",
+        "pytest", "timm",
+    ]
+)  # fmt: skip
 PATIENCE = 120  # seconds after which processes count as stuck
 
 

@@ -286,9 +286,10 @@ def open_run(run: str, overwrite: bool = False) -> Iterator[RunFolder]:
             stale.unlink()
         if overwrite:
             # What says "a complete run" goes first: killed halfway, the rest must not pass for one.
-            first = ("status.json", "config.json")
-            for path in sorted(folder.iterdir(), key=lambda path: path.name not in first):
-                if path.name != _LOCK:
+            first = ("status.json", "config.json", "last.pt")
+            rest = sorted(path.name for path in folder.iterdir() if path.name not in (*first, _LOCK))
+            for path in (folder / name for name in (*first, *rest)):
+                if path.exists():
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield RunFolder(folder)
     finally:

@@ -3,16 +3,14 @@
 They are forked from a server that imported torch once: a new interpreter for each would cost seconds.
 """
 
-import multiprocessing
 import os
 import signal
 import sys
 from pathlib import Path
 
 from tiny_runs import half_written, tiny_train
+from together import SERVER, settle
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["mmlib.training.start", "mmlib.training.evaluation"])
 PATIENCE = 60  # seconds after which a process counts as stuck
 
 
@@ -31,16 +29,6 @@ def ended(target, *arguments) -> int:
         process.join()
         raise AssertionError(f"the process was stuck after {PATIENCE} s")
     return process.exitcode
-
-
-def settle(runs: Path, cache: Path) -> None:
-    """Points a fresh process at the test's own folders."""
-    import torch
-
-    from mmlib import paths
-
-    torch.set_num_threads(1)
-    paths.RUNS, paths.CACHE = runs, cache
 
 
 def _train_until(moment: str, runs: Path, cache: Path, changes: dict) -> None:
