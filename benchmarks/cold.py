@@ -14,6 +14,11 @@ SMALL = {
 STORE_IMAGES = {True: 200, False: 1000}  # by `quick`
 
 LIGHT = "import mmlib, mmlib.config, mmlib.metrics"
+HEAVY = {
+    "mmlib.training.train": "from mmlib.training import train",
+    "torch": "import torch",
+    "open_clip": "import open_clip",
+}
 FIRST_EPOCH = {
     "ours": "from benchmarks.steps import *; train(config_of({values}, {steps}), log=lambda line: None)",
     "textbook": (
@@ -57,7 +62,11 @@ def decode_all(config: dict) -> Callable[[], None]:
 
     parsed, _ = _dataset(config)
     folder = write_pictures(parsed)
-    return lambda: [read_picture(path, parsed.image_size) for path in sorted(folder.glob("*.jpg"))]
+
+    def work() -> None:
+        work.result = [read_picture(path, parsed.image_size) for path in sorted(folder.glob("*.jpg"))]
+
+    return work
 
 
 def _dataset(config: dict):
@@ -74,12 +83,11 @@ def rows(quick: bool, device: str = "cpu") -> list[dict]:
     from benchmarks.steps import config_of, write_pictures
 
     repetitions = 3 if quick else 5
-    heavy = ("mmlib.training", "torch", "open_clip")
     found = compare(
         "import", Contender("mmlib, mmlib.config, mmlib.metrics", script, {"code": LIGHT}),
-        [Contender(name, script, {"code": f"import {name}"}) for name in heavy],
+        [Contender(name, script, {"code": code}) for name, code in HEAVY.items()],
         work="a fresh Python", repetitions=repetitions, memory=False,
-        notes={"mmlib.training": "ours too: with torch"},
+        notes={"mmlib.training.train": "ours too: with torch"},
     )  # fmt: skip
     values, steps = {**SMALL, "device": "cpu"}, 5
     pictures = write_pictures(config_of(values, steps))

@@ -117,7 +117,7 @@ def test_the_textbook_loop_trains_on_picture_files(scratch):
 
 def test_the_store_and_the_folder_have_the_same_pictures(scratch):
     values = {**cold.SMALL, "batch_size": 4, "device": "cpu", "shapes_train": 6}
-    assert len(cold.decode_all(values)()) == 6
+    assert len(result_of(cold.decode_all, config=values)) == 6
     assert cold.open_packed(values)() is None
 
 
