@@ -14,7 +14,7 @@ from itertools import chain
 import numpy as np
 import torch
 
-from mmlib.config import TrainConfig
+from mmlib.config import ParameterError, TrainConfig
 from mmlib.data.batches import Batch
 from mmlib.data.dataset import Dataset
 from mmlib.data.shards.fetching import Retry, open_shard
@@ -59,8 +59,9 @@ class ShardStream:
     Raises:
         FileNotFoundError: a pattern that no shard matches, or a shard that is not there.
         ConnectionError: a shard that cannot be fetched.
-        ValueError: no shards, no usable sample, fewer pairs than one batch, fewer samples than
-            processes, a batch that the processes cannot share equally, too many broken samples.
+        ParameterError: fewer pairs than one batch, or fewer samples than processes.
+        ValueError: no shards, no usable sample, a batch that the processes cannot share equally, too many
+            broken samples.
     """
 
     def __init__(
@@ -99,13 +100,13 @@ class ShardStream:
 
     def _check_size(self) -> None:
         if not self.steps:
-            raise ValueError(
+            raise ParameterError(
                 f"expected pairs for at least one batch of {self._config.batch_size}, found {self.pairs:,} in"
                 f" {len(self._index.places)} shards; name more train_shards or lower batch_size"
             )
         samples = self._index.first[-1]
         if samples < self._processes:
-            raise ValueError(
+            raise ParameterError(
                 f"expected at least one sample for each of {self._processes} processes, found {samples:,};"
                 " name more train_shards or start fewer processes"
             )

@@ -1,0 +1,90 @@
+"""torchrun itself, two processes on a CPU: it trains, ends with the truth when one dies, and goes on."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_runs import TINY, assert_same, left_behind, tiny_train
+from together import PATIENCE, run_together, settle
+
+from mmlib import paths
+from mmlib.training import read_history, run_state
+
+MORTAL = Path(__file__).with_name("mortal.py")
+CHANGES = {"epochs": 4, "batch_size": 64, "optimizer": "sgd", "lr": 0.05}
+
+
+@pytest.fixture
+def torchrun(tmp_path, tiny_place, tiny_cache):
+    """Runs `mmlib train` with the tiny parameters in two processes of torchrun."""
+    params = tmp_path / "01_train.yaml"
+    params.write_text(yaml.safe_dump(TINY | CHANGES))
+    environment = os.environ | {
+        "MMLIB_RUNS": str(tiny_place), "MMLIB_CACHE": str(tiny_cache), "OMP_NUM_THREADS": "1"
+    }  # fmt: skip
+
+    def run(*program: str, **changes) -> subprocess.CompletedProcess:
+        overrides = [part for name, value in changes.items() for part in ("-p", name, str(value))]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        command = [*launch, *(program or ("-m", "mmlib")), "train", str(params), *overrides]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+
+    return run
+
+
+def train_here(runs, cache):
+    settle(runs, cache)
+    tiny_train(**CHANGES)
+
+
+def test_torchrun_trains_and_says_each_thing_once(torchrun, tiny_place, tiny_cache, tmp_path, monkeypatch):
+    done = torchrun()
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines if line.startswith("epoch")] == [
+        f"epoch {e}/4" for e in (1, 2, 3, 4)
+    ]
+    assert lines.count(f"complete: {tiny_place / 'tiny'}") == 1
+    assert len(lines) == len(set(lines))
+    assert run_state("tiny") == ("complete", None)
+    there = left_behind("tiny")
+
+    assert run_together(train_here, 2, tmp_path / "together", tiny_cache) == [0, 0]
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "together")
+    assert_same(left_behind("tiny"), there)
+
+
+@pytest.mark.parametrize("rank", ["0", pytest.param("1", marks=pytest.mark.slow)])
+def test_a_killed_process_ends_all_and_the_same_command_goes_on(
+    rank, torchrun, tiny_cache, tmp_path, monkeypatch
+):
+    done = torchrun(str(MORTAL), rank, "4")
+    assert done.returncode != 0
+    state, reason = run_state("tiny")
+    assert state == "failed", (reason, done.stderr)
+    assert read_history("tiny")[0]["epoch"] == 1
+
+    done = torchrun()
+    assert done.returncode == 0, done.stderr
+    assert "run 'tiny' goes on in epoch" in done.stdout
+    assert done.stdout.count("goes on") == done.stdout.count("complete: ") == 1
+    assert run_state("tiny") == ("complete", None)
+    there = left_behind("tiny")
+    assert run_together(train_here, 2, tmp_path / "together", tiny_cache) == [0, 0]
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "together")
+    assert_same(left_behind("tiny"), there)
+
+
+def test_wrong_input_ends_with_an_error_that_torchrun_passes_on(torchrun, tiny_place):
+    done = torchrun(batch_size=31)
+    assert done.returncode != 0
+    assert (
+        "error: batch_size must be a multiple of the number of processes: found 31 pairs for 2" in done.stderr
+    )
+    assert "exitcode  : 2" in done.stderr
+    assert not tiny_place.exists()

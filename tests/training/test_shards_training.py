@@ -1,0 +1,304 @@
+"""Training from shards, end to end: `train` reads a stream and is otherwise what it always is."""
+
+import json
+import os
+import shutil
+import sys
+import tarfile
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from tiny_runs import (
+    STEPS,
+    TINY,
+    assert_same,
+    before_step,
+    left_behind,
+    press_ctrl_c,
+    tiny_config,
+    tiny_continue,
+    tiny_evaluate,
+    tiny_train,
+)
+from together import run_together, settle
+
+from mmlib import paths
+from mmlib.cli import main
+from mmlib.data import load_dataset
+from mmlib.data.shards import verdicts, write_shards
+from mmlib.training import read_history, read_json, run_state
+from mmlib.training.loop import Training
+
+pytestmark = pytest.mark.usefixtures("tiny_place", "tolerant")
+IMAGES = 24
+SPOILED = 13  # a training image whose bytes are no picture, in the `spoiled` shards
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """The tiny data set in shards of nine samples, as parameters."""
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(load_dataset(tiny_config()), folder, samples_per_shard=9)
+    return parameters(folder)
+
+
+@pytest.fixture(scope="module")
+def spoiled(shards, tmp_path_factory):
+    """The same with one training image spoiled; their tar files are whole."""
+    folder = shutil.copytree(
+        Path(shards["val_shards"][0]).parent, tmp_path_factory.mktemp("spoiled") / "shards"
+    )
+    shard, number = f"train-{SPOILED // 9:06d}.tar", f"{SPOILED:09d}.png"
+    with tarfile.open(folder / shard) as archive:
+        picture = archive.getmember(number)
+    with open(folder / shard, "r+b") as file:
+        file.seek(picture.offset_data)
+        file.write(bytes(picture.size))
+    return parameters(folder)
+
+
+def parameters(folder: Path) -> dict:
+    names = {f"{split}_shards": [str(folder / f"{split}-*.tar")] for split in ("train", "val", "test")}
+    return {"dataset": "shards", **names}
+
+
+@pytest.fixture
+def tolerant(monkeypatch):
+    """One of 24 samples may be broken, and what is known of samples is of each test's own."""
+    monkeypatch.setattr(verdicts, "MOST_BROKEN", 0.1)
+
+
+@pytest.fixture(autouse=True)
+def cold(tiny_place, tmp_path, monkeypatch):
+    """A cache that knows nothing yet."""
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def report(read: int = IMAGES, **changes) -> dict:
+    """What a row of the history says of an epoch's samples."""
+    whole = {
+        "samples": IMAGES,
+        "read": read,
+        "good": read,
+        "broken_samples": {},
+        "broken_shards": {},
+        "leaks": {},
+    }
+    return whole | changes
+
+
+BROKEN = {"image": {"count": 1, "first": [f"train-000001.tar: {SPOILED:09d}"]}}
+
+
+def test_it_trains_validates_and_is_evaluated(shards, tiny_place, monkeypatch):
+    seen = []
+    step = Training._step
+    monkeypatch.setattr(Training, "_step", lambda t, b: (seen.append(b.image_id_R.tolist()), step(t, b))[1])
+    history = tiny_train(**shards)
+    assert [(row["epoch"], row["steps"], row["val"]["split"]) for row in history] == [
+        (1, STEPS, "val"),
+        (2, STEPS, "val"),
+    ]
+    assert [len(batch) for batch in seen] == [30] * 2 * STEPS
+    for epoch in (seen[:STEPS], seen[STEPS:]):
+        assert sorted(chain(*epoch)) == sorted(5 * list(range(IMAGES)))
+    assert seen[:STEPS] != seen[STEPS:]
+    assert [row["shards"] for row in history] == [report()] * 2
+    assert run_state("tiny") == ("complete", None)
+
+    data = read_json(tiny_place / "tiny" / "environment.json")["data"]
+    assert data["splits"] == {
+        "train": {"images": 24, "captions": 120},
+        "val": {"images": 8, "captions": 40},
+        "test": {"images": 8, "captions": 40},
+    }
+    (result,) = tiny_evaluate()
+    assert result["data"]["fingerprint"] == data["held_out_fingerprint"]
+    assert result["protocols"]["standard"]["i2t"]["n"] == 8
+    assert result["protocols"]["standard"]["t2i"]["n"] == 40
+    assert (result["split"], result["epoch"]) == ("test", left_behind("tiny")["last"]["best"]["epoch"])
+
+
+def test_its_captions_make_the_tokenizer_of_the_data_set(shards, tiny_place):
+    tiny_train(**shards, epochs=1, tokenizer="bpe", bpe_vocabulary=300)
+    tiny_train(run="direct", epochs=1, tokenizer="bpe", bpe_vocabulary=300)
+    here, there = (read_json(tiny_place / run / "tokenizer.json") for run in ("tiny", "direct"))
+    assert here == there
+
+
+def test_it_can_be_evaluated_where_the_training_shards_are_not(shards, tmp_path):
+    folder = shutil.copytree(Path(shards["val_shards"][0]).parent, tmp_path / "here")
+    tiny_train(**parameters(folder))
+    for shard in folder.glob("train-*.tar"):
+        shard.unlink()
+    assert tiny_evaluate()[0]["split"] == "test"
+
+
+def test_a_run_is_continued(shards):
+    tiny_train(**shards, epochs=1)
+    history = tiny_continue(parent_checkpoint="last", epochs=1)
+    assert [(row["epoch"], row["phase"], row["shards"]) for row in history] == [
+        (1, 1, report()),
+        (2, 2, report()),
+    ]
+
+
+@pytest.fixture(scope="module")
+def never_stopped(spoiled, tmp_path_factory):
+    """What a run from the spoiled shards leaves behind."""
+    import torch
+
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verdicts, "MOST_BROKEN", 0.1)
+        patch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
+        patch.setattr(paths, "RUNS", tmp_path_factory.mktemp("runs"))
+        tiny_train(**spoiled, flip=True)
+        return left_behind("tiny")
+
+
+def test_a_broken_sample_is_counted_and_named_in_every_epoch(never_stopped):
+    expected = report(good=IMAGES - 1, broken_samples=BROKEN)
+    assert [row["shards"] for row in never_stopped["history"]] == [expected] * 2
+    assert [row["steps"] for row in never_stopped["history"]] == [STEPS] * 2
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["with what was known", "knowing nothing any more"])
+@pytest.mark.parametrize("step", [1, 3, STEPS, STEPS + 1, 2 * STEPS])
+def test_a_stopped_run_goes_on_bit_for_bit(step, known, spoiled, never_stopped, cold, monkeypatch):
+    with monkeypatch.context() as patch:
+        before_step(patch, step, press_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_train(**spoiled, flip=True)
+    if not known:
+        shutil.rmtree(cold)
+    tiny_train(**spoiled, flip=True)
+    assert_same(never_stopped, left_behind("tiny"))
+
+
+def test_what_other_runs_found_out_changes_nothing(spoiled, never_stopped):
+    tiny_train(run="another", seed=1, **spoiled)
+    tiny_train(**spoiled, flip=True)
+    assert_same(never_stopped, left_behind("tiny"))
+
+
+def test_shards_that_changed_are_refused(shards, spoiled, tmp_path, monkeypatch):
+    folder = shutil.copytree(Path(shards["val_shards"][0]).parent, tmp_path / "here")
+    with monkeypatch.context() as patch:
+        before_step(patch, 2, press_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_train(**parameters(folder))
+    (folder / "train-000002.tar").unlink()
+    with pytest.raises(
+        ValueError, match=r"'tiny' was trained on other data: shapes with fingerprint \w{16} there"
+    ):
+        tiny_train(**parameters(folder))
+
+
+# --- two processes
+
+
+def train_and_watch(runs, cache, changes, out, last):
+    """Trains; keeps the images of each step; stops training in the way of a crash before step `last`."""
+    settle(runs, cache)
+    verdicts.MOST_BROKEN = 0.1
+    seen, step = [], Training._step
+
+    def watched(training, batch):
+        if len(seen) + 1 == last:
+            Path(out, f"{os.environ['RANK']}.json").write_text(json.dumps(seen))
+            os._exit(9)
+        seen.append(batch.image_id_R.tolist())
+        return step(training, batch)
+
+    Training._step = watched
+    tiny_train(**changes)
+    Path(out, f"{os.environ['RANK']}.json").write_text(json.dumps(seen))
+    sys.exit(0)
+
+
+def two(place, cold, changes, last=0) -> list[list[list[int]]]:
+    """What each of two processes saw, step by step."""
+    codes = run_together(train_and_watch, 2, place / "runs", cold, changes, place, last)
+    assert codes == [9 if last else 0] * 2
+    return [json.loads((place / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_two_processes_share_the_stream(shards, tmp_path, cold):
+    changes = shards | {"dropout": 0.0}
+    first, second = two(tmp_path, cold, changes)
+    for epoch in (slice(0, STEPS), slice(STEPS, 2 * STEPS)):
+        one, other = (sorted(chain(*seen[epoch])) for seen in (first, second))
+        assert sorted(one + other) == sorted(5 * list(range(IMAGES)))
+        assert not set(one) & set(other)
+    assert [row["shards"] for row in read_history("tiny")] == [report()] * 2
+
+
+def test_two_processes_that_were_killed_go_on_bit_for_bit(spoiled, tmp_path, cold, monkeypatch):
+    changes = spoiled | {"checkpoint_steps": 1, "epochs": 2}
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    two(whole, cold, changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(paths, "RUNS", whole / "runs")
+        expected = left_behind("tiny")
+    rows = [row["shards"] for row in expected["history"]]
+    assert rows == [report(good=IMAGES - 1, broken_samples=BROKEN)] * 2
+    two(tmp_path, cold, changes, last=STEPS + 2)
+    assert run_state("tiny")[0] == "killed"
+    two(tmp_path, cold, changes)
+    assert_same(expected, left_behind("tiny"))
+
+
+# --- wrong input, through the command line
+
+
+@pytest.fixture
+def command(tmp_path, shards):
+    """Runs `train` with other parameters; returns its exit code."""
+
+    def run(**changes) -> int:
+        path = tmp_path / "01_train.yaml"
+        path.write_text(json.dumps(TINY | shards | changes))
+        return main(["train", str(path)])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_shards": ["no/such-*.tar"]}, "train_shards: expected tar files that match 'no/such-*.tar'"),
+        (
+            {"val_shards": ["no/val.tar"]},
+            "val_shards: expected tar files that match 'no/val.tar', found none",
+        ),
+        ({"train_shards": []}, "dataset 'shards' needs train_shards"),
+        ({"batch_size": 121}, "expected pairs for at least one batch of 121, found 120 in 3 shards"),
+        ({"captions_per_image": "one"}, "captions_per_image 'one' cannot be used with dataset 'shards'"),
+    ],
+)
+def test_wrong_input_ends_with_the_code_for_it_and_leaves_nothing(
+    changes, message, command, tiny_place, capsys
+):
+    assert command(**changes) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert not tiny_place.exists()
+
+
+def test_an_evaluation_on_test_needs_test_shards(command, tiny_place, tmp_path, capsys):
+    assert command(test_shards=[], epochs=1) == 0
+    capsys.readouterr()
+    before = {path.name for path in (tiny_place / "tiny").iterdir()}
+    path = tmp_path / "03_evaluate.yaml"
+    path.write_text(json.dumps({"runs": ["tiny"], "device": "cpu"}))
+    assert main(["evaluate", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: split: expected one of val, which is what the files of shapes hold, found 'test'"
+    )
+    assert {path.name for path in (tiny_place / "tiny").iterdir()} == before
