@@ -49,4 +49,13 @@ class ImageEncoder(Encoder):
         patch_BPD = self.patch(image_BCHW).flatten(2).transpose(1, 2)
         class_B1D = self.class_token_11D.expand(len(patch_BPD), -1, -1)
         x_BPD = torch.cat([class_B1D, patch_BPD], dim=1) + self.position_1PD
-        return self.norm(self.layers(x_BPD)[:, 0])
+        for layer in self.layers.layers[:-1]:
+            x_BPD = layer(x_BPD)
+        return self.norm(self._last_layer(x_BPD))
+
+    def _last_layer(self, x_BPD: torch.Tensor) -> torch.Tensor:
+        """The last layer's output for the class token, (B, D): nobody reads that of the patches."""
+        layer, class_B1D = self.layers.layers[-1], x_BPD[:, :1]
+        read_B1D, _ = layer.self_attn(class_B1D, x_BPD, x_BPD, need_weights=False)
+        class_B1D = layer.norm1(class_B1D + layer.dropout1(read_B1D))
+        return layer.norm2(class_B1D + layer._ff_block(class_B1D))[:, 0]
