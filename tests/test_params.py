@@ -162,7 +162,7 @@ def test_a_run_that_nothing_trains_is_not_found():
     assert training_of("elsewhere") is None
 
 
-@pytest.mark.parametrize("name", ["01_train", "02_continue", "03_evaluate", "04_analysis"])
+@pytest.mark.parametrize("name", ["01_train", "02_continue", "03_evaluate", "04_analysis", "05_ablation"])
 def test_the_notebooks_of_this_repository_have_parameters_that_their_config_takes(name, monkeypatch):
     monkeypatch.undo()
     from mmlib.config import CONFIG_OF_NOTEBOOK, build

@@ -401,6 +401,9 @@ class AblationConfig(Config):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
     data_root: str | None = Field(None, description="where the data set lies (null: as in the base)")
+    image_weights: str | None = Field(
+        None, description="weights of the image encoder in all arms (null: as base and changes say)"
+    )
     overwrite: bool = Field(False, description="delete the runs of this ablation first")
 
 

@@ -60,10 +60,13 @@ def plan_grid(config: AblationConfig) -> list[PlannedRun]:
     wrong = wrong_request(config, arms)
     if "parent" in shared:
         wrong.append(f"base: expected a run that starts from random weights, {config.base} continues another")
+    shared |= config.changes
+    if config.image_weights is not None:
+        shared["image_weights"] = config.image_weights
     planned = []
     if not wrong:
         for arm in arms:
-            planned += _runs_of(config, arm, shared | config.changes, wrong)
+            planned += _runs_of(config, arm, shared, wrong)
     if not wrong:
         wrong += _wrong_together(planned)
     if wrong:

@@ -1,0 +1,243 @@
+"""Ablations end to end: trained once, evaluated once, resumed, shared by processes, failures kept."""
+
+import os
+
+import pytest
+import torch
+from faults.forked import SERVER, ended, settle
+from tiny_grids import CLAIM, tiny_grid, write_base
+from tiny_runs import before_step, left_behind, press_ctrl_c, quiet, tiny_train
+
+from mmlib.config import ParameterError
+from mmlib.training import grid, read_ablation, read_history, read_result, run_folder, run_grid, run_state
+from mmlib.training.grid_state import is_evaluated
+from mmlib.training.loop import Training
+
+pytestmark = pytest.mark.usefixtures("tiny_place")
+
+TUNE = {"no-memory": {"lr": [1e-6, 0.01]}}
+DIVERGING = {"optimizer": "sgd", "lr": 1e30, "clip_norm": 0.0, "epochs": 2}
+
+
+@pytest.fixture
+def base(tmp_path):
+    return write_base(tmp_path)
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """What is done, in order: runs that are trained or evaluated."""
+    done = []
+    train, evaluate = grid.train, grid.evaluate
+
+    def counted_train(config, *more, **named):
+        done.append(f"train {config.run}")
+        return train(config, *more, **named)
+
+    def counted_evaluate(config):
+        done.append(f"{config.split} {config.runs[0]}")
+        return evaluate(config)
+
+    monkeypatch.setattr(grid, "train", counted_train)
+    monkeypatch.setattr(grid, "evaluate", counted_evaluate)
+    return done
+
+
+def test_runs_are_trained_and_evaluated_once_and_then_only_shown(base, work):
+    lines = []
+    config = tiny_grid(base, seeds=[0, 1], claims=[CLAIM])
+    record = run_grid(config, lines.append)
+    finals = ["grid.memory.s0", "grid.memory.s1", "grid.no-memory.s0", "grid.no-memory.s1"]
+    assert work == [f"{what} {run}" for run in finals for what in ("train", "val")]
+    assert [line.split(":")[0] for line in lines] == [f"{n}/4  {run}" for n, run in enumerate(finals, 1)]
+    assert run_state("grid") == ("complete", None)
+    before = (run_folder("grid") / "status.json").read_bytes()
+    assert run_grid(config, quiet) == record == read_ablation("grid")
+    assert len(work) == 8
+    assert (run_folder("grid") / "status.json").read_bytes() == before
+    arm = record["arms"][0]
+    assert [run["run"] for run in arm["runs"]] == finals[:2]
+    assert arm["metrics"]["i2t_r1"]["values"] == [
+        read_result(run)["protocols"]["standard"]["i2t"]["r1"]["value"] for run in finals[:2]
+    ]
+    assert arm["interval"] == "seeds and queries"
+    assert record["claims"][0]["seeds"] == [0, 1]
+    assert record["scope"]["split"] == "val"
+
+
+def test_what_is_tuned_is_chosen_on_validation_and_only_the_chosen_sees_the_test_split(base, work):
+    record = run_grid(tiny_grid(base, tune=TUNE, seeds=[0, 1], split="test"), quiet)
+    tried = record["arms"][1]["tried"]
+    better = max(tried, key=lambda run: run["validation"])
+    assert [run["chosen"] for run in tried] == [run is better for run in tried]
+    assert record["arms"][1]["tuned"] == better["tuned"]
+    value = better["tuned"]["lr"]
+    loser = next(run["run"] for run in tried if run is not better)
+    assert [run["run"] for run in record["arms"][1]["runs"]] == [
+        f"grid.no-memory.s{seed}.lr{value}" for seed in (0, 1)
+    ]
+    assert f"test {loser}" not in work
+    assert not (run_folder(loser) / "results.json").exists()
+    assert not run_folder(loser.replace("s0", "s1")).exists()  # other seeds get the chosen value alone
+    assert record["arms"][0]["tried"] == []
+
+
+def test_of_equally_good_values_the_first_is_chosen(base):
+    # Nothing depends on the margin under InfoNCE, so that both runs are the same.
+    record = run_grid(tiny_grid(base, arms={"a": {}}, tune={"margin": [0.3, 0.1]}), quiet)
+    assert record["arms"][0]["tuned"] == {"margin": 0.3}
+
+
+def test_another_split_is_evaluated_without_training_again(base, work):
+    run_grid(tiny_grid(base), quiet)
+    work.clear()
+    run_grid(tiny_grid(base, split="test"), quiet)
+    assert work == ["test grid.memory.s0", "test grid.no-memory.s0"]
+
+
+def test_results_of_other_weights_do_not_count(base):
+    config = tiny_grid(base, arms={"a": {}})
+    run_grid(config, quiet)
+    (planned,) = grid.plan_grid(config)
+    assert is_evaluated(planned, "val")
+    weights = run_folder(planned.name) / "best.pt"
+    later = weights.stat().st_mtime + 1000
+    os.utime(weights, (later, later))
+    assert not is_evaluated(planned, "val")
+
+
+def test_a_diverging_run_is_a_row_and_not_the_end(base, work):
+    lines = []
+    arms = {"wild": DIVERGING, "tame": {}}
+    claims = [{"claim": "wild wins", "arm": "wild", "over": "tame"}]
+    record = run_grid(tiny_grid(base, arms=arms, claims=claims), lines.append)
+    (wild,) = record["arms"][0]["runs"]
+    assert wild["state"] == "failed"
+    assert "FloatingPointError: the " in wild["reason"]
+    assert "1/2  grid.wild.s0: failed, FloatingPointError" in lines[0]
+    assert record["arms"][1]["runs"][0]["state"] == "complete"
+    assert record["claims"][0]["verdict"] == "not judged"
+    assert run_state("grid")[0] == "complete"
+    run_grid(tiny_grid(base, arms=arms, claims=claims), quiet)
+    assert work.count("train grid.wild.s0") == 1
+
+
+def test_a_value_that_diverges_is_not_chosen_and_an_arm_whose_values_all_do_has_no_final_run(base):
+    wild = {key: value for key, value in DIVERGING.items() if key != "lr"}
+    tune = {"lr": [1e30, 1e-4]}
+    record = run_grid(tiny_grid(base, arms={"a": wild}, tune=tune), quiet)
+    assert record["arms"][0]["tuned"] == {"lr": 1e-4}
+    record = run_grid(tiny_grid(base, run="gone", arms={"a": wild}, tune={"lr": [1e30, 2e30]}), quiet)
+    assert record["arms"][0]["runs"] == []
+    assert record["scope"] is None
+
+
+def test_an_interrupted_grid_goes_on_to_the_same_end(base, monkeypatch):
+    with monkeypatch.context() as patch:
+        before_step(patch, 6, press_ctrl_c)  # in the second run
+        with pytest.raises(KeyboardInterrupt):
+            run_grid(tiny_grid(base), quiet)
+    assert run_state("grid") == ("interrupted", "stopped on request; the same call goes on")
+    assert run_state("grid.no-memory.s0")[0] == "interrupted"
+    run_grid(tiny_grid(base), quiet)
+    run_grid(tiny_grid(base, run="whole"), quiet)
+    for arm in ("memory", "no-memory"):
+        there, here = (left_behind(f"{name}.{arm}.s0") for name in ("grid", "whole"))
+        assert here["weights"] == there["weights"]
+        assert [row["train_loss"] for row in here["history"]] == [r["train_loss"] for r in there["history"]]
+
+
+def test_an_error_that_is_no_result_ends_the_grid_and_is_tried_again(base, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_step", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run_grid(tiny_grid(base), quiet)
+    assert run_state("grid") == ("failed", "RuntimeError: out of memory")
+    assert len(run_grid(tiny_grid(base), quiet)["arms"]) == 2
+
+
+def test_runs_with_other_parameters_are_named_before_anything_is_trained(base, work):
+    run_grid(tiny_grid(base), quiet)
+    work.clear()
+    with pytest.raises(FileExistsError) as caught:
+        run_grid(tiny_grid(base, changes={"lr": 0.5}), quiet)
+    assert "grid.memory.s0: lr: 0.01 there, 0.5 here" in str(caught.value)
+    assert "grid.no-memory.s0: lr: 0.01 there, 0.5 here" in str(caught.value)
+    assert "overwrite=True" in str(caught.value)
+    assert work == []
+    run_grid(tiny_grid(base, changes={"lr": 0.5}, overwrite=True), quiet)
+    assert read_history("grid.memory.s0")[0]["lr"] == 0.5
+
+
+def test_torchrun_is_refused(base, monkeypatch):
+    monkeypatch.setattr(grid, "process_count", lambda: 2)
+    with pytest.raises(ParameterError, match="start the same command several times instead"):
+        run_grid(tiny_grid(base), quiet)
+
+
+def test_a_run_that_another_program_holds_is_waited_for(base, monkeypatch):
+    waits = []
+
+    def finish(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            monkeypatch.undo()
+
+    def busy(*_, **__):
+        raise RuntimeError("run 'grid.a.s0' is being written by another process")
+
+    monkeypatch.setattr(grid, "train", busy)
+    monkeypatch.setattr(grid, "_is_held", lambda run: True)
+    monkeypatch.setattr(grid.time, "sleep", finish)
+    record = run_grid(tiny_grid(base, arms={"a": {}}), quiet)
+    assert record["arms"][0]["runs"][0]["state"] == "complete"
+    assert waits == [grid.FIRST_WAIT, 2 * grid.FIRST_WAIT, 4 * grid.FIRST_WAIT]
+
+
+def test_several_processes_share_the_runs_and_see_one_result(base, tiny_place, tiny_cache):
+    tiny_train(run="packs-the-images")
+    config = tiny_grid(base, seeds=[0, 1], tune=TUNE)
+    processes = [SERVER.Process(target=_share, args=(tiny_place, tiny_cache, config, n)) for n in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+    assert [process.exitcode for process in processes] == [0, 0]
+    trained = [line for n in range(2) for line in (tiny_place / f"{n}.txt").read_text().splitlines()]
+    assert len(trained) == len(set(trained))
+    runs = {line.split()[1] for line in trained}
+    assert len([line for line in trained if line.startswith("train")]) == len(runs) == 5
+    records = [(tiny_place / f"{n}.json").read_text() for n in range(2)]
+    assert records[0] == records[1] == repr(read_ablation("grid"))
+
+
+def _share(runs, cache, config, number):
+    settle(runs, cache)
+    done = []
+    for name in ("train", "evaluate"):
+        setattr(grid, name, _noted(getattr(grid, name), name, done))
+    record = grid.run_grid(config, quiet)
+    (runs / f"{number}.txt").write_text("\n".join(done))
+    (runs / f"{number}.json").write_text(repr(record))
+
+
+def _noted(function, name, done):
+    def noted(config, *more, **named):
+        done.append(f"{name} {getattr(config, 'run', None) or config.runs[0]}")
+        return function(config, *more, **named)
+
+    return noted
+
+
+def test_what_a_killed_process_leaves_is_finished_by_the_next(base, tiny_place, tiny_cache):
+    config = tiny_grid(base, arms={"a": {}})
+    assert ended(_die_in_a_step, tiny_place, tiny_cache, config) == -9
+    assert run_state("grid")[0] == "killed"
+    assert run_state("grid.a.s0")[0] == "killed"
+    assert run_grid(config, quiet)["arms"][0]["runs"][0]["state"] == "complete"
+
+
+def _die_in_a_step(runs, cache, config):
+    settle(runs, cache)
+    Training._step = lambda *_: os.kill(os.getpid(), 9) or torch.zeros(())
+    grid.run_grid(config, quiet)
