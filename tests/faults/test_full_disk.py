@@ -113,9 +113,14 @@ def test_an_evaluation_on_a_full_disk_leaves_no_mixture(name):
 
 def train_where_files_stay_small(runs, cache, changes, limit: int, message) -> None:
     """Trains; from the second epoch on, no file may be longer than `limit` bytes."""
+
+    def forbid(training) -> None:
+        training.writer.finish()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
     settle(runs, cache)
     with pytest.MonkeyPatch.context() as patch:
-        before_step(patch, 6, lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+        before_step(patch, 6, forbid)
         try:
             tiny_train(**changes)
         except OSError as error:
@@ -157,7 +162,8 @@ def test_a_disk_that_is_really_full(whole, small_disk, monkeypatch):
     monkeypatch.setattr(paths, "RUNS", small_disk / "runs")
     ballast = small_disk / "ballast"
 
-    def fill(_) -> None:
+    def fill(training) -> None:
+        training.writer.finish()
         with open(ballast, "wb", buffering=0) as file, suppress(OSError):
             while file.write(bytes(4096)):
                 pass
