@@ -52,15 +52,25 @@ def _from_best(path: Path) -> tuple[Path, dict] | None:
     return path, content
 
 
+def check_history(path: Path, content: dict) -> None:
+    """Passes if the history beside the checkpoint at `path` has all epochs before it.
+
+    Raises:
+        FileNotFoundError: names those that it lacks.
+        ValueError: it is damaged.
+    """
+    if lacking := _lacking(path.parent.name, content):
+        raise FileNotFoundError(
+            f"expected the epochs 1 to {content['position']['epoch'] - 1} in"
+            f" {paths.shown(path.with_name('history.jsonl'))}, as {path.name} goes on behind them, found no"
+            f" {', '.join(map(str, lacking))}; {_ANEW}"
+        )
+
+
 def _check_folder(path: Path, content: dict) -> None:
     """Passes if what was written before the checkpoint at `path` is there."""
     folder = path.parent
-    if lacking := _lacking(folder.name, content):
-        raise FileNotFoundError(
-            f"expected the epochs 1 to {content['position']['epoch'] - 1} in"
-            f" {paths.shown(folder / 'history.jsonl')}, as {path.name} goes on behind them, found no"
-            f" {', '.join(map(str, lacking))}; {_ANEW}"
-        )
+    check_history(path, content)
     best = content["best"]["epoch"]
     missing = [n for n in ("best.pt", "model.safetensors") if best and not (folder / n).exists()]
     if missing:

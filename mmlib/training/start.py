@@ -26,7 +26,7 @@ from mmlib.training.lineage import Parent, check_same_data, stored_tokenizer
 from mmlib.training.loop import Training
 from mmlib.training.optimisation import build_optimizer, keep_optimizer_state, rate_scales
 from mmlib.training.processes import Processes, check_divides
-from mmlib.training.resuming import last_checkpoint
+from mmlib.training.resuming import check_history, last_checkpoint
 from mmlib.training.runs import (
     RunFolder,
     open_run,
@@ -84,6 +84,7 @@ def continue_training(
     path = run_folder(config.parent) / f"{config.parent_checkpoint}.pt"
     content = load_checkpoint(path)
     check_fits(path, content, resolved.model_dump(), stored_tokenizer(config.parent).fingerprint)
+    check_history(path, content)
     if config.optimizer_state == "keep" and resolved.optimizer != parent_config.optimizer:
         raise ParameterError(
             f"optimizer_state='keep' needs the parent's optimizer: the parent {config.parent!r} has"

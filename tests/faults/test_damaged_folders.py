@@ -13,6 +13,7 @@ from tiny_runs import (
     checkpoint,
     left_behind,
     press_ctrl_c,
+    tiny_continue,
     tiny_evaluate,
     tiny_train,
 )
@@ -253,6 +254,18 @@ def test_without_its_environment(text, message, stopped):
     assert message.format(path=path) in str(caught.value)
     assert str(caught.value).endswith(WHAT_TO_DO)
     assert contents(stopped) == before
+
+
+def test_a_parent_without_its_history_is_not_continued(tiny_place):
+    tiny_train(**RUN | {"epochs": 1})
+    history = tiny_place / "tiny" / "history.jsonl"
+    history.unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        tiny_continue()
+    assert str(caught.value) == (
+        f"expected the epochs 1 to 1 in {history}, as best.pt goes on behind them, found no 1{WHAT_TO_DO}"
+    )
+    assert not (tiny_place / "child").exists()
 
 
 def test_the_command_line_says_it_without_a_traceback(stopped, tmp_path, capsys):
