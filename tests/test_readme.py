@@ -7,11 +7,12 @@ import tomllib
 import pytest
 
 from mmlib import paths
-from mmlib.reporting import results_table
+from mmlib.reporting import ablation_table, ablation_verdicts, results_table
 from mmlib.reporting.overview import markdown_table
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-PUBLISHED = [e for e in ("demo", "flickr8k-cpu", "flickr8k-reference") if f"<!-- results: {e} -->" in README]
+PUBLISHED = re.findall(r"<!-- results: ([\w-]+) -->", README)
+ABLATIONS = re.findall(r"<!-- ablation: ([\w-]+) -->", README)
 
 
 @pytest.mark.parametrize("experiment", PUBLISHED)
@@ -20,6 +21,14 @@ def test_results_are_those_of_the_committed_report(experiment):
     results = [metrics["test"] for metrics in report["metrics"].values()]
     for line in markdown_table(results_table(results).frame):
         assert line in README
+
+
+@pytest.mark.parametrize("experiment", ABLATIONS)
+def test_verdicts_and_tables_of_ablations_are_those_of_the_committed_report(experiment):
+    report = json.loads((paths.REPORTS / experiment / "results.json").read_text(encoding="utf-8"))
+    for record in report["ablations"].values():
+        assert all(sentence in README for sentence in ablation_verdicts(record).sentences)
+        assert all(line in README for line in markdown_table(ablation_table(record).frame))
 
 
 def test_results_are_shown_at_all():

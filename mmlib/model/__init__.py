@@ -44,4 +44,3 @@ def build_model(
         return DualEncoder(image, text)
     names = ("latent_dim", "num_heads", "dropout", "memory_slots", "feedback_steps", "memory_write")
     return MemoryNetwork(image, text, **{name: getattr(config, name) for name in names})
-

@@ -34,9 +34,7 @@ def build_fabric(config) -> Fabric:
     several = {}
     if everywhere > 1:
         # What gets no gradient: the networks of the test-time write, and a pretrained encoder's own pooling.
-        unused = (
-            getattr(config, "memory_write", False) or getattr(config, "image_pooling", "") == "attention"
-        )
+        unused = getattr(config, "memory_write", False) or getattr(config, "image_pooling", "") == "attention"
         several = {"strategy": DDPStrategy(find_unused_parameters=unused), "num_nodes": everywhere // here}
     fabric = Fabric(accelerator=device, devices=here, precision=PRECISION[precision], **several)
     if everywhere > 1:
