@@ -60,6 +60,7 @@ def watched(folders: list[Path], happens: Happens) -> Iterator[None]:
             return self
 
         def __exit__(self, *error):
+            names.pop(self._file.fileno(), None)
             return self._file.__exit__(*error)
 
     def opened(path, mode="r", *arguments, **named):
@@ -69,7 +70,8 @@ def watched(folders: list[Path], happens: Happens) -> Iterator[None]:
         return Written(open_(path, mode, *arguments, **named), os.fspath(path))
 
     def synced(descriptor):
-        event("fsync", names.get(descriptor, ""))
+        if descriptor in names:
+            event("fsync", names[descriptor])
         return fsync(descriptor)
 
     def replaced(source, target, **named):
