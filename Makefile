@@ -46,7 +46,7 @@ format: $(READY) ## mend style and formatting
 
 notebooks: $(READY) ## execute the notebooks with their defaults and store the outputs
 	rm -rf runs/quick-train runs/quick-continue runs/quick-ablation*
-	PYTHONWARNINGS='ignore:IProgress not found' $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 	$(BIN)/nbstripout --keep-output --keep-count --keep-id notebooks/*.ipynb
 
 lock: $(READY) ## renew requirements.lock from pyproject.toml (needs uv)

@@ -5,6 +5,7 @@ an analysis does not wait for it.
 """
 
 import importlib
+import warnings
 
 from mmlib.training.ablation import read_ablation
 from mmlib.training.grid_plan import plan_grid
@@ -17,6 +18,10 @@ from mmlib.training.runs import (
     run_state,
     stored_config,
 )
+
+# Lightning, where torchmetrics is installed, reaches tqdm's bars for notebooks, which complain of missing
+# widgets that nobody here asked for.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _HEAVY = {
     "continue_training": "start",
