@@ -25,7 +25,7 @@ def hubness(query_QD, gallery_GD, *, k: int = 10, chunk: int = 1024) -> dict:
     from scipy.stats import skew
 
     query, gallery = unit_rows(query_QD, "query_QD"), unit_rows(gallery_GD, "gallery_GD")
-    items = len(gallery[1])
+    items = len(gallery)
     if not 1 <= k <= items:
         raise ValueError(f"k: expected 1..{items}, the size of the gallery, found {k}")
     count_G = np.zeros(items, dtype=np.int64)
@@ -47,7 +47,7 @@ def top1_margin(query_QD, gallery_GD, *, chunk: int = 1024) -> np.ndarray:
         ValueError: fewer than two gallery items, or embeddings refused by `retrieval_ranks`.
     """
     query, gallery = unit_rows(query_QD, "query_QD"), unit_rows(gallery_GD, "gallery_GD")
-    if len(gallery[1]) < 2:
+    if len(gallery) < 2:
         raise ValueError("gallery_GD: expected two items or more for a margin, found 1")
     margins = []
     for _, score_qG in score_blocks(query, gallery, chunk):
@@ -92,10 +92,10 @@ def similarity_distributions(image_ND, text_MD, image_of_text_M, *, chunk: int =
     import torch
 
     image, text = unit_rows(image_ND, "image_ND"), unit_rows(text_MD, "text_MD")
-    image_of_text_M = checked_map(image_of_text_M, len(image[1]), len(text[1]))
-    if len(image[1]) < 2:
+    image_of_text_M = checked_map(image_of_text_M, len(image), len(text))
+    if len(image) < 2:
         raise ValueError("image_ND: expected two images or more, found 1; it has no negatives")
-    map_M = torch.from_numpy(image_of_text_M).to(image[0].device)
+    map_M = torch.from_numpy(image_of_text_M).to(image.device)
     hardest_i2t, positive, hardest_t2i = [], [], []
     for start, score_nM in score_blocks(image, text, chunk):
         row_n = torch.arange(start, start + len(score_nM), device=map_M.device)

@@ -5,9 +5,10 @@ Shapes: N images, M captions, D width, J judgements, Q queries of one direction.
 
 import numpy as np
 
+from mmlib.metrics.both_ways import Queries, ranks_both_ways
 from mmlib.metrics.intervals import recall_interval
 from mmlib.metrics.ranks import RetrievalRanks
-from mmlib.metrics.scores import positive_ranks, score_blocks, unit_rows
+from mmlib.metrics.scores import score_blocks, unit_rows
 from mmlib.metrics.summary import DIRECTIONS
 
 
@@ -22,7 +23,7 @@ def pair_scores(image_ND, text_MD, image_J, text_J, *, chunk: int = 1024) -> np.
             `retrieval_ranks`.
     """
     image, text = unit_rows(image_ND, "image_ND"), unit_rows(text_MD, "text_MD")
-    image_J, text_J = _checked_pairs(image_J, text_J, len(image[1]), len(text[1]))
+    image_J, text_J = _checked_pairs(image_J, text_J, len(image), len(text))
     score_J = np.empty(len(image_J), dtype=np.float32)
     for start, score_nM in score_blocks(image, text, chunk):
         here = np.flatnonzero((image_J >= start) & (image_J < start + len(score_nM)))
@@ -55,7 +56,7 @@ def human_aware_recall(
         rating_J: Flickr8k-Expert: 1 (unrelated) to 4 (describes without errors).
         threshold: least mean rating of a hit.
         ks: the K of R@K.
-        chunk: queries scored at a time.
+        chunk: images scored at a time, at most.
 
     Returns:
         `threshold`, `pairs` (pairs that became right) and per direction `n`, `judged` (queries
@@ -67,7 +68,7 @@ def human_aware_recall(
             or not one per pair, indices out of range.
     """
     image, text = unit_rows(image_ND, "image_ND"), unit_rows(text_MD, "text_MD")
-    images, texts = len(image[1]), len(text[1])
+    images, texts = len(image), len(text)
     if ranks.protocol != "standard" or (ranks.images, len(ranks.t2i_M)) != (images, texts):
         raise ValueError(
             f"ranks: expected standard ranks of these {images} images and {texts} captions, found"
@@ -84,14 +85,17 @@ def human_aware_recall(
     pair_P, of_pair_J = np.unique(image_J * texts + text_J, return_inverse=True)
     mean_P = np.bincount(of_pair_J, weights=rating_J) / np.bincount(of_pair_J)
     added_P = np.setdiff1d(pair_P[mean_P >= threshold], own_P)
-    right_P = np.sort(np.concatenate([own_P, added_P]))
+    right_image_P, right_text_P = divmod(np.concatenate([own_P, added_P]), texts)
+    found = ranks_both_ways(
+        image,
+        text,
+        Queries(np.arange(images), right_image_P, right_text_P),
+        Queries(np.arange(texts), right_text_P, right_image_P),
+        chunk,
+    )
     result = {"threshold": threshold, "pairs": len(added_P)}
-    for direction in DIRECTIONS:
+    for direction, (rank_Q, _) in zip(DIRECTIONS, found):
         i2t = direction == "i2t"
-        query, gallery = (image, text) if i2t else (text, image)
-        query_P, item_P = divmod(right_P, texts) if i2t else divmod(right_P, texts)[::-1]
-        order = np.argsort(query_P, kind="stable")
-        rank_Q, _ = positive_ranks(query, gallery, query_P[order], item_P[order], chunk)
         result[direction] = {
             "n": len(rank_Q),
             "judged": len(np.unique(image_J if i2t else text_J)),

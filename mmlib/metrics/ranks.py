@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmlib.metrics.mapped import MappedRows, ranks_of, row_count, rows_of
-from mmlib.metrics.scores import positive_ranks, unit_rows
+from mmlib.metrics.both_ways import Queries, ranks_both_ways
+from mmlib.metrics.mapped import rows_of
+from mmlib.metrics.scores import UnitRows, unit_rows
 
 RANKINGS = ("standard", "paired")
 
@@ -131,15 +132,16 @@ def retrieval_ranks(
 ) -> RetrievalRanks:
     """Ranks under the `standard` protocol: unique images, any caption of the image is a hit.
 
-    Scores are cosines in float32, `chunk` queries at a time; the N x M matrix is never whole in
-    memory, nor is a large memory map (`mmlib.metrics.mapped`): a gallery of a million images takes
-    little.  How exact ties are recognised is told in `mmlib.metrics.scores`.
+    Scores are cosines in float32, each computed once for both directions (`mmlib.metrics.both_ways`);
+    the N x M matrix is never whole in memory, nor is a large memory map (`mmlib.metrics.mapped`): a
+    gallery of a million images takes little.  How exact ties are recognised is told in
+    `mmlib.metrics.scores`.
 
     Args:
         image_ND: `(N, D)` image embeddings, tensor or array of any float dtype, any row length.
         text_MD: `(M, D)` caption embeddings, on the same device.
         image_of_text_M: `(M,)` integers in 0..N-1; every image has at least one caption.
-        chunk: queries scored at a time.
+        chunk: images scored at a time, at most.
         distractors: images without a caption are allowed: they stand in the gallery and are no
             queries.  The ranks' images are then those with captions, in their order.
 
@@ -149,11 +151,15 @@ def retrieval_ranks(
     """
     image, text, image_of_text_M = _checked(image_ND, text_MD, image_of_text_M, chunk, distractors)
     captioned_N, own_of_text_M = np.unique(image_of_text_M, return_inverse=True)
-    text_by_image_M = np.argsort(own_of_text_M, kind="stable")
-    i2t, ties_i2t = ranks_of(image, captioned_N, text, own_of_text_M[text_by_image_M], text_by_image_M, chunk)
     row_M = np.arange(len(image_of_text_M))
-    t2i, ties_t2i = ranks_of(text, row_M, image, row_M, image_of_text_M, chunk)
-    return RetrievalRanks(i2t, t2i, ties_i2t, ties_t2i, own_of_text_M, len(t2i), row_count(image))
+    (i2t, ties_i2t), (t2i, ties_t2i) = ranks_both_ways(
+        image,
+        text,
+        Queries(captioned_N, own_of_text_M, row_M),
+        Queries(row_M, row_M, image_of_text_M),
+        chunk,
+    )
+    return RetrievalRanks(i2t, t2i, ties_i2t, ties_t2i, own_of_text_M, len(t2i), len(image))
 
 
 def paired_ranks(image_ND, text_MD, image_of_text_M, *, chunk: int = 1024) -> RetrievalRanks:
@@ -168,11 +174,10 @@ def paired_ranks(image_ND, text_MD, image_of_text_M, *, chunk: int = 1024) -> Re
     Arguments and errors are those of `retrieval_ranks`.
     """
     image, text, image_of_text_M = _checked(image_ND, text_MD, image_of_text_M, chunk, rows_of=unit_rows)
-    unit_UD, distinct_N = image
-    image = (unit_UD, distinct_N[_like(image_of_text_M, distinct_N)])
+    image = UnitRows(image.unit_UD, image.row_of_item_N[_like(image_of_text_M, image.unit_UD)])
     row_M = np.arange(len(image_of_text_M))
-    i2t, ties_i2t = positive_ranks(image, text, row_M, row_M, chunk)
-    t2i, ties_t2i = positive_ranks(text, image, row_M, row_M, chunk)
+    queries = Queries(row_M, row_M, row_M)
+    (i2t, ties_i2t), (t2i, ties_t2i) = ranks_both_ways(image, text, queries, queries, chunk)
     return RetrievalRanks(i2t, t2i, ties_i2t, ties_t2i, image_of_text_M, len(row_M), len(row_M), "paired")
 
 
@@ -193,13 +198,12 @@ def _checked(image_ND, text_MD, image_of_text_M, chunk: int, distractors: bool =
             " move one of them"
         )
     image, text = rows_of(image_ND, "image_ND"), rows_of(text_MD, "text_MD")
-    widths = [rows.width if isinstance(rows, MappedRows) else rows[0].shape[1] for rows in (image, text)]
-    if widths[0] != widths[1]:
+    if image.width != text.width:
         raise ValueError(
-            f"image_ND and text_MD: expected one embedding width, found {widths[0]} and {widths[1]};"
+            f"image_ND and text_MD: expected one embedding width, found {image.width} and {text.width};"
             " take both from the same model"
         )
-    return image, text, checked_map(image_of_text_M, row_count(image), row_count(text), distractors)
+    return image, text, checked_map(image_of_text_M, len(image), len(text), distractors)
 
 
 def checked_map(image_of_text_M, images: int, texts: int, distractors: bool = False) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Cosine scores in float32, and where a query's positives stand among them.
+"""Cosine scores in float32.
 
-Shapes: Q queries, G gallery items, D embedding width, P (query, positive) pairs, U distinct rows.
+Shapes: N rows of a side, U and V distinct rows, Q queries, G gallery items, D embedding width.
 
 Two things here are easy to get wrong and invisible in a result:
 
@@ -23,22 +23,80 @@ from contextlib import contextmanager
 import numpy as np
 
 MAX_SCORES = 2**26  # scores held at a time: 256 MiB in float32
-# A block is cut to this many scores (32 MiB), which the processor's cache nearly holds, yet not below
-# LEAST_QUERIES rows: a product of fewer spends its time on bringing the gallery in.
-CACHED_SCORES = 2**23
-LEAST_QUERIES = 128
 
 
-def unit_rows(embedding, name: str):
+class Rows:
+    """Embeddings of one side, of which equal ones are one distinct row.
+
+    Attributes:
+        distinct_N: int64 array, which distinct row each of the N rows is.
+        copies_U: int64 array, how many rows each distinct one stands for.
+        width: D.
+        device: a `torch.device`.
+        span: distinct rows to hold at a time.
+    """
+
+    distinct_N: np.ndarray
+    copies_U: np.ndarray
+    span: int
+
+    def __len__(self) -> int:
+        return len(self.distinct_N)
+
+    def block(self, start: int, stop: int):
+        """Distinct rows from `start` to `stop` at unit length, fewer at the end; float32."""
+        raise NotImplementedError
+
+    def take(self, index_u: np.ndarray):
+        """Some distinct rows at unit length, float32 (u, D)."""
+        raise NotImplementedError
+
+    def of_several(self, start: int, stop: int) -> list:
+        """Which distinct rows from `start` to `stop` stand for several rows, and for how many.
+
+        Returns:
+            For each number of rows above one: that number, and places from `start` on as a tensor.
+        """
+        import torch
+
+        copies_u = self.copies_U[start:stop]
+        if copies_u.max(initial=1) == 1:
+            return []
+        places = (
+            (number, np.flatnonzero(copies_u == number)) for number in np.unique(copies_u[copies_u > 1])
+        )
+        return [(int(number), torch.from_numpy(place).to(self.device)) for number, place in places]
+
+
+class UnitRows(Rows):
+    """`Rows` in memory.
+
+    Args:
+        unit_UD: the distinct rows at unit length, float32 tensor.
+        distinct_N: int64 tensor on its device.
+    """
+
+    def __init__(self, unit_UD, distinct_N):
+        self.unit_UD, self.row_of_item_N = unit_UD, distinct_N
+        self.distinct_N = distinct_N.cpu().numpy()
+        self.copies_U = np.bincount(self.distinct_N, minlength=len(unit_UD))
+        self.width, self.device, self.span = unit_UD.shape[1], unit_UD.device, len(unit_UD)
+
+    def block(self, start: int, stop: int):
+        return self.unit_UD[start:stop]
+
+    def take(self, index_u: np.ndarray):
+        import torch
+
+        return self.unit_UD[torch.from_numpy(index_u).to(self.device)]
+
+
+def unit_rows(embedding, name: str) -> UnitRows:
     """Distinct rows of an embedding matrix at unit length.
 
     Args:
         embedding: `(R, D)` tensor or array of any float dtype; a tensor stays on its device.
         name: what error messages call it.
-
-    Returns:
-        `unit_UD` float32 tensor of the distinct rows, and `distinct_R`, the int64 tensor that
-        says which of them row r is.
 
     Raises:
         ValueError: not a float matrix, empty, NaN or infinite values, a row of zeros.
@@ -67,15 +125,11 @@ def unit_rows(embedding, name: str):
     # Dividing by the largest entry keeps squares in range.  Adding 0 turns -0 into 0, which
     # compare equal as numbers but not as bytes.
     row_RD = (row_RD / largest_R[:, None]).add_(0.0)
-    first_U, distinct_R = _distinct_rows(np.ascontiguousarray(row_RD.cpu().numpy()))
+    as_array_RD = np.ascontiguousarray(row_RD.cpu().numpy())
+    first_U, distinct_R = distinct_rows(as_array_RD[:, :2], lambda rows: as_array_RD[rows])
     row_UD = row_RD[torch.from_numpy(first_U).to(row_RD.device)]
     unit_UD = torch.nn.functional.normalize(row_UD, dim=1, out=row_UD)
-    return unit_UD, torch.from_numpy(distinct_R).to(row_RD.device)
-
-
-def _distinct_rows(row_RD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`distinct_rows` of rows in memory."""
-    return distinct_rows(row_RD[:, :2], lambda rows: row_RD[rows])
+    return UnitRows(unit_UD, torch.from_numpy(distinct_R).to(row_RD.device))
 
 
 def distinct_rows(
@@ -110,47 +164,7 @@ def distinct_rows(
     return order_R[new_R], distinct_R
 
 
-def positive_ranks(query, gallery, query_of_pair_P, item_of_pair_P, chunk: int):
-    """Rank of the best positive of every query, and the number of items that tie with it.
-
-    A tie counts against the model: rank = 1 + (non-positives with a score >= the best
-    positive's).  `rank - ties` is the rank if every tie went the model's way.
-
-    Args:
-        query: `unit_rows` of the Q queries.
-        gallery: `unit_rows` of the G items.
-        query_of_pair_P: int64 array, ascending; every query has at least one pair.
-        item_of_pair_P: int64 array, the positive of each pair.
-        chunk: as in `score_blocks`.
-
-    Returns:
-        `rank_Q` and `ties_Q`, int64 numpy arrays.
-    """
-    import torch
-
-    device = query[0].device
-    pair_query_P = torch.from_numpy(query_of_pair_P).to(device)
-    pair_item_P = torch.from_numpy(item_of_pair_P).to(device)
-    pair_column_P = gallery[1][pair_item_P]
-    copies_V = torch.bincount(gallery[1], minlength=len(gallery[0]))
-    ranks, ties = [], []
-    for start, score_qV in _distinct_score_blocks(query, gallery, chunk):
-        left, right = np.searchsorted(query_of_pair_P, (start, start + len(score_qV)))
-        pair_row_p = pair_query_P[left:right] - start
-        positive_p = score_qV[pair_row_p, pair_column_P[left:right]]
-        best_q = torch.full((len(score_qV),), -torch.inf, device=device)
-        best_q.scatter_reduce_(0, pair_row_p, positive_p, "amax")
-        # Only non-positives can score above the best positive; equal to it are also the positive
-        # itself and its equals among the query's other positives.
-        above_q = items_in(score_qV > best_q[:, None], copies_V)
-        equal_q = items_in(score_qV == best_q[:, None], copies_V)
-        equal_q.scatter_add_(0, pair_row_p, -(positive_p == best_q[pair_row_p]).long())
-        ties.append(equal_q)
-        ranks.append(1 + above_q + equal_q)
-    return torch.cat(ranks).cpu().numpy(), torch.cat(ties).cpu().numpy()
-
-
-def score_blocks(query, gallery, chunk: int):
+def score_blocks(query: UnitRows, gallery: UnitRows, chunk: int):
     """Yields the first query's index and `score_qG`, cosines of up to `chunk` queries with all items.
 
     Args:
@@ -158,36 +172,12 @@ def score_blocks(query, gallery, chunk: int):
         chunk: queries at a time; fewer where the gallery is so large that `MAX_SCORES` would be
             exceeded.
     """
-    column_of_item_G = gallery[1]
-    for start, score_qV in _distinct_score_blocks(query, gallery, chunk):
-        yield start, score_qV[:, column_of_item_G]
-
-
-def _distinct_score_blocks(query, gallery, chunk: int):
-    """`score_blocks` with one column for each distinct gallery row, in the order of `unit_rows`."""
-    (query_UD, row_of_query_Q), (item_VD, column_of_item_G) = query, gallery
-    items = len(column_of_item_G)
-    step = max(1, min(chunk, MAX_SCORES // items, max(LEAST_QUERIES, CACHED_SCORES // items)))
-    for start in range(0, len(row_of_query_Q), step):
-        with full_float32(query_UD.device.type):
-            score_qV = query_UD[row_of_query_Q[start : start + step]] @ item_VD.T
-        yield start, score_qV
-
-
-def items_in(chosen_qV, copies_V):
-    """Number of gallery items per query in the chosen columns; column v stands for `copies_V[v]` items."""
-    import torch
-
-    if chosen_qV.device.type == "cpu":
-        # numpy counts bytes of one row many times faster than a sum over a dimension does.
-        count = (np.count_nonzero(chosen_V) for chosen_V in chosen_qV.numpy())
-        items_q = torch.from_numpy(np.fromiter(count, np.int64, len(chosen_qV)))
-    else:
-        items_q = chosen_qV.sum(1)
-    several = (copies_V > 1).nonzero()[:, 0]
-    if len(several):
-        items_q += (chosen_qV[:, several] * (copies_V[several] - 1)).sum(1)
-    return items_q
+    step = max(1, min(chunk, MAX_SCORES // len(gallery)))
+    for start in range(0, len(query), step):
+        with full_float32(query.device.type):
+            query_qD = query.unit_UD[query.row_of_item_N[start : start + step]]
+            score_qV = query_qD @ gallery.unit_UD.T
+        yield start, score_qV[:, gallery.row_of_item_N]
 
 
 @contextmanager

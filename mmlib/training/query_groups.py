@@ -28,9 +28,10 @@ def image_clusters(image_ND, clusters: int = CLUSTERS, seed: int = 0) -> np.ndar
     """
     from scipy.cluster.vq import kmeans, vq
 
-    unit_UD, distinct_N = (tensor.cpu().numpy() for tensor in unit_rows(image_ND, "image_ND"))
+    rows = unit_rows(image_ND, "image_ND")
+    unit_UD = rows.unit_UD.cpu().numpy()
     centre_CD, _ = kmeans(unit_UD, min(clusters, len(unit_UD)), iter=STARTS, rng=seed)
-    _, label_N = np.unique(vq(unit_UD, centre_CD)[0][distinct_N], return_inverse=True)
+    _, label_N = np.unique(vq(unit_UD, centre_CD)[0][rows.distinct_N], return_inverse=True)
     by_size = np.argsort(-np.bincount(label_N), kind="stable")
     return np.argsort(by_size)[label_N]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mmlib.metrics import mapped, retrieval_ranks
+from mmlib.metrics import both_ways, mapped, retrieval_ranks
 from mmlib.metrics.embeddings import evaluate_embeddings, read_array
 
 FIELDS = ("i2t_N", "t2i_M", "ties_i2t_N", "ties_t2i_M", "image_of_text_M", "gallery_i2t", "gallery_t2i")
@@ -21,7 +21,7 @@ def small_blocks(monkeypatch):
     """Maps of any size are read in blocks, of a few hundred rows."""
     monkeypatch.setattr(mapped, "MAPPED_BYTES", 0)
     monkeypatch.setattr(mapped, "BLOCK_BYTES", 2**14)
-    monkeypatch.setattr(mapped, "BLOCK_SCORES", 2**14)
+    monkeypatch.setattr(both_ways, "TILE_SCORES", 2**14)
 
 
 def on_disk(folder, name, array):
@@ -114,18 +114,16 @@ def test_bad_rows_are_refused_by_their_number(tmp_path, value, said):
         retrieval_ranks(whole, image_ND, np.arange(700))
 
 
-SCRIPT = """
-import sys, numpy as np, torch
+GROWTH = """
+import sys, threading, numpy as np, torch
 from mmlib.metrics import retrieval_ranks
 from mmlib.metrics.embeddings import read_array
 torch.set_num_threads(1)
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
-image_ND = read_array(sys.argv[1])
-text_MD = np.array(image_ND[:20])
-retrieval_ranks(text_MD, text_MD, np.arange(20))  # what is loaded at the first use
-import threading
+image_ND, text_MD, map_M = {inputs}
+retrieval_ranks(text_MD[:20], text_MD[:20], np.arange(20))  # what is loaded at the first use
 most, done = anonymous(), threading.Event()
 before = most
 def watch():
@@ -134,14 +132,32 @@ def watch():
         most = max(most, anonymous())
 thread = threading.Thread(target=watch)
 thread.start()
-ranks = retrieval_ranks(image_ND, text_MD, np.arange(20), distractors=True)
+ranks = retrieval_ranks(image_ND, text_MD, map_M, distractors=True)
 done.set()
 thread.join()
 print(most - before, int(ranks.t2i_M.max()))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory as Linux tells it")
+def growth(inputs: str) -> tuple[int, int]:
+    """Bytes that ranking took at most, in a process of its own, and the worst rank of a caption."""
+    ran = subprocess.run(
+        [sys.executable, "-c", GROWTH.replace("{inputs}", inputs)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(mapped.__file__).parents[2],
+    )
+    assert ran.returncode == 0, ran.stderr
+    return tuple(map(int, ran.stdout.split()))
+
+
+reads_proc = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads memory as Linux tells it"
+)
+
+
+@reads_proc
 def test_memory_does_not_grow_with_the_width_of_a_gallery(tmp_path):
     """Ranking 200 MB of embeddings takes less than one copy of them; in memory it takes three."""
     rng = np.random.default_rng(0)
@@ -150,14 +166,16 @@ def test_memory_does_not_grow_with_the_width_of_a_gallery(tmp_path):
     for start in range(0, rows, 10_000):
         file[start : start + 10_000] = rng.standard_normal((10_000, width), dtype=np.float32)
     file.flush()
-    ran = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "i.npy")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(mapped.__file__).parents[2],
-    )
-    assert ran.returncode == 0, ran.stderr
-    grown, worst = map(int, ran.stdout.split())
+    path = str(tmp_path / "i.npy")
+    grown, worst = growth(f"read_array({path!r}), np.array(read_array({path!r})[:20]), np.arange(20)")
     assert worst == 1
     assert grown < 0.75 * rows * width * 4
+
+
+@reads_proc
+def test_memory_is_a_small_part_of_the_matrix_of_scores():
+    """8,000 x 40,000 scores are 1.3 GB.  Buffers made anew for each block once left holes of gigabytes."""
+    made = "(lambda i: (i, np.repeat(i, 5, 0), np.repeat(np.arange(8_000), 5)))"
+    grown, worst = growth(f"{made}(np.random.default_rng(0).standard_normal((8_000, 16), dtype=np.float32))")
+    assert worst == 1
+    assert grown < 0.1 * 8_000 * 40_000 * 4

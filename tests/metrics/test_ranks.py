@@ -193,12 +193,30 @@ def test_a_gpu_gives_the_same_ranks_even_where_tf32_is_allowed(sample):
     np.testing.assert_array_equal(ranks.ties_i2t_N, expected.ties_i2t_N)
 
 
-def test_the_score_block_is_bounded(sample, monkeypatch):
+@pytest.mark.parametrize("rows", [1, 7, 240])
+def test_tiles_of_any_size_give_the_same_ranks(sample, monkeypatch, rows):
     image, text, image_of_text = sample()
-    expected = retrieval_ranks(image, text, image_of_text)
-    monkeypatch.setattr("mmlib.metrics.scores.MAX_SCORES", 40)  # fewer than one row of 150 captions
+    text[3] = text[140]
+    expected = {f: f(image, text, image_of_text) for f in (retrieval_ranks, paired_ranks)}
+    monkeypatch.setattr("mmlib.metrics.both_ways.TILE_ROWS", rows)
+    monkeypatch.setattr("mmlib.metrics.both_ways.TILE_SCORES", 40)  # fewer than one row of 150 captions
+    for function, of_one_tile in expected.items():
+        ranks = function(image, text, image_of_text)
+        for field in ("i2t_N", "t2i_M", "ties_i2t_N", "ties_t2i_M"):
+            np.testing.assert_array_equal(getattr(ranks, field), getattr(of_one_tile, field))
+
+
+def test_many_queries_may_share_one_row(monkeypatch):
+    """Each with a score of its own to beat, more of them than a tile has rows."""
+    monkeypatch.setattr("mmlib.metrics.both_ways.TILE_SCORES", 40)
+    axes = np.concatenate([np.eye(3), -np.eye(3)])
+    rng = np.random.default_rng(0)
+    image, text = axes[rng.integers(0, 2, 50)], axes[rng.integers(0, 6, 150)]
+    image_of_text = rng.permutation(np.repeat(np.arange(50), 3))
     ranks = retrieval_ranks(image, text, image_of_text)
-    np.testing.assert_array_equal(ranks.i2t_N, expected.i2t_N)
+    i2t, t2i = brute_force(image, text, standard_positives(image_of_text))
+    np.testing.assert_array_equal(ranks.i2t_N, i2t)
+    np.testing.assert_array_equal(ranks.t2i_M, t2i)
 
 
 def test_paired_equals_a_brute_force_loop_over_repeated_rows(sample):
