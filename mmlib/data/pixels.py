@@ -6,6 +6,7 @@ Shapes: B images of H x W pixels, C = 3 channels.
 import math
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from mmlib.data import buffers
@@ -66,12 +67,29 @@ def normalise_into(out_BCHW: torch.Tensor, image_BCHW: torch.Tensor, mean: Tripl
     scale_C11, shift_C11 = constants(tuple(mean), tuple(std), out_BCHW.device)
     out_BHWC = out_BCHW.permute(0, 2, 3, 1)
     if not out_BHWC.is_contiguous():
-        out_BCHW.copy_(image_BCHW).mul_(scale_C11).add_(shift_C11)
+        out_BCHW.copy_(planar(image_BCHW)).mul_(scale_C11).add_(shift_C11)
         return
     # Whole rows: over three channels alone, the innermost loop would be three values long.
     width = out_BCHW.shape[3]
     rows_BHX = out_BHWC.copy_(image_BCHW.permute(0, 2, 3, 1)).flatten(2)
     rows_BHX.mul_(scale_C11.flatten().repeat(width)).add_(shift_C11.flatten().repeat(width))
+
+
+def planar(image_BCHW: torch.Tensor) -> torch.Tensor:
+    """The same uint8 images with each channel's pixels side by side, on the host.
+
+    By OpenCV where three channels lie in turn, which takes a fraction of torch's time.
+    """
+    import cv2
+
+    image_BHWC = image_BCHW.permute(0, 2, 3, 1)
+    batch, height, width, channels = image_BHWC.shape
+    if not image_BHWC.is_contiguous() or channels != 3 or not image_BHWC.numel():
+        return image_BCHW.contiguous()
+    planes_CBHW = np.empty((channels, batch, height, width), dtype=np.uint8)
+    rows = image_BHWC.numpy().reshape(batch * height, width, channels)
+    cv2.split(rows, mv=list(planes_CBHW.reshape(channels, batch * height, width)))
+    return torch.from_numpy(planes_CBHW).transpose(0, 1)
 
 
 @lru_cache(maxsize=32)

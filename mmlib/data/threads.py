@@ -1,7 +1,6 @@
 """Work on the images of a batch in parallel, on as many CPU threads as torch may use.
 
-The native kernels release the interpreter's lock while they run, so plain threads are enough; the
-resizing kernel for uint8 pixels, which dominates, knows no threads of its own.
+The native kernels release the interpreter's lock while they run, so plain threads are enough.
 """
 
 import os
@@ -12,13 +11,13 @@ from functools import lru_cache
 
 import torch
 
-CHUNK_VALUES = 1 << 18  # pixel values handled at once: as float32 they fit a core's cache
+CHUNK_VALUES = 1 << 20  # handled at once: enough to be worth waking a thread, as float32 in a shared cache
 
 _starting = threading.Lock()
 
 
 def chunk_images(values_per_image: int) -> int:
-    """How many images are handled at once: as many as stay in a core's cache, at least one."""
+    """How many images are handled at once, at least one."""
     return max(1, CHUNK_VALUES // max(1, values_per_image))
 
 

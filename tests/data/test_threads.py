@@ -52,7 +52,7 @@ def test_an_error_of_the_work_comes_through():
         in_chunks(work, 9, 1)
 
 
-def test_chunks_fit_the_cache():
-    assert chunk_images(3 * 64 * 64) == 21
+def test_chunks_are_of_bounded_size():
+    assert chunk_images(3 * 64 * 64) == 85
     assert chunk_images(3 * 1024 * 1024) == 1
     assert chunk_images(0) > 1
