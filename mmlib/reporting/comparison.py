@@ -1,5 +1,7 @@
 """Test results side by side: between runs, and beside published systems."""
 
+from textwrap import shorten
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -8,6 +10,7 @@ from mmlib.reporting.published import GROUPS, PUBLISHED, check_publishable, grou
 from mmlib.reporting.scope import check_one_scope, percent, result_scope, summary_of
 from mmlib.reporting.style import DIRECTION_NAMES, DIRECTIONS, INK, SHADE, SOFT, new_figure, styled
 
+TITLE_CHARACTERS = 100  # of a group of systems, that fit into a figure
 _OFFSET = {"i2t": -0.17, "t2i": 0.17}  # of the two directions around a row's middle, in rows
 
 
@@ -72,7 +75,9 @@ def published_figure(results: list[dict]) -> Figure:
         systems = [(p.system, None, p) for p in PUBLISHED if p.group == group and p.i2t[0] is not None]
         ours = [(r["run"], summary_of(r, "standard"), None) for r in results if group_of(r) == group]
         if systems or ours:
-            rows += [f"pretrained on {group}", *sorted(systems, key=lambda s: s[2].i2t[0]), *ours]
+            title = f"pretrained on {group}" if group in GROUPS else f"ours, pretrained: {group}"
+            rows.append(shorten(title, TITLE_CHARACTERS, placeholder=" …"))
+            rows += [*sorted(systems, key=lambda s: s[2].i2t[0]), *ours]
     figure = new_figure(
         "Beside published systems",
         f"{result_scope(results[0])} · R@1, ours with 95 % intervals; published rows give none",
@@ -85,6 +90,8 @@ def published_figure(results: list[dict]) -> Figure:
     for y, row in enumerate(rows):
         if isinstance(row, str):
             axes.axhspan(y - 0.5, y + 0.5, color=SHADE, linewidth=0, zorder=0)
+            inside = {"transform": axes.get_yaxis_transform(), "va": "center", "color": SOFT}
+            axes.text(0.01, y, row, style="italic", **inside)
             continue
         _, ours, published = row
         for direction, look in DIRECTIONS.items():
@@ -94,12 +101,11 @@ def published_figure(results: list[dict]) -> Figure:
                 value = getattr(published, direction)[0]
                 height = y + _OFFSET[direction] / 2
                 axes.plot(value, height, look["marker"], color=look["color"], markersize=5, mfc="white")
-    names = [row if isinstance(row, str) else row[0] for row in rows]
+    names = ["" if isinstance(row, str) else row[0] for row in rows]
     axes.set_yticks(range(len(rows)), names)
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
         ours = not isinstance(row, str) and row[1] is not None
-        label.set(color=SOFT if isinstance(row, str) else INK, fontweight="bold" if ours else "normal")
-        label.set_style("italic" if isinstance(row, str) else "normal")
+        label.set(color=INK, fontweight="bold" if ours else "normal")
     axes.set_xlim(0, 100)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)

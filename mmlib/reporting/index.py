@@ -6,7 +6,7 @@ from pathlib import Path
 import jinja2
 
 from mmlib import paths
-from mmlib.data.atomic import write_text_atomic
+from mmlib.atomic import write_text_atomic
 from mmlib.reporting.ablation_verdicts import ablation_verdicts
 from mmlib.reporting.html import TEMPLATES, stylesheet
 from mmlib.reporting.scope import DIRECTIONS, percent, recall_text, scope

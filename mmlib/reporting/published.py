@@ -128,4 +128,4 @@ def check_publishable(results: list[dict]) -> None:
 
 def group_of(result: dict) -> str:
     """The pretraining group of a run: `NOTHING`, or what its results say it was pretrained on."""
-    return NOTHING if result["pretraining"] == "none" else f"this project: {result['pretraining']}"
+    return NOTHING if result["pretraining"] == "none" else result["pretraining"]

@@ -128,14 +128,30 @@ def test_slots_in_use_is_their_number_when_all_are_read_alike(result):
     assert "(8 of 8 in use)" in texts(slots_figure(even, result))
 
 
+def rows_of(figure) -> list[str]:
+    """Tick labels and the titles between them, from the top."""
+    axes = figure.axes[0]
+    labels = {y: label.get_text() for y, label in zip(axes.get_yticks(), axes.get_yticklabels())}
+    labels |= {text.get_position()[1]: text.get_text() for text in axes.texts}
+    return [labels[y] for y in sorted(labels)]
+
+
 def test_ours_stands_in_the_group_of_its_pretraining(figures):
-    labels = [t.get_text() for t in figures["published"].axes[0].get_yticklabels()]
+    labels = rows_of(figures["published"])
     ours = labels.index("flickr8k-continue")
     assert labels[ours - 1] == "pretrained on nothing: neither side pretrained"
     assert "CLIP B/32, OpenAI" not in labels  # its R@1 was not published
     other = samples.flickr_result() | {"pretraining": "DINOv2"}
-    labels = [t.get_text() for t in published_figure([other]).axes[0].get_yticklabels()]
-    assert "pretrained on this project: DINOv2" in labels
+    assert "ours, pretrained: DINOv2" in rows_of(published_figure([other]))
+
+
+def test_a_long_pretraining_takes_no_room_from_the_dots():
+    long = {"pretraining": "image: timm:" + "a_long_model " * 20 + "; text: hf:" + "another " * 20}
+    figure = published_figure([samples.flickr_result() | long])
+    figure.canvas.draw()
+    assert figure.axes[0].get_position().width > 0.6
+    edge = figure.bbox.x1
+    assert all(text.get_window_extent().x1 <= edge for text in figure.axes[0].texts)
 
 
 def test_results_of_different_data_are_never_put_side_by_side(result):
