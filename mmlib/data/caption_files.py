@@ -6,6 +6,7 @@ UTF-8, with or without a byte order mark, with Unix or Windows line ends.
 
 import csv
 import io
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,20 @@ def read_text(path: Path) -> str:
         raise ValueError(
             f"{shown(path)}, line {line}: expected UTF-8 text, found byte {content[error.start]:#04x};"
             " convert the file to UTF-8"
+        ) from error
+
+
+def read_json(path: Path) -> object:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: the file is not UTF-8 or not JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{shown(path)}: expected JSON, found {error}; the download may be cut short, get it again"
         ) from error
 
 

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmlib.data.caption_files import CaptionFile, read_text
+from mmlib.data.caption_files import CaptionFile, read_json
 from mmlib.data.caption_sets import Splits, build_dataset, find_file, find_root, note_sizes
 from mmlib.data.dataset import Dataset
 from mmlib.data.image_folder import SUFFIXES
@@ -115,12 +115,7 @@ def _read_official(files: dict[str, Path]) -> tuple[CaptionFile, Splits]:
 
 def _read_annotations(path: Path, part: str) -> dict[str, tuple[str, ...]]:
     """Image names, with the folder `part` before them, to captions in the order of their ids."""
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{shown(path)}: expected JSON, found {error}; the download may be cut short, get it again"
-        ) from error
+    content = read_json(path)
     if not isinstance(content, dict) or not all(
         isinstance(content.get(key), list) and content[key] for key in ("images", "annotations")
     ):

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from mmlib.atomic import write_text_atomic
 from mmlib.data.array_file import ArrayFile
-from mmlib.data.atomic import write_text_atomic
+from mmlib.data.split_rows import SplitRows
 from mmlib.paths import shown
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ Compute = Callable[[int, int], np.ndarray]  # rows start to stop - 1 → their f
 
 
 @dataclass(frozen=True)
-class FeatureStore:
+class FeatureStore(SplitRows):
     """Features of all items of a data set.
 
     Attributes:
@@ -45,16 +46,6 @@ class FeatureStore:
     array: np.memmap
     splits: dict[str, np.ndarray]
     path: Path
-
-    def rows(self, split: str) -> np.ndarray:
-        """Rows of the split's items in the split's order, int64.
-
-        Raises:
-            ValueError: there is no such split.
-        """
-        if split not in self.splits:
-            raise ValueError(f"expected a split of {', '.join(self.splits)}, found {split!r}")
-        return self.splits[split]
 
 
 def open_array(

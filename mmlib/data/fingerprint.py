@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mmlib.data.atomic import write_text_atomic
+from mmlib.atomic import write_text_atomic
 from mmlib.data.dataset import Split
 
 logger = logging.getLogger(__name__)

@@ -4,12 +4,12 @@ Light on purpose: the packed store's worker processes import it.
 """
 
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image
 
+from mmlib.data.decoding import decode_image
 from mmlib.paths import shown
 
 SUFFIXES = (".jpg", ".jpeg")
@@ -23,31 +23,12 @@ class ImageFolder:
     folder: Path
 
     def load(self, name: str, size: int | None = None) -> Image.Image:
-        """The image `name` in RGB, at the size and upright as its EXIF orientation says.
-
-        Grey, palette and CMYK images are converted; transparent parts are laid over white.
+        """The image `name` as `decode_image` gives it, at its own size.
 
         Raises:
             OSError: the file is missing, cut short or no image.
         """
-        try:
-            with Image.open(self.folder / name) as image:
-                # Another library in this process may have asked PIL to fill what is missing with grey.
-                tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-                try:
-                    image.load()
-                finally:
-                    ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
-                return _to_rgb(ImageOps.exif_transpose(image))
-        except (SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-            raise OSError(f"cannot decode {name}: {error}") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        return decode_image((self.folder / name).read_bytes(), name)
 
 
 def find_image_folders(root: Path) -> dict[Path, set[str]]:

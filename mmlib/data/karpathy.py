@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from mmlib.data.caption_files import CaptionFile, read_text
+from mmlib.data.caption_files import CaptionFile, read_json
 from mmlib.data.dataset import SPLITS
 from mmlib.paths import shown
 
@@ -25,12 +25,7 @@ def read_karpathy(
         ValueError: not UTF-8, not JSON, an entry that is not as expected, an image with two
             different entries, no images, or a split without any.
     """
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{shown(path)}: expected JSON, found {error}; the download may be cut short, get it again"
-        ) from error
+    content = read_json(path)
     entries = content.get("images") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise ValueError(

@@ -20,6 +20,7 @@ from mmlib import paths
 from mmlib.data.array_file import ArrayFile
 from mmlib.data.dataset import Dataset
 from mmlib.data.packing import CHUNK, Resize, pack_images
+from mmlib.data.split_rows import SplitRows
 from mmlib.paths import shown
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ FORMAT = 1  # raised when the meaning of the bytes changes, including how images
 
 
 @dataclass(frozen=True)
-class ImageStore:
+class ImageStore(SplitRows):
     """All images of a data set at one size.
 
     Attributes:
@@ -42,16 +43,6 @@ class ImageStore:
     index: dict[str, int]
     splits: dict[str, np.ndarray]
     path: Path
-
-    def rows(self, split: str) -> np.ndarray:
-        """Rows of the split's images in the split's order, (N_split,) int64.
-
-        Raises:
-            ValueError: there is no such split.
-        """
-        if split not in self.splits:
-            raise ValueError(f"expected a split of {', '.join(self.splits)}, found {split!r}")
-        return self.splits[split]
 
 
 def open_store(

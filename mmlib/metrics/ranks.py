@@ -4,6 +4,7 @@ Shapes: N images, M captions, D embedding width, Q queries of one direction.  Un
 there are N image queries and M caption queries; under `paired` there are M of each.
 """
 
+import io
 import os
 import zipfile
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmlib.atomic import write_bytes_atomic
 from mmlib.metrics.both_ways import Queries, ranks_both_ways
 from mmlib.metrics.mapped import rows_of
 from mmlib.metrics.scores import UnitRows, unit_rows
@@ -95,17 +97,9 @@ class RetrievalRanks:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes an `.npz`, whole or not at all: temporary file, flushed, renamed."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez_compressed(file, **vars(self))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **vars(self))
+        write_bytes_atomic(Path(path), buffer.getbuffer())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "RetrievalRanks":

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from mmlib.training.checkpoint import misfits
+
 
 class WeightAverage:
     """average ← d·average + (1 − d)·weights after every step, d = min(decay, (1 + t)/(10 + t)).
@@ -86,18 +88,9 @@ class WeightAverage:
         Raises:
             ValueError: the state is of other weights; names the first ones.
         """
-        there, here = state["average"], self.average
-        wrong = [f"missing {name}" for name in here if name not in there]
-        wrong += [f"unexpected {name}" for name in there if name not in here]
-        wrong += [
-            f"{name} is {tuple(there[name].shape)}, expected {tuple(tensor.shape)}"
-            for name, tensor in here.items()
-            if name in there and there[name].shape != tensor.shape
-        ]
-        if wrong:
-            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise ValueError(f"the averaged weights do not fit the model: {'; '.join(wrong[:3])}{more}")
-        _copy(there, here)
+        if wrong := misfits(state["average"], self.average):
+            raise ValueError(f"the averaged weights do not fit the model: {wrong}")
+        _copy(state["average"], self.average)
         self.updates = state["updates"]
 
 

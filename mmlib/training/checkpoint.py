@@ -5,11 +5,9 @@ A checkpoint is a dict of plain values and tensors: `format`, `config` (flat), `
 """
 
 import io
-import os
 import pickle
 import random
 import re
-import uuid
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 
 from mmlib import paths
+from mmlib.atomic import write_bytes_atomic
 from mmlib.config import ModelConfig
 from mmlib.training.disk import explained
 
@@ -57,25 +56,19 @@ def save_checkpoint(path: Path, content: dict) -> None:
         OSError: the disk is full or the folder cannot be written; the message says that the
             previous checkpoint is intact.
     """
-    write_bytes_atomic(path, checkpoint_bytes(content))
+    write_run_file(path, checkpoint_bytes(content))
 
 
-def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Writes bytes to a temporary file beside `path`, flushes it to the disk and renames it.
+def write_run_file(path: Path, data: bytes | memoryview) -> None:
+    """`write_bytes_atomic` of a file of a run folder.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; `path` is as it was.
+        OSError: the disk is full or the folder cannot be written; the message says that the file
+            before it is intact.
     """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     kept = "; the previous one is intact" if path.exists() else "; there is none before it"
-    try:
-        with explained(path, f" ({len(data) / 2**20:.1f} MiB)", kept), open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with explained(path, f" ({len(data) / 2**20:.1f} MiB)", kept):
+        write_bytes_atomic(path, data)
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -163,18 +156,21 @@ def load_weights(path: Path, module: torch.nn.Module, state: dict) -> None:
     Raises:
         ValueError: names the first keys that are missing, unexpected or of another shape.
     """
-    ours = module.state_dict()
-    wrong = [f"missing {k}" for k in ours if k not in state]
-    wrong += [f"unexpected {k}" for k in state if k not in ours]
-    wrong += [
-        f"{k} is {tuple(state[k].shape)}, expected {tuple(v.shape)}"
-        for k, v in ours.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(f"{paths.shown(path)} does not fit the model: {'; '.join(wrong[:3])}{more}")
+    if wrong := misfits(state, module.state_dict()):
+        raise ValueError(f"{paths.shown(path)} does not fit the model: {wrong}")
     module.load_state_dict(state)
+
+
+def misfits(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
+    """The first keys that are missing, unexpected or of another shape, in words; empty if all fit."""
+    wrong = [f"missing {name}" for name in expected if name not in found]
+    wrong += [f"unexpected {name}" for name in found if name not in expected]
+    wrong += [
+        f"{name} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    return "; ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
 
 
 def evaluated_weights(content: dict) -> dict:

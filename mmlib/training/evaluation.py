@@ -26,7 +26,7 @@ from mmlib.training.checkpoint import (
     evaluated_weights,
     load_checkpoint,
     load_weights,
-    write_bytes_atomic,
+    write_run_file,
 )
 from mmlib.training.diagnose import diagnose, write_diagnosis, write_queries
 from mmlib.training.embed import embed_captions, embed_split
@@ -45,8 +45,8 @@ from mmlib.training.runs import (
 from mmlib.training.slots import slot_readers
 
 GALLERY_K = 5  # retrieved items shown per query
-_UNAUGMENTED = {"crop_area": 1.0, "flip": False, "colour": 0.0, "randaugment": 0, "feature_views": 1}
 GALLERY_PIXELS = 128  # side of a gallery picture, where the source can draw or has it
+UNAUGMENTED = {"crop_area": 1.0, "flip": False, "colour": 0.0, "randaugment": 0, "feature_views": 1}
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def evaluate(config: EvaluateConfig) -> list[dict]:
         dataset = _dataset_of(run, parts.config, config.data_root, datasets)
         read = parts.config
         if config.wise_ft < 1:  # the features on the disk are those of other weights
-            read = build(TrainConfig, {**read.model_dump(), "cache_features": False, **_UNAUGMENTED})
+            read = build(TrainConfig, {**read.model_dump(), "cache_features": False, **UNAUGMENTED})
         data = split_tensors(
             read, dataset, parts.tokenizer, parts.model, config.split, Processes(device=fabric.device)
         )
@@ -225,7 +225,7 @@ def pretraining(config: TrainConfig) -> str:
 def _write_npz(path: Path, arrays: dict) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    write_bytes_atomic(path, buffer.getbuffer())
+    write_run_file(path, buffer.getbuffer())
 
 
 def _gallery(

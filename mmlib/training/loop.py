@@ -34,7 +34,7 @@ from mmlib.training.checkpoint import (
     rng_state,
     save_checkpoint,
     set_rng_state,
-    write_bytes_atomic,
+    write_run_file,
 )
 from mmlib.training.embed import rank_split
 from mmlib.training.gradient_cache import cached_backward, fabric_push
@@ -297,11 +297,11 @@ class Training:
         def write() -> None:
             data = checkpoint_bytes(content)
             if improved:
-                write_bytes_atomic(folder.path / "best.pt", data)
+                write_run_file(folder.path / "best.pt", data)
                 tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-                write_bytes_atomic(folder.path / "model.safetensors", safetensors_bytes(tensors))
+                write_run_file(folder.path / "model.safetensors", safetensors_bytes(tensors))
             folder.append_history(row)
-            write_bytes_atomic(folder.path / "last.pt", data)
+            write_run_file(folder.path / "last.pt", data)
             folder.write_status("running", row["epoch"], last_epoch)
 
         self.writer.submit(write)

@@ -18,8 +18,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from mmlib import paths
+from mmlib.atomic import write_text_atomic
 from mmlib.config import TrainConfig, build
-from mmlib.data.atomic import write_text_atomic
 from mmlib.training.disk import explained
 
 _OF_WEIGHTS = (

@@ -15,14 +15,15 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from mmlib import paths
+from mmlib.atomic import write_text_atomic
 from mmlib.config import DataConfig
-from mmlib.data.atomic import write_text_atomic
 from mmlib.data.dataset import Dataset, Split
+from mmlib.data.decoding import decode_image
 from mmlib.data.fingerprint import dataset_fingerprint
 from mmlib.data.shards.fetching import Retry, fetch, measure
 from mmlib.data.shards.members import Broken, read_file, read_meta, walk_samples
 from mmlib.data.shards.places import Place, find_shards
-from mmlib.data.shards.source import TarImages, decode_image
+from mmlib.data.shards.source import TarImages
 from mmlib.data.shards.verdicts import FIRST, MEANING, MOST_BROKEN
 
 logger = logging.getLogger(__name__)

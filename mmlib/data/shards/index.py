@@ -18,7 +18,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from mmlib import paths
-from mmlib.data.atomic import write_text_atomic
+from mmlib.atomic import write_text_atomic
 from mmlib.data.shards.fetching import Retry, measure, open_shard, read_if_there
 from mmlib.data.shards.members import Broken, read_meta, walk_samples
 from mmlib.data.shards.places import Place

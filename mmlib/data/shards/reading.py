@@ -14,13 +14,13 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 
+from mmlib.data.decoding import decode_image
 from mmlib.data.packing import Resize, resize_image
 from mmlib.data.shards.fetching import Retry, open_shard
 from mmlib.data.shards.guard import LeakGuard
 from mmlib.data.shards.index import ShardIndex
 from mmlib.data.shards.members import META_SUFFIXES, Broken, Sample, parse_meta, read_file, walk_samples
 from mmlib.data.shards.order import Segment
-from mmlib.data.shards.source import decode_image
 from mmlib.data.shards.verdicts import Verdicts
 
 Item = TypeVar("Item")

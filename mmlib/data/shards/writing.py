@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mmlib.data.atomic import write_text_atomic
+from mmlib.atomic import write_text_atomic
 from mmlib.data.dataset import Dataset, ImageSource, Split
 from mmlib.data.image_folder import ImageFolder
 from mmlib.data.shards.index import FORMAT, MANIFEST, run_lengths

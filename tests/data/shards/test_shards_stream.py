@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tiny_shards import NO_IMAGES, SIZE, config_of, encoded, picture, sample, write_numbered, write_tar
 
 from mmlib import paths
+from mmlib.data.decoding import decode_image
 from mmlib.data.packing import resize_image
 from mmlib.data.shards import ShardStream, reading
-from mmlib.data.shards.source import decode_image
 from mmlib.data.tokenizers import build_tokenizer
 
 CPU = torch.device("cpu")
