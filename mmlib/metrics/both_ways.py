@@ -19,7 +19,7 @@ from mmlib.metrics.scores import MAX_SCORES, full_float32
 # A tile on the processor: few enough rows that a byte counts them, and scores that its cache holds.
 TILE_ROWS = 240
 TILE_SCORES = 2**21
-TILE_BYTES = 2**24  # of the columns' embeddings in float32
+TILE_BYTES = 2**23  # of the columns' embeddings in float32
 PAIR_ROWS = 48  # whose positives are scored at a time
 LEAST_ROWS = 16  # of a product: BLAS multiplies fewer by another kernel, in another order of additions
 

@@ -11,7 +11,14 @@ import hashlib
 
 import numpy as np
 
-from mmlib.metrics.scores import Rows, distinct_rows, not_float, refuse_rows, unit_rows
+from mmlib.metrics.scores import (
+    Rows,
+    distinct_rows,
+    not_float,
+    refuse_bad_rows,
+    scaled,
+    unit_rows,
+)
 
 MAPPED_BYTES = 2**26  # in float32, from which on a memory map is read in blocks
 BLOCK_BYTES = 2**23  # of a block of rows in float32
@@ -51,11 +58,8 @@ class MappedRows(Rows):
         for start in range(0, rows, self.span):
             row_BD = self._read(slice(start, start + self.span))
             largest_N[start : start + len(row_BD)] = row_BD.abs().amax(dim=1)
-            head_N2[start : start + len(row_BD)] = _scaled(row_BD)[:, :2].numpy()
-        refuse_rows(
-            ~torch.isfinite(largest_N), name, "NaN or infinite", "look for a diverged or overflowing model"
-        )
-        refuse_rows(largest_N == 0, name, "all zero", "a zero embedding has no direction: leave the item out")
+            head_N2[start : start + len(row_BD)] = scaled(row_BD)[:, :2].numpy()
+        refuse_bad_rows(largest_N, name)
         self._first_U, self.distinct_N = distinct_rows(head_N2, self._digests)
         self.copies_U = np.bincount(self.distinct_N, minlength=len(self._first_U))
 
@@ -68,7 +72,7 @@ class MappedRows(Rows):
     def _unit(self, row_u: np.ndarray):
         import torch
 
-        return torch.nn.functional.normalize(_scaled(self._read(row_u)), dim=1)
+        return torch.nn.functional.normalize(scaled(self._read(row_u)), dim=1)
 
     def _read(self, rows):
         """Rows as a float32 tensor: a copy, for a tensor cannot share a read-only map."""
@@ -80,12 +84,7 @@ class MappedRows(Rows):
         """16 bytes for each of some rows, equal if and only if the rows are: all rows may be asked for."""
         digest_R = np.empty((len(row_R), 16), dtype=np.uint8)
         for start in range(0, len(row_R), self.span):
-            block_BD = _scaled(self._read(row_R[start : start + self.span])).numpy()
+            block_BD = scaled(self._read(row_R[start : start + self.span])).numpy()
             for place, row in enumerate(block_BD, start=start):
                 digest_R[place] = np.frombuffer(hashlib.blake2b(row, digest_size=16).digest(), np.uint8)
         return digest_R
-
-
-def _scaled(row_BD):
-    """Rows as `unit_rows` compares them."""
-    return (row_BD / row_BD.abs().amax(dim=1, keepdim=True)).add_(0.0)

@@ -15,7 +15,7 @@ import numpy as np
 from mmlib.atomic import write_bytes_atomic
 from mmlib.metrics.both_ways import Queries, ranks_both_ways
 from mmlib.metrics.mapped import rows_of
-from mmlib.metrics.scores import UnitRows, unit_rows
+from mmlib.metrics.scores import unit_rows
 
 RANKINGS = ("standard", "paired")
 
@@ -168,7 +168,7 @@ def paired_ranks(image_ND, text_MD, image_of_text_M, *, chunk: int = 1024) -> Re
     Arguments and errors are those of `retrieval_ranks`.
     """
     image, text, image_of_text_M = _checked(image_ND, text_MD, image_of_text_M, chunk, rows_of=unit_rows)
-    image = UnitRows(image.unit_UD, image.row_of_item_N[_like(image_of_text_M, image.unit_UD)])
+    image = image.items(_like(image_of_text_M, image.row_of_item_N))
     row_M = np.arange(len(image_of_text_M))
     queries = Queries(row_M, row_M, row_M)
     (i2t, ties_i2t), (t2i, ties_t2i) = ranks_both_ways(image, text, queries, queries, chunk)

@@ -19,10 +19,13 @@ off around the product and put back after it.
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import cached_property
 
 import numpy as np
 
 MAX_SCORES = 2**26  # scores held at a time: 256 MiB in float32
+SPAN_BYTES = 2**26  # of rows at unit length in float32 that are held at a time
+BLOCK_BYTES = 2**21  # of rows in float32 that are brought to unit length at a time
 
 
 class Rows:
@@ -69,26 +72,47 @@ class Rows:
 
 
 class UnitRows(Rows):
-    """`Rows` in memory.
+    """`Rows` in memory: of the embeddings as they were given, brought to unit length when asked for.
 
     Args:
-        unit_UD: the distinct rows at unit length, float32 tensor.
+        row_RD: float32 tensor.
+        first_U: int64 tensor on its device, a row of each distinct one.
         distinct_N: int64 tensor on its device.
     """
 
-    def __init__(self, unit_UD, distinct_N):
-        self.unit_UD, self.row_of_item_N = unit_UD, distinct_N
+    def __init__(self, row_RD, first_U, distinct_N):
+        self._row_RD, self._first_U, self.row_of_item_N = row_RD, first_U, distinct_N
         self.distinct_N = distinct_N.cpu().numpy()
-        self.copies_U = np.bincount(self.distinct_N, minlength=len(unit_UD))
-        self.width, self.device, self.span = unit_UD.shape[1], unit_UD.device, len(unit_UD)
+        self.copies_U = np.bincount(self.distinct_N, minlength=len(first_U))
+        self.width, self.device = row_RD.shape[1], row_RD.device
+        self.span = max(1, SPAN_BYTES // (4 * self.width))
+
+    @cached_property
+    def unit_UD(self):
+        """All distinct rows at unit length, float32 tensor."""
+        return self.block(0, len(self._first_U))
+
+    def items(self, index_N) -> "UnitRows":
+        """`Rows` of which item n is this one's item `index_N[n]` (int64 tensor on the device)."""
+        return UnitRows(self._row_RD, self._first_U, self.row_of_item_N[index_N])
 
     def block(self, start: int, stop: int):
-        return self.unit_UD[start:stop]
+        return self._unit(self._first_U[start:stop])
 
     def take(self, index_u: np.ndarray):
         import torch
 
-        return self.unit_UD[torch.from_numpy(index_u).to(self.device)]
+        return self._unit(self._first_U[torch.from_numpy(index_u).to(self.device)])
+
+    def _unit(self, first_u):
+        import torch
+
+        unit_uD = torch.empty(len(first_u), self.width, device=self.device)
+        step = max(1, BLOCK_BYTES // (4 * self.width))
+        for start in range(0, len(first_u), step):
+            block_BD = scaled(self._row_RD[first_u[start : start + step]])
+            torch.nn.functional.normalize(block_BD, dim=1, out=unit_uD[start : start + step])
+        return unit_uD
 
 
 def unit_rows(embedding, name: str) -> UnitRows:
@@ -107,8 +131,9 @@ def unit_rows(embedding, name: str) -> UnitRows:
         array = np.asarray(embedding)
         if array.dtype.kind != "f":
             raise ValueError(not_float(name, array.dtype))
-        # A copy: the array may be a read-only memory map, which a tensor cannot share.
-        embedding = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+        array = np.asarray(array, dtype=np.float32, order="C")
+        # A tensor cannot share what may not be written to, as a read-only memory map.
+        embedding = torch.from_numpy(array if array.flags.writeable else array.copy())
     elif not embedding.is_floating_point():
         raise ValueError(not_float(name, embedding.dtype))
     row_RD = embedding.detach().to(torch.float32)
@@ -117,19 +142,31 @@ def unit_rows(embedding, name: str) -> UnitRows:
             f"{name}: expected a matrix (rows, width) with at least one row and column, found shape"
             f" {tuple(row_RD.shape)}; pass one embedding per row"
         )
-    largest_R = row_RD.abs().amax(dim=1)  # NaN wins over every number in amax
-    refuse_rows(
-        ~torch.isfinite(largest_R), name, "NaN or infinite", "look for a diverged or overflowing model"
-    )
+    # NaN wins over every number in amax and amin.
+    largest_R = torch.maximum(row_RD.amax(dim=1), -row_RD.amin(dim=1))
+    refuse_bad_rows(largest_R, name)
+
+    def as_array(rows) -> np.ndarray:
+        return scaled(row_RD[torch.from_numpy(rows).to(row_RD.device)]).cpu().numpy()
+
+    head_R2 = (row_RD[:, :2] / largest_R[:, None]).add_(0.0).cpu().numpy()
+    first_U, distinct_R = distinct_rows(head_R2, as_array)
+    first_U, distinct_R = (torch.from_numpy(index).to(row_RD.device) for index in (first_U, distinct_R))
+    return UnitRows(row_RD, first_U, distinct_R)
+
+
+def scaled(row_RD):
+    """Rows as they are compared: divided by their largest entries, which keeps squares in range.
+
+    Adding 0 turns -0 into 0, which compare equal as numbers but not as bytes.
+    """
+    return (row_RD / row_RD.abs().amax(dim=1, keepdim=True)).add_(0.0)
+
+
+def refuse_bad_rows(largest_R, name: str) -> None:
+    """Raises ValueError where the largest absolute entry of a row is NaN, infinite or 0."""
+    refuse_rows(~largest_R.isfinite(), name, "NaN or infinite", "look for a diverged or overflowing model")
     refuse_rows(largest_R == 0, name, "all zero", "a zero embedding has no direction: leave the item out")
-    # Dividing by the largest entry keeps squares in range.  Adding 0 turns -0 into 0, which
-    # compare equal as numbers but not as bytes.
-    row_RD = (row_RD / largest_R[:, None]).add_(0.0)
-    as_array_RD = np.ascontiguousarray(row_RD.cpu().numpy())
-    first_U, distinct_R = distinct_rows(as_array_RD[:, :2], lambda rows: as_array_RD[rows])
-    row_UD = row_RD[torch.from_numpy(first_U).to(row_RD.device)]
-    unit_UD = torch.nn.functional.normalize(row_UD, dim=1, out=row_UD)
-    return UnitRows(unit_UD, torch.from_numpy(distinct_R).to(row_RD.device))
 
 
 def distinct_rows(
