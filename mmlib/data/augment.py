@@ -37,8 +37,8 @@ Keys = np.ndarray | torch.Tensor | Sequence[int]
 class Augment:
     """What the configuration asks for, done to batches of uint8 images.
 
-    On the host, images are cropped in uint8 by torch's native kernel, a few at a time on all of
-    torch's threads, and converted once, while they are in the cache.  On a GPU, the whole batch is
+    On the host, images are cropped in uint8 by OpenCV, a few at a time, on all of torch's threads where
+    they are large, and converted once, while they are in the cache.  On a GPU, the whole batch is
     done by few kernels, and nothing waits for the device.
 
     Args:

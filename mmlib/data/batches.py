@@ -15,6 +15,7 @@ from mmlib.data.augment import Augment
 from mmlib.data.dataset import Dataset
 from mmlib.data.feature_store import FeatureStore
 from mmlib.data.pixels import PIXEL_MEAN, PIXEL_STD, normalise
+from mmlib.data.prefetch import prefetched
 from mmlib.data.store import ImageStore
 from mmlib.data.tokenizers import Tokenizer
 
@@ -217,7 +218,14 @@ class PairSource:
         return {}
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The batches of an epoch from step `start` (from 0) on."""
+        """The batches of an epoch from step `start` (from 0) on.
+
+        Images that have to be copied to the device are made ready by another thread, ahead.
+        """
+        made = self._made(epoch, start)
+        return made if self.data.on_device else prefetched(made, self.data.device)
+
+    def _made(self, epoch: int, start: int) -> Iterator[Batch]:
         order_P = self._order(epoch)
         view_P = self._views(epoch, len(order_P))
         for first in range(start * self.batch_size, len(order_P), self.batch_size):

@@ -1,7 +1,6 @@
 """Checkpoints: written whole or not at all, read without running anybody's code.
 
-A checkpoint is a dict of plain values and tensors: `format`, `config` (flat), `tokenizer` (state),
-`position`, `best`, `lineage`, `model`, `loss`, `optimizer`, `precision` (scaler) and `rng`.
+A checkpoint is a dict of plain values and tensors: `format`, and what `Training` puts into it.
 """
 
 import io
@@ -11,7 +10,6 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,20 +21,6 @@ from mmlib.training.disk import explained
 
 FORMAT = 1
 ARCHITECTURE = (*ModelConfig.model_fields, "image_size", "max_tokens")
-
-
-def on_cpu(content: Any) -> Any:
-    """A copy of nested dicts, lists and tuples with every tensor copied to the host's memory.
-
-    Training may go on and change the originals while the copy is written.
-    """
-    if isinstance(content, torch.Tensor):
-        return content.detach().to("cpu", copy=True)
-    if isinstance(content, dict):
-        return {key: on_cpu(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return type(content)(on_cpu(value) for value in content)
-    return content
 
 
 def checkpoint_bytes(content: dict) -> memoryview:

@@ -30,7 +30,6 @@ from mmlib.training.background import BackgroundWriter
 from mmlib.training.checkpoint import (
     checkpoint_bytes,
     evaluated_weights,
-    on_cpu,
     rng_state,
     save_checkpoint,
     set_rng_state,
@@ -41,6 +40,7 @@ from mmlib.training.gradient_cache import cached_backward, fabric_push
 from mmlib.training.optimisation import learning_rate, optimizer_names
 from mmlib.training.processes import Processes
 from mmlib.training.runs import RunFolder
+from mmlib.training.snapshot import Snapshot
 from mmlib.training.stopping import StopRequest, stop_requests
 from mmlib.training.watch import LossWatch, check_weights
 
@@ -281,23 +281,24 @@ class Training:
 
     def _save_last(self) -> None:
         """Copies what must be kept; another thread writes it."""
-        content, path = self._content(), self.folder.path / "last.pt"
+        snapshot, path = self._snapshot(), self.folder.path / "last.pt"
         if self.processes.writes:
-            self.writer.submit(lambda: save_checkpoint(path, content))
+            self.writer.submit(lambda: save_checkpoint(path, snapshot.on_host()))
         self.saved_at = time.monotonic()
 
     def _save_epoch(self, row: dict, improved: bool) -> None:
         """The end of an epoch on disk, in an order that a kill at any moment leaves consistent."""
-        content = self._content()
+        snapshot = self._snapshot()
         if not self.processes.writes:
             return
-        weights = evaluated_weights(content)
         folder, last_epoch = self.folder, self.last_epoch
 
         def write() -> None:
+            content = snapshot.on_host()
             data = checkpoint_bytes(content)
             if improved:
                 write_run_file(folder.path / "best.pt", data)
+                weights = evaluated_weights(content)
                 tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
                 write_run_file(folder.path / "model.safetensors", safetensors_bytes(tensors))
             folder.append_history(row)
@@ -307,10 +308,10 @@ class Training:
         self.writer.submit(write)
         self.saved_at = time.monotonic()
 
-    def _content(self) -> dict:
+    def _snapshot(self) -> Snapshot:
         """A copy of all that the run goes on from; a call of all processes together."""
         states = self.processes.collect(rng_state())
-        return on_cpu(
+        return Snapshot(
             {
                 "config": self.config.model_dump(mode="json"),
                 "tokenizer": self.tokenizer.state,

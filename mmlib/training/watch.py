@@ -55,7 +55,7 @@ def check_weights(model: nn.Module, epoch: int, step: int, lr: float) -> None:
     Raises:
         FloatingPointError: names the epoch, the number of steps done and the learning rate.
     """
-    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+    if not torch.stack([p.isfinite().all() for p in model.parameters()]).all():
         raise FloatingPointError(
             f"the weights became NaN or infinite in epoch {epoch} at step {step} (lr {lr:.3g}); {REMEDY}"
         )

@@ -3,6 +3,7 @@
 Shapes: N images, M captions, B pairs of a batch, L positions.
 """
 
+import threading
 from dataclasses import replace
 from functools import partial
 
@@ -124,6 +125,27 @@ def test_batches_from_any_step_on_are_those_of_the_whole_epoch(tensors):
         for there, here in zip(whole[start:], rest):
             assert torch.equal(there.image, here.image)
             assert torch.equal(there.tokens, here.tokens)
+
+
+def test_images_that_must_be_copied_to_the_device_are_made_ready_ahead(tensors, monkeypatch):
+    made_by = set()
+
+    def note(self, rows):
+        made_by.add(threading.current_thread())
+        return SplitTensors.image_batch(self, rows)
+
+    source = PairSource(tensors(), 7, "all", 3, AugmentConfig())
+    plain = list(source.batches(1, 0))
+    monkeypatch.setattr(type(source.data), "on_device", False)
+    monkeypatch.setattr(source.data, "image_batch", partial(note, source.data))
+    ahead = list(source.batches(1, 0))
+    assert made_by
+    assert threading.main_thread() not in made_by
+    assert len(ahead) == len(plain)
+    for one, other in zip(ahead, plain):
+        assert torch.equal(one.image, other.image)
+        assert torch.equal(one.tokens, other.tokens)
+        assert torch.equal(one.image_id_R, other.image_id_R)
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])
