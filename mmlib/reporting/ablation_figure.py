@@ -5,8 +5,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mmlib.reporting.ablation import ablation_scope
-from mmlib.reporting.scope import percent
-from mmlib.reporting.style import DIRECTION_NAMES, DIRECTIONS, INK, SHADE, SOFT, new_figure, styled
+from mmlib.reporting.dots import dot_handles, draw_dot
+from mmlib.reporting.style import DIRECTIONS, INK, SHADE, SOFT, new_figure, styled
 
 _OFFSET = {"i2t": -0.22, "t2i": 0.22}  # of the two directions around a row's middle, in rows
 _SEED = {
@@ -83,28 +83,15 @@ def _column(axes: Axes, arms: list[dict], metric: str, direction: str, named: bo
                 )
             continue
         found = arm["metrics"][metric]
-        low, mean, high = (100 * found[name] for name in ("low", "mean", "high"))
-        _, _, (bar,) = axes.errorbar(
-            mean, y, xerr=[[max(mean - low, 0)], [max(high - mean, 0)]], fmt=look["marker"],
-            color=look["color"], markersize=5.5, elinewidth=1.6, capsize=2.5,
-        )  # fmt: skip
-        bar.set_linestyle(look["linestyle"])
+        draw_dot(axes, found["low"], found["mean"], found["high"], y, direction, named)
         if len(found["values"]) > 1:
             seeds = [100 * value for value in found["values"]]
             axes.plot(seeds, [y + 0.13] * len(seeds), marker=look["marker"], color=look["color"], **_SEED)
-        if named:
-            axes.annotate(
-                percent(found["mean"]), (mean, y), xytext=(0, 4.5), textcoords="offset points", ha="center",
-                fontsize=7.5, color=look["color"],
-            )  # fmt: skip
 
 
 def _handles(several: bool) -> list[Line2D]:
     return [
-        *(
-            Line2D([], [], **look, markersize=5.5, linewidth=1.6, label=DIRECTION_NAMES[direction])
-            for direction, look in DIRECTIONS.items()
-        ),
+        *dot_handles(),
         *([Line2D([], [], marker="o", color=SOFT, **_SEED, label="single seeds")] if several else []),
         Line2D([], [], color=SOFT, linestyle=":", label="chance"),
     ]

@@ -6,9 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mmlib.reporting.dots import dot_handles, draw_dot
 from mmlib.reporting.published import GROUPS, PUBLISHED, check_publishable, group_of
-from mmlib.reporting.scope import check_one_scope, percent, result_scope, summary_of
-from mmlib.reporting.style import DIRECTION_NAMES, DIRECTIONS, INK, SHADE, SOFT, new_figure, styled
+from mmlib.reporting.scope import check_one_scope, result_scope, summary_of
+from mmlib.reporting.style import DIRECTIONS, INK, SHADE, SOFT, new_figure, styled
 
 TITLE_CHARACTERS = 100  # of a group of systems, that fit into a figure
 _OFFSET = {"i2t": -0.17, "t2i": 0.17}  # of the two directions around a row's middle, in rows
@@ -35,19 +36,14 @@ def results_figure(results: list[dict], protocol: str = "standard") -> Figure:
         f"Dot plots of recall at {', '.join(k[1:] for k in ks)} for {', '.join(runs)}, both directions, each"
         " with its interval, and the chance level.",
         height=0.75 + 0.62 * len(results),
-        legend=[*_dot_handles(), Line2D([], [], color=SOFT, linestyle=":", label="chance")],
+        legend=[*dot_handles(), Line2D([], [], color=SOFT, linestyle=":", label="chance")],
     )
     panels = figure.subplots(1, len(ks), sharey=True, squeeze=False)[0]
     for axes, k in zip(panels, ks, strict=True):
         for direction in DIRECTIONS:
             for row, summary in enumerate(summaries):
                 recall = summary[direction][k]
-                _dot(axes, recall, row + _OFFSET[direction], direction)
-                axes.annotate(
-                    percent(recall["value"]), (100 * recall["value"], row + _OFFSET[direction]),
-                    xytext=(0, 4.5), textcoords="offset points", ha="center", fontsize=7.5,
-                    color=DIRECTIONS[direction]["color"],
-                )  # fmt: skip
+                _draw(axes, recall, row + _OFFSET[direction], direction, named=True)
             axes.axvline(100 * summaries[0][direction][k]["chance"], color=SOFT, linestyle=":", linewidth=1.2)
         axes.set_xlabel(f"R@{k[1:]} (%)")
         axes.set_xlim(left=0)
@@ -84,7 +80,7 @@ def published_figure(results: list[dict]) -> Figure:
         "Dot plot of recall at 1 on the Flickr8k test split for published systems and the runs"
         f" {', '.join(r['run'] for r in results)}, grouped by what each was pretrained on.",
         height=0.6 + 0.24 * len(rows),
-        legend=_dot_handles(),
+        legend=dot_handles(),
     )
     axes = figure.add_subplot()
     for y, row in enumerate(rows):
@@ -96,7 +92,7 @@ def published_figure(results: list[dict]) -> Figure:
         _, ours, published = row
         for direction, look in DIRECTIONS.items():
             if published is None:
-                _dot(axes, ours[direction]["r1"], y + _OFFSET[direction] / 2, direction)
+                _draw(axes, ours[direction]["r1"], y + _OFFSET[direction] / 2, direction)
             else:
                 value = getattr(published, direction)[0]
                 height = y + _OFFSET[direction] / 2
@@ -113,18 +109,5 @@ def published_figure(results: list[dict]) -> Figure:
     return figure
 
 
-def _dot(axes: Axes, recall: dict, y: float, direction: str) -> None:
-    look = DIRECTIONS[direction]
-    low, value, high = (100 * recall[name] for name in ("low", "value", "high"))
-    _, _, (bar,) = axes.errorbar(
-        value, y, xerr=[[max(value - low, 0)], [max(high - value, 0)]], fmt=look["marker"],
-        color=look["color"], markersize=5.5, elinewidth=1.6, capsize=2.5,
-    )  # fmt: skip
-    bar.set_linestyle(look["linestyle"])
-
-
-def _dot_handles() -> list[Line2D]:
-    return [
-        Line2D([], [], **look, markersize=5.5, linewidth=1.6, label=DIRECTION_NAMES[direction])
-        for direction, look in DIRECTIONS.items()
-    ]
+def _draw(axes: Axes, recall: dict, y: float, direction: str, named: bool = False) -> None:
+    draw_dot(axes, recall["low"], recall["value"], recall["high"], y, direction, named)
