@@ -231,7 +231,7 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
         )
     import json
 
-    from mmlib.atomic import write_text_atomic
+    from mmlib.files import write_text_atomic
     from mmlib.metrics.embeddings import compare_with, evaluate_embeddings, read_array, results_text
 
     protocol, data = options.protocol or "standard", options.data or "data not named"

@@ -5,8 +5,8 @@ shell's folder, Jupyter and nbval in the notebook's own.  A relative path in a p
 therefore read from `ROOT`, never from `os.getcwd()`.
 
 `MMLIB_ROOT` (environment) moves the root, for a copy that is installed away from its repository;
-`MMLIB_RUNS` and `MMLIB_CACHE` move only the run folders and the packed images, so that tests never
-touch a person's.
+`MMLIB_RUNS`, `MMLIB_REPORTS` and `MMLIB_CACHE` move only the run folders, the reports and the packed
+images, so that tests never touch a person's.
 """
 
 import os
@@ -16,7 +16,7 @@ ROOT = Path(os.environ.get("MMLIB_ROOT") or Path(__file__).resolve().parent.pare
 PARAMS = ROOT / "params"
 NOTEBOOKS = ROOT / "notebooks"
 RUNS = Path(os.environ.get("MMLIB_RUNS") or ROOT / "runs").resolve()
-REPORTS = ROOT / "reports"
+REPORTS = Path(os.environ.get("MMLIB_REPORTS") or ROOT / "reports").resolve()
 CACHE = Path(os.environ.get("MMLIB_CACHE") or ROOT / "data" / "cache").resolve()
 
 

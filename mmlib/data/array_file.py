@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from mmlib.atomic import write_text_atomic
+from mmlib.files import write_text_atomic
 from mmlib.paths import shown
 
 logger = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mmlib.atomic import write_text_atomic
 from mmlib.data.array_file import ArrayFile
 from mmlib.data.split_rows import SplitRows
+from mmlib.files import write_text_atomic
 from mmlib.paths import shown
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mmlib.atomic import write_text_atomic
 from mmlib.data.dataset import Split
+from mmlib.files import write_text_atomic
 
 logger = logging.getLogger(__name__)
 

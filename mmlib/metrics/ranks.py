@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmlib.atomic import write_bytes_atomic
+from mmlib.files import write_bytes_atomic
 from mmlib.metrics.both_ways import Queries, ranks_both_ways
 from mmlib.metrics.mapped import rows_of
 from mmlib.metrics.scores import unit_rows

@@ -5,11 +5,12 @@ from typing import Any
 
 import pandas as pd
 
+from mmlib.files import read_json
 from mmlib.metrics import RetrievalRanks, summarise
 from mmlib.reporting.scope import DIRECTIONS
 from mmlib.reporting.tables import Table
 from mmlib.training.ablation import members
-from mmlib.training.runs import read_json, read_result, run_folder, run_state
+from mmlib.training.runs import read_result, run_folder, run_state
 
 
 def ablation_checks(record: dict) -> Table:

@@ -3,11 +3,12 @@
 import numpy as np
 import pandas as pd
 
+from mmlib.files import read_json
 from mmlib.metrics import RetrievalRanks, summarise
 from mmlib.reporting.tables import Table
 from mmlib.training.checkpoint import load_checkpoint
 from mmlib.training.optimisation import learning_rate
-from mmlib.training.runs import read_history, read_json, run_folder, run_state, stored_config
+from mmlib.training.runs import read_history, run_folder, run_state, stored_config
 
 
 def check_run(run: str) -> Table:

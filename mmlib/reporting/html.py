@@ -8,7 +8,7 @@ from nbconvert import HTMLExporter
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
-from mmlib.atomic import write_text_atomic
+from mmlib.files import write_text_atomic
 from mmlib.reporting.notebook import mark_of, outputs_of, read_notebook
 from mmlib.reporting.state import Page
 

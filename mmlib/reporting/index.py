@@ -6,12 +6,11 @@ from pathlib import Path
 import jinja2
 
 from mmlib import paths
-from mmlib.atomic import write_text_atomic
+from mmlib.files import read_json, write_text_atomic
 from mmlib.reporting.ablation_verdicts import ablation_verdicts
 from mmlib.reporting.html import TEMPLATES, stylesheet
 from mmlib.reporting.scope import DIRECTIONS, percent, recall_text, scope
 from mmlib.reporting.style import DIRECTION_NAMES
-from mmlib.training.runs import read_json
 
 
 def write_index() -> Path:

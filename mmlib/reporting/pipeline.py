@@ -20,13 +20,14 @@ from nbclient.exceptions import DeadKernelError
 
 import mmlib
 from mmlib import paths
+from mmlib.files import read_json, write_json
 from mmlib.reporting.display import MARK
 from mmlib.reporting.index import write_index
 from mmlib.reporting.notebook import notebook_state, read_notebook, runs_of, section_of
 from mmlib.reporting.plan import Step, check_data_roots, plan
 from mmlib.reporting.report import write_report
 from mmlib.reporting.state import runs_state
-from mmlib.training.runs import read_json, run_folder, write_json
+from mmlib.training.runs import run_folder
 
 EXIT_COMPLETE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 

@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mmlib import paths
+from mmlib.files import read_json, write_json
 from mmlib.reporting.ablation_figure import ablation_thumbnail
 from mmlib.reporting.curves import thumbnail
 from mmlib.reporting.html import render_notebook
@@ -19,7 +20,7 @@ from mmlib.reporting.overview import write_overview
 from mmlib.reporting.scope import best_row, phases
 from mmlib.reporting.state import Page, experiment_pages, members_of, record_of, worst
 from mmlib.reporting.style import alt_text
-from mmlib.training.runs import read_history, read_json, run_folder, run_state, write_json
+from mmlib.training.runs import read_history, run_folder, run_state
 
 THUMBNAIL = "figures/learning.png"
 

@@ -8,6 +8,7 @@ import pandas as pd
 from pydantic import BaseModel
 
 from mmlib.data import Dataset
+from mmlib.files import read_json
 from mmlib.reporting import published
 from mmlib.reporting.scope import (
     DIRECTIONS,
@@ -21,7 +22,7 @@ from mmlib.reporting.scope import (
     summary_of,
 )
 from mmlib.reporting.style import DIRECTION_NAMES
-from mmlib.training.runs import read_json, run_folder, stored_config
+from mmlib.training.runs import run_folder, stored_config
 
 SMALL_RUN = (
     "A small run on drawn shapes, to see how everything works: its numbers say nothing of photographs."

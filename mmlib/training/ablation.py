@@ -6,12 +6,13 @@ Reports are made from it, and every process that ran a part of the ablation writ
 from typing import Any
 
 from mmlib.config import AblationConfig
+from mmlib.files import read_json, write_json
 from mmlib.metrics import RetrievalRanks, summarise_seeds
 from mmlib.metrics.summary import DIRECTIONS
 from mmlib.training.claims import judge_claims
 from mmlib.training.grid_plan import PlannedRun, arms_of, candidates
 from mmlib.training.grid_state import best_epoch, chosen_run, final_runs
-from mmlib.training.runs import now, read_history, read_json, read_result, run_folder, run_state, write_json
+from mmlib.training.runs import now, read_history, read_result, run_folder, run_state
 
 FILE = "ablation.json"
 KS = (1, 5, 10)

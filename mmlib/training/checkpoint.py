@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from mmlib import paths
-from mmlib.atomic import write_bytes_atomic
 from mmlib.config import ModelConfig
-from mmlib.training.disk import explained
+from mmlib.files import explained, write_bytes_atomic
 
 FORMAT = 1
 ARCHITECTURE = (*ModelConfig.model_fields, "image_size", "max_tokens")

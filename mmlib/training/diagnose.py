@@ -10,12 +10,13 @@ import numpy as np
 
 from mmlib.data import Dataset
 from mmlib.data.judgements import JudgementFiles
+from mmlib.files import read_json, write_json
 from mmlib.metrics import RetrievalRanks, summarise
 from mmlib.metrics.analysis import calibration, hubness, similarity_distributions, top1_margin
 from mmlib.metrics.summary import DIRECTIONS
 from mmlib.training.people import EmbedCaptions, agreement_with_people
 from mmlib.training.query_groups import recall_by_groups
-from mmlib.training.runs import read_json, read_result, run_folder, write_json
+from mmlib.training.runs import read_result, run_folder
 
 HUB_K = 10
 MARGIN_BINS = 10

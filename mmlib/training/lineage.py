@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from mmlib.data import Tokenizer
-from mmlib.training.runs import read_json, run_folder, stored_environment
+from mmlib.files import read_json
+from mmlib.training.runs import run_folder, stored_environment
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from mmlib import paths
-from mmlib.atomic import write_text_atomic
 from mmlib.config import TrainConfig, build
-from mmlib.training.disk import explained
+from mmlib.files import explained, read_json, write_json, write_text_atomic
 
 _OF_WEIGHTS = (
     "best.pt", "model.safetensors", "results.json", "ranks.npz", "diagnosis.json", "slots.npz", "gallery.npz",
@@ -37,37 +36,6 @@ def run_folder(run: str) -> Path:
 def now() -> str:
     """The time in UTC, to the second, ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def read_json(path: Path) -> dict:
-    """The object in a JSON file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it does not hold a JSON object.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"expected the file {paths.shown(path)}, found nothing there")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{paths.shown(path)} is damaged: expected JSON, found {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(
-            f"{paths.shown(path)} is damaged: expected a JSON object, found {type(value).__name__}"
-        )
-    return value
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Writes an object as indented JSON, whole or not at all; NaN is refused, as JSON has none.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; `path` is as it was.
-    """
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    with explained(path):
-        write_text_atomic(path, text)
 
 
 def read_history(run: str) -> list[dict]:

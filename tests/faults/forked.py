@@ -51,9 +51,9 @@ def _inside_a_step() -> None:
 
 def _inside_a_checkpoint_write() -> None:
     """With half of the second epoch's last.pt on the disk."""
-    from mmlib import atomic
+    from mmlib import files
 
-    atomic.open = half_written("last.pt", 2, _die)
+    files.open = half_written("last.pt", 2, _die)
 
 
 def _between_best_and_history() -> None:

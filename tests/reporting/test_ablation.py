@@ -9,6 +9,7 @@ import reporting_samples as samples
 
 from mmlib import paths
 from mmlib.config import ParameterError
+from mmlib.files import write_json
 from mmlib.metrics import paired_ranks, retrieval_ranks, summarise, summarise_seeds
 from mmlib.reporting import (
     ablation_checks,
@@ -26,7 +27,7 @@ from mmlib.reporting.report import write_report
 from mmlib.reporting.style import alt_text
 from mmlib.training.ablation import write_ablation
 from mmlib.training.claims import judge_claims
-from mmlib.training.runs import run_folder, write_json
+from mmlib.training.runs import run_folder
 
 REASON = "FloatingPointError: the loss became nan"
 SKILL = {"strong": 1.2, "weak": 0.4}

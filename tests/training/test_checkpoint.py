@@ -18,7 +18,7 @@ from tiny_runs import (
     tiny_train,
 )
 
-from mmlib import atomic, paths
+from mmlib import files, paths
 from mmlib.training import loop, run_state
 from mmlib.training.checkpoint import check_fits, load_checkpoint, load_weights, save_checkpoint
 
@@ -179,7 +179,7 @@ def no_space_for(monkeypatch, name: str, number: int = 1) -> None:
     def full():
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(atomic, "open", half_written(name, number, full), raising=False)
+    monkeypatch.setattr(files, "open", half_written(name, number, full), raising=False)
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_and_no_rest(saved, monkeypatch):

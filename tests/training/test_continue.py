@@ -18,7 +18,8 @@ from tiny_runs import (
 from mmlib import paths
 from mmlib.config import ParameterError
 from mmlib.data import shapes
-from mmlib.training import read_json, run_state, start, stored_config
+from mmlib.files import read_json
+from mmlib.training import run_state, start, stored_config
 
 COMMAND = "python -m mmlib train params/x/01_train.yaml"
 

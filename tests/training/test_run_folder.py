@@ -16,7 +16,8 @@ from tiny_runs import (
 
 from mmlib.config import ParameterError
 from mmlib.data import shapes
-from mmlib.training import read_history, read_json, read_result, run_state, stored_config
+from mmlib.files import read_json
+from mmlib.training import read_history, read_result, run_state, stored_config
 from mmlib.training.loop import Training
 from mmlib.training.runs import STATES, open_run, parse_history, require_complete
 

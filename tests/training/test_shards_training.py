@@ -27,7 +27,8 @@ from mmlib import paths
 from mmlib.cli import main
 from mmlib.data import load_dataset
 from mmlib.data.shards import verdicts, write_shards
-from mmlib.training import read_history, read_json, run_state
+from mmlib.files import read_json
+from mmlib.training import read_history, run_state
 from mmlib.training.loop import Training
 
 pytestmark = pytest.mark.usefixtures("tiny_place", "tolerant")

@@ -15,7 +15,6 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from mmlib import paths
-from mmlib.atomic import write_text_atomic
 from mmlib.config import DataConfig
 from mmlib.data.dataset import Dataset, Split
 from mmlib.data.decoding import decode_image
@@ -25,6 +24,7 @@ from mmlib.data.shards.members import Broken, read_file, read_meta, walk_samples
 from mmlib.data.shards.places import Place, find_shards
 from mmlib.data.shards.source import TarImages
 from mmlib.data.shards.verdicts import FIRST, MEANING, MOST_BROKEN
+from mmlib.files import write_text_atomic
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from mmlib import paths
-from mmlib.atomic import write_text_atomic
 from mmlib.data.shards.fetching import Retry, measure, open_shard, read_if_there
 from mmlib.data.shards.members import Broken, read_meta, walk_samples
 from mmlib.data.shards.places import Place
+from mmlib.files import write_text_atomic
 
 logger = logging.getLogger(__name__)
 

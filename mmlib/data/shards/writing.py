@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mmlib.atomic import write_text_atomic
 from mmlib.data.dataset import Dataset, ImageSource, Split
 from mmlib.data.image_folder import ImageFolder
 from mmlib.data.shards.index import FORMAT, MANIFEST, run_lengths
 from mmlib.data.shards.source import TarImages
+from mmlib.files import write_text_atomic
 from mmlib.paths import from_root, shown
 
 SAMPLES_PER_SHARD = 1_000
