@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mmlib.data import load_dataset, open_store
-from mmlib.data.pixels import normalise
+from mmlib.data.augment import normalise
 from mmlib.data.tokenizers import build_tokenizer
 from mmlib.model.encoders import build_image_encoder, build_text_encoder
 from mmlib.training.features import open_features, open_text_features

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from mmlib.data.pixels import PIXEL_MEAN, PIXEL_STD
+from mmlib.data.augment import PIXEL_MEAN, PIXEL_STD
 from mmlib.model.encoders.base import Encoder
 from mmlib.model.encoders.heads import build_head
 

@@ -6,7 +6,7 @@ Shapes: B images, C channels, H, W pixels, P patches, D width.
 import torch
 from torch import nn
 
-from mmlib.data.pixels import PIXEL_MEAN, PIXEL_STD
+from mmlib.data.augment import PIXEL_MEAN, PIXEL_STD
 from mmlib.model.encoders.base import Encoder
 from mmlib.model.encoders.transformer import transformer
 
