@@ -146,7 +146,9 @@ def test_features_of_what_is_tuned_are_refused(store, tmp_path):
     with pytest.raises(ValueError, match=r"an encoder that is not tuned, found 9 trained parameters"):
         open_features(encoder, store, cache=tmp_path)
     with pytest.raises(ValueError, match="found ImageEncoder, which has no features to store"):
-        open_features(build_image_encoder(settings(image_encoder="vit", patch_size=SIZE)), store, cache=tmp_path)
+        open_features(
+            build_image_encoder(settings(image_encoder="vit", patch_size=SIZE)), store, cache=tmp_path
+        )
 
 
 @pytest.mark.parametrize(
