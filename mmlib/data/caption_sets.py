@@ -44,8 +44,7 @@ def only_copy(found: Sequence[Path]) -> Path | None:
     """
     if len(found) > 1 and len({read_bounded(path) for path in found}) > 1:
         raise ValueError(
-            f"expected one {found[0].name}, found {', '.join(map(shown, found))} with different content;"
-            " keep one"
+            f"expected one {found[0].name}, found {_listed(found)} with different content; keep one"
         )
     return found[0] if found else None
 
@@ -127,13 +126,15 @@ def _check_disjoint(splits: Splits) -> None:
         )
 
 
+def _listed(files: Sequence[Path]) -> str:
+    return printable(", ".join(map(shown, files)))
+
+
 def note_ignored(folder: Path, ignored: Sequence[Path]) -> list[str]:
     """A sentence on folders of images beside the one that is read."""
     if not ignored:
         return []
-    return [
-        f"Images are read from {shown(folder)}; {', '.join(map(shown, ignored))} hold images too, unread."
-    ]
+    return [f"Images are read from {shown(folder)}; {_listed(ignored)} hold images too, unread."]
 
 
 def note_sizes(splits: Splits, usual: dict[str, int], of: str) -> list[str]:
