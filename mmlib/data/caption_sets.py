@@ -11,6 +11,7 @@ from mmlib.data.caption_files import CaptionFile
 from mmlib.data.dataset import SPLITS, Dataset, Split
 from mmlib.data.fingerprint import dataset_fingerprint, file_digests
 from mmlib.data.image_folder import ImageFolder
+from mmlib.files import printable, read_bounded
 from mmlib.paths import shown
 
 Splits = dict[str, tuple[str, ...]]  # image names by split
@@ -41,10 +42,9 @@ def only_copy(found: Sequence[Path]) -> Path | None:
     Raises:
         ValueError: their contents differ.
     """
-    if len(found) > 1 and len({path.read_bytes() for path in found}) > 1:
+    if len(found) > 1 and len({read_bounded(path) for path in found}) > 1:
         raise ValueError(
-            f"expected one {found[0].name}, found {', '.join(map(shown, found))} with different content;"
-            " keep one"
+            f"expected one {found[0].name}, found {_listed(found)} with different content; keep one"
         )
     return found[0] if found else None
 
@@ -121,18 +121,20 @@ def _check_disjoint(splits: Splits) -> None:
     if twice:
         name, first, second = twice[0]
         raise ValueError(
-            f"expected every image in one split, found {name} in {first} and {second}{and_more(twice)};"
-            " get the split files again"
+            f"expected every image in one split, found {printable(name)} in {first} and {second}"
+            f"{and_more(twice)}; get the split files again"
         )
+
+
+def _listed(files: Sequence[Path]) -> str:
+    return printable(", ".join(map(shown, files)))
 
 
 def note_ignored(folder: Path, ignored: Sequence[Path]) -> list[str]:
     """A sentence on folders of images beside the one that is read."""
     if not ignored:
         return []
-    return [
-        f"Images are read from {shown(folder)}; {', '.join(map(shown, ignored))} hold images too, unread."
-    ]
+    return [f"Images are read from {shown(folder)}; {_listed(ignored)} hold images too, unread."]
 
 
 def note_sizes(splits: Splits, usual: dict[str, int], of: str) -> list[str]:
@@ -152,24 +154,27 @@ def _check_complete(wanted: list[str], files: set[str], folder: Path, captions: 
     missing = [name for name in wanted if name not in files]
     if missing:
         raise FileNotFoundError(
-            f"expected every image of the splits in {shown(folder)}, found no {missing[0]}"
+            f"expected every image of the splits in {shown(folder)}, found no {printable(missing[0])}"
             f"{and_more(missing)}; complete the folder"
         )
     silent = [name for name in wanted if not captions.captions.get(name)]
     if silent:
         raise ValueError(
             f"expected captions of every image of the splits in {shown(captions.path)}, found none of"
-            f" {silent[0]}{and_more(silent)}; get the file again"
+            f" {printable(silent[0])}{and_more(silent)}; get the file again"
         )
 
 
 def _note_left_out(wanted: list[str], files: set[str], captions: CaptionFile) -> list[str]:
-    """A sentence for each thing that is in the folder and in no split."""
+    """A sentence for each thing that is in no split, and on captions that are repeated or empty."""
     known = set(wanted)
     unsplit = files - known
     absent = [name for name in captions.captions if name not in files and name not in known]
     unused = [name for name in captions.captions if name in unsplit]
+    empty = [name for name in wanted for text in captions.captions[name] if not text.strip()]
     notes = []
+    if empty:
+        notes.append(f"Captions without text: {len(empty):,}, of {printable(empty[0])}{and_more(empty)}.")
     if unsplit:
         notes.append(f"Left out: {count(len(unsplit), 'image')} in no split.")
     if unused:
@@ -179,7 +184,7 @@ def _note_left_out(wanted: list[str], files: set[str], captions: CaptionFile) ->
         number = sum(len(captions.captions[name]) for name in absent)
         notes.append(
             f"Left out: {count(number, 'caption')} of {count(len(absent), 'image')} without a file:"
-            f" {absent[0]}{and_more(absent)}."
+            f" {printable(absent[0])}{and_more(absent)}."
         )
     if captions.repeated:
         notes.append(f"Left out: {count(captions.repeated, 'repeated caption')} in {captions.path.name}.")
@@ -192,7 +197,7 @@ def _note_other(wanted: list[str], used: CaptionFile, other: CaptionFile) -> str
     says = "the same captions of the splits"
     if different:
         number = count(len(different), "image")
-        says = f"other captions of {number} of the splits: {different[0]}{and_more(different)}"
+        says = f"other captions of {number} of the splits: {printable(different[0])}{and_more(different)}"
     return f"Captions are read from {used.path.name}; {other.path.name} has {says}."
 
 

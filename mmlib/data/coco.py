@@ -5,12 +5,11 @@ Lin et al. (2014), "Microsoft COCO: Common Objects in Context", ECCV; captions: 
 Generating Image Descriptions".
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from mmlib.data.caption_files import CaptionFile, read_json
+from mmlib.data.caption_files import CaptionFile, excerpt, read_json
 from mmlib.data.caption_sets import Splits, build_dataset, find_file, find_root, note_sizes
 from mmlib.data.dataset import Dataset
 from mmlib.data.image_folder import SUFFIXES
@@ -105,16 +104,20 @@ def _caption_file(split: str, year: str) -> str:
 def _read_official(files: dict[str, Path]) -> tuple[CaptionFile, Splits]:
     """Captions and splits of the official files; the captions go by the folder of the first."""
     captions: dict[str, tuple[str, ...]] = {}
-    splits = {}
+    splits, repeated = {}, 0
     for split, (part, path) in zip(("train", "val"), files.items()):
-        texts = _read_annotations(path, part)
+        texts, more = _read_annotations(path, part)
         splits[split] = tuple(texts)
         captions |= texts
-    return CaptionFile(next(iter(files.values())).parent, captions), splits
+        repeated += more
+    return CaptionFile(next(iter(files.values())).parent, captions, repeated), splits
 
 
-def _read_annotations(path: Path, part: str) -> dict[str, tuple[str, ...]]:
-    """Image names, with the folder `part` before them, to captions in the order of their ids."""
+def _read_annotations(path: Path, part: str) -> tuple[dict[str, tuple[str, ...]], int]:
+    """Captions in the order of their ids by image name, with the folder `part` before it; how many repeat.
+
+    An image file may have several entries, each with an id and captions of its own: they are joined.
+    """
     content = read_json(path)
     if not isinstance(content, dict) or not all(
         isinstance(content.get(key), list) and content[key] for key in ("images", "annotations")
@@ -124,31 +127,42 @@ def _read_annotations(path: Path, part: str) -> dict[str, tuple[str, ...]]:
             " found another; is it COCO's caption file?"
         )
     name_of: dict[int, str] = {}
-    texts: dict[int, dict[int, str]] = {}
+    texts: dict[str, dict[int, str]] = {}
+    repeated = 0
     for number, image in enumerate(content["images"], start=1):
         key, name = _fields(path, f"image {number}", image, {"id": int, "file_name": str})
-        if key in name_of:
-            raise ValueError(f"{shown(path)}, image {number}: expected each id once, found {key} again")
-        name_of[key], texts[key] = f"{part}/{name}", {}
+        if name_of.setdefault(key, f"{part}/{name}") != f"{part}/{name}":
+            raise ValueError(
+                f"{shown(path)}, image {number}: expected one file of each id, found"
+                f" {excerpt(key)} again with another; get the file again"
+            )
+        texts.setdefault(name_of[key], {})
     for number, said in enumerate(content["annotations"], start=1):
         what = f"annotation {number}"
         key, image, text = _fields(path, what, said, {"id": int, "image_id": int, "caption": str})
-        if image not in texts:
+        if image not in name_of:
             raise ValueError(
-                f"{shown(path)}, {what}: expected a caption of an image of the file, found image_id {image};"
-                " get the file again"
+                f"{shown(path)}, {what}: expected a caption of an image of the file, found image_id"
+                f" {excerpt(image)}; get the file again"
             )
-        if key in texts[image]:
-            raise ValueError(f"{shown(path)}, {what}: expected each id once, found {key} again")
-        texts[image][key] = text
-    return {name: tuple(text for _, text in sorted(texts[key].items())) for key, name in name_of.items()}
+        if key not in texts[name_of[image]]:
+            texts[name_of[image]][key] = text
+        elif texts[name_of[image]][key] == text:
+            repeated += 1
+        else:
+            raise ValueError(
+                f"{shown(path)}, {what}: expected one caption of each id, found {excerpt(key)} again with"
+                " another; get the file again"
+            )
+    ordered = {name: tuple(text for _, text in sorted(said.items())) for name, said in texts.items()}
+    return ordered, repeated
 
 
 def _fields(path: Path, what: str, entry: Any, kinds: dict[str, type]) -> list:
     """The values of an entry, checked."""
     if not isinstance(entry, dict) or any(type(entry.get(key)) is not kind for key, kind in kinds.items()):
         raise ValueError(
-            f"{shown(path)}, {what}: expected {', '.join(map(repr, kinds))}, found {json.dumps(entry)[:80]};"
+            f"{shown(path)}, {what}: expected {', '.join(map(repr, kinds))}, found {excerpt(entry)};"
             " get the file again"
         )
     return [entry[key] for key in kinds]

@@ -45,6 +45,7 @@ def test_original_layout(tmp_path, images, text):
     dataset = load_flickr8k(tiny.write_original(tmp_path, images, text))
     assert_tiny(dataset)
     assert dataset.notes == (
+        tiny.EMPTY,
         "Left out: 1 image in no split.",
         "Left out: 1 caption of 1 image in no split.",
     )
@@ -67,7 +68,10 @@ def test_kaggle_layout_with_karpathys_splits(tmp_path):
 def test_karpathy_layout(tmp_path):
     dataset = load_flickr8k(tiny.write_karpathy(tmp_path))
     assert_tiny(dataset)
-    assert dataset.notes == ("Left out: 1 image in no split.",)
+    assert dataset.notes == (
+        tiny.EMPTY,
+        "Left out: 1 image in no split.",
+    )
 
 
 def test_karpathy_order_is_that_of_the_file(tmp_path):
@@ -146,6 +150,24 @@ def test_repeated_lines_are_taken_once_and_noted(tmp_path):
     assert "Left out: 1 repeated caption in Flickr8k.token.txt." in dataset.notes
 
 
+def test_captions_spread_over_a_karpathy_file_are_joined_by_image(tmp_path):
+    """A caption an entry, those of an image apart, one entry twice; ids tell equal captions from repeats."""
+    said = tiny.captions() | {"40_d.jpg": ["same .", "same .", "other ."]}
+    entries = [
+        {"filename": name, "split": split, "sentences": [{"raw": said[name][row], "sentid": row}]}
+        for row in range(3)
+        for split, images in tiny.SPLITS.items()
+        for name in images
+        if row < len(said[name])
+    ]
+    tiny.write_karpathy_file(tiny.write_karpathy(tmp_path), [*entries, entries[0]])
+    dataset = load_flickr8k(tmp_path)
+    for split, images in tiny.SPLITS.items():
+        assert dataset.splits[split].images == images
+        assert list(dataset.splits[split].captions) == [text for name in images for text in said[name]]
+    assert dataset.notes[-1] == "Left out: 1 repeated caption in dataset_flickr8k.json."
+
+
 def test_repeated_karpathy_entry_is_taken_once_and_noted(tmp_path):
     entries = tiny.karpathy_entries()
     tiny.write_karpathy_file(tiny.write_karpathy(tmp_path), [*entries, entries[1]])
@@ -194,7 +216,7 @@ def test_other_image_folders_are_noted_and_zip_leftovers_passed_over(tmp_path):
     assert dataset.notes[0] == (
         f"Images are read from {folder}; {tmp_path / 'thumbs'} hold images too, unread."
     )
-    assert dataset.notes[1] == "Left out: 1 image in no split."
+    assert dataset.notes[1:3] == (tiny.EMPTY, "Left out: 1 image in no split.")
 
 
 def test_equal_copies_of_a_text_file_are_one(tmp_path):

@@ -137,7 +137,7 @@ class SampleReader:
             image = decode_image(image_bytes, found.key)
         except OSError:
             return "image"
-        if is_new and self._guard and (sign := self._guard.sign(meta.name, image_bytes, image)):
+        if is_new and self._guard and (sign := self._guard.sign(meta.name, image_bytes, image, meta.dataset)):
             return sign
         return Loaded(meta.captions, resize_image(image, self._size, self._resize))
 
