@@ -23,12 +23,13 @@ class ImageFolder:
     folder: Path
 
     def load(self, name: str, size: int | None = None) -> Image.Image:
-        """The image `name` as `decode_image` gives it, at its own size.
+        """The image `name` as `decode_image` gives it.
 
         Raises:
-            OSError: the file is missing, cut short or no image.
+            FileNotFoundError: the file is missing.
+            ValueError: it is cut short or no image.
         """
-        return decode_image((self.folder / name).read_bytes(), name)
+        return decode_image((self.folder / name).read_bytes(), name, size)
 
 
 def find_image_folders(root: Path) -> dict[Path, set[str]]:

@@ -57,7 +57,7 @@ def pack_chunk(
     for row, name in enumerate(names):
         try:
             images_NHWC[row] = resize_image(source.load(name, size).convert("RGB"), size, resize)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             failures.append((name, str(error)))
     # A plain write: on a full disk, writing through a memory map kills the process (SIGBUS).
     with open(file, "r+b") as output:
