@@ -6,14 +6,14 @@ Generating Image Descriptions".
 """
 
 import json
-import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from mmlib.data.caption_files import CaptionFile, read_json
 from mmlib.data.caption_sets import Splits, build_dataset, find_file, find_root, note_sizes
 from mmlib.data.dataset import Dataset
-from mmlib.data.image_folder import SUFFIXES
+from mmlib.data.image_folder import list_images, note_skipped
 from mmlib.data.karpathy import read_karpathy
 from mmlib.paths import shown
 
@@ -66,8 +66,12 @@ def load_coco(root: str | Path) -> Dataset:
         ]
     parts = sorted({name.rpartition("/")[0] for names in splits.values() for name in names})
     folder = _find_images(root, parts)
-    files = {f"{part}/{name}" for part in parts for name in _image_names(folder / part)}
-    return build_dataset("coco", splits, [captions], folder, files, notes)
+    files, skipped = set(), Counter()
+    for part in parts:
+        names, _, others = list_images(folder / part)
+        files |= {f"{part}/{name}" for name in names}
+        skipped += others
+    return build_dataset("coco", splits, [captions], folder, files, notes + note_skipped(skipped))
 
 
 def _find_official(root: Path) -> tuple[str, dict[str, Path]]:
@@ -165,8 +169,3 @@ def _find_images(root: Path, parts: list[str]) -> Path:
         f"expected the image folders {', '.join(f'{part}/' for part in parts)} side by side in"
         f" {shown(root)} or a folder of it, found {', '.join(there) or 'none'}; unpack COCO's zip files there"
     )
-
-
-def _image_names(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES)]

@@ -14,7 +14,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from mmlib.files import printable
 
-# What Pillow may open; MPO is read as JPEG.  Others hand the bytes to other programs (EPS to Ghostscript) or are no photos.
+# What Pillow may open; JPEG includes MPO.  Others hand the bytes to programs (EPS to Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -41,27 +41,27 @@ def decode_image(content: bytes, name: str, size: int | None = None) -> Image.Im
         name: of the file, for errors.
         size: pixels a side that the caller will shrink the picture to.  A JPEG of more than
             `DRAFT_PIXELS` is then decoded at a half, quarter or eighth of its size where that leaves at
-            least `DRAFT_MARGIN` times `size` on each side (libjpeg's scaled decoding).  In all
-            other cases the picture comes at its own size.
+            least `DRAFT_MARGIN` times `size` on each side (libjpeg's scaled decoding).  In all other
+            cases the picture comes at its own size.
 
     Raises:
         ValueError: not one of these formats, too large, too long and thin, cut short, damaged, or of
             values without a meaning as grey levels.  The message names the file.
     """
-    try:
-        with _strict(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _check_bounds(image, content)
-            if size and image.format in ("JPEG", "MPO") and image.width * image.height > DRAFT_PIXELS:
-                image.draft(None, (DRAFT_MARGIN * size, DRAFT_MARGIN * size))
-            return to_rgb(image)
-    except UnidentifiedImageError:
-        reason = "expected a JPEG, PNG, WebP, GIF, BMP or TIFF image, found other or damaged content"
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        found = re.search(r"[0-9]+", str(error))
-        reason = _too_large(f"{int(found[0]):,} pixels" if found else "more")
-    except Exception as error:  # decoders raise anything on bytes from the web
-        reason = str(error) or type(error).__name__
-    raise ValueError(f"cannot decode {printable(name)}: {printable(reason)}")
+    with _opened(content, name) as image:
+        if size and image.format in ("JPEG", "MPO") and image.width * image.height > DRAFT_PIXELS:
+            image.draft(None, (DRAFT_MARGIN * size, DRAFT_MARGIN * size))
+        return to_rgb(image)
+
+
+def image_suffix(content: bytes, name: str) -> str:
+    """The usual ending of an image file's format, without the dot; the pixels are not decoded.
+
+    Raises:
+        ValueError: as `decode_image`, as far as the header tells.
+    """
+    with _opened(content, name) as image:
+        return {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}.get(image.format, image.format.lower())
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -101,6 +101,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+@contextmanager
+def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
+    """The image, opened within bounds; whatever goes wrong with it becomes an error that names the file."""
+    try:
+        with _strict(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _check_bounds(image, content)
+            yield image
+            return
+    except UnidentifiedImageError:
+        reason = "expected a JPEG, PNG, WebP, GIF, BMP or TIFF image, found other or damaged content"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        found = re.search(r"[0-9]+", str(error))
+        reason = _too_large(f"{int(found[0]):,} pixels" if found else "more")
+    except Exception as error:  # decoders raise anything on bytes from the web
+        reason = str(error) or type(error).__name__
+    raise ValueError(f"cannot decode {printable(name)}: {printable(reason)}")
 
 
 def _check_bounds(image: Image.Image, content: bytes) -> None:

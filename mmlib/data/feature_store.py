@@ -26,7 +26,7 @@ from mmlib.paths import shown
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raised when the meaning of the values changes
+FORMAT = 2  # raised when the meaning of the values changes, or that of the pixels they are made of
 RECORD_SECONDS = 5.0  # between two records of the rows done, each of which waits for the disk
 
 Compute = Callable[[int, int], np.ndarray]  # rows start to stop - 1 → their features
