@@ -15,6 +15,7 @@ from mmlib.data.caption_sets import Splits, build_dataset, find_file, find_root,
 from mmlib.data.dataset import Dataset
 from mmlib.data.image_folder import list_images, note_skipped
 from mmlib.data.karpathy import read_karpathy
+from mmlib.files import checked_name
 from mmlib.paths import shown
 
 KARPATHY_FILE = "dataset_coco.json"
@@ -65,6 +66,8 @@ def load_coco(root: str | Path) -> Dataset:
             *note_sizes(splits, SPLIT_SIZES[year], f"COCO's own of {year}"),
         ]
     parts = sorted({name.rpartition("/")[0] for names in splits.values() for name in names})
+    for part in parts:
+        checked_name(part, "image folder")
     folder = _find_images(root, parts)
     files, skipped = set(), Counter()
     for part in parts:

@@ -19,6 +19,7 @@ from mmlib.paths import shown
 
 DEPTH = 3  # folders below the root that are searched; zips unpacked into themselves are 2 deep
 SYSTEM_FOLDERS = (".", "@", "#", "$", "__MACOSX")  # how those begin that systems and NAS boxes put there
+TEXT_SUFFIXES = (".txt", ".token", ".json", ".csv")  # of a set's own files, which may lie among its images
 NAMED = 3  # files or folders that a message names before it counts the rest
 
 
@@ -143,7 +144,7 @@ def list_images(folder: Path) -> tuple[set[str], list[Path], Counter]:
             names.add(entry.name)
         elif entry.name.startswith("._"):
             skipped["._*"] += 1
-        else:
+        elif not entry.name.lower().endswith(TEXT_SUFFIXES):
             ending = os.path.splitext(entry.name)[1].lower()
             skipped[f"*{ending}" if ending else entry.name] += 1
     return names, folders, skipped
@@ -189,7 +190,7 @@ def find_image_folder(
     if not found:
         raise FileNotFoundError(
             f"expected a folder with images (JPEG, PNG, WebP, GIF, BMP or TIFF) under {shown(root)}, usually"
-            f" {preferred[0]}/, found {_counted(everything) or 'nothing'}; unpack the images there"
+            f" {preferred[0]}/, found {_counted(everything) or 'none'}; unpack the images there"
         )
     wanted = {_folded(name) for name in listed}
     likely = [folder for folder in found if any(_folded(name) in wanted for name in found[folder])]

@@ -186,7 +186,9 @@ def test_other_image_folders_are_noted_and_zip_leftovers_passed_over(tmp_path):
     tiny.write_images(tmp_path / "thumbs")
     for leftover in ("__MACOSX/Flicker8k_Dataset", ".trash"):
         tiny.write_images(tmp_path / leftover)
-    (tmp_path / "Flicker8k_Dataset" / "._40_d.jpg").write_bytes(b"finder")
+    for name in ("._40_d.jpg", "._50_e.jpg", "Thumbs.db", ".DS_Store"):
+        (tmp_path / "Flicker8k_Dataset" / name).write_bytes(b"of a system")
+    tiny.write_images(tmp_path / "Flicker8k_Dataset" / "@eaDir" / "40_d.jpg")
     os.symlink(tmp_path, tmp_path / "self")
     dataset = load_flickr8k(tmp_path)
     assert_tiny(dataset)
@@ -194,7 +196,10 @@ def test_other_image_folders_are_noted_and_zip_leftovers_passed_over(tmp_path):
     assert dataset.notes[0] == (
         f"Images are read from {folder}; {tmp_path / 'thumbs'} hold images too, unread."
     )
-    assert dataset.notes[1] == "Left out: 1 image in no split."
+    assert dataset.notes[1:3] == (
+        "Skipped, since they are no images of the set: 2 ._*, 1 *.db, 1 .DS_Store and 3 of other kinds.",
+        "Left out: 1 image in no split.",
+    )
 
 
 def test_equal_copies_of_a_text_file_are_one(tmp_path):
@@ -204,6 +209,7 @@ def test_equal_copies_of_a_text_file_are_one(tmp_path):
 
 
 def test_second_load_reads_no_image(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmlib.data.fingerprint.SETTLED_NS", 0)
     first = load_flickr8k(tiny.write_original(tmp_path))
     monkeypatch.setattr("mmlib.data.fingerprint._sha256", None)
     assert load_flickr8k(tmp_path).fingerprint == first.fingerprint

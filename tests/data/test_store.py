@@ -171,7 +171,7 @@ def _write_header(content):
         (_cut, "it has 1,679 bytes, expected 1,680"),
         (_zero_the_end, "its pixels do not match their checksum"),
         (_replace_by_other_names, "its header has names_sha256 "),
-        (_edit_header("format", 0), "its header has format 0, expected 1"),
+        (_edit_header("format", 0), "its header has format 0, expected 2"),
         (_edit_header("shape", [1, 4, 4, 3]), "its header has shape [1, 4, 4, 3], expected [35, 4, 4, 3]"),
         (_edit_header("checksum", None), "its pixels do not match their checksum"),
         (_write_header('{"cut'), "its header is not JSON ("),
@@ -313,13 +313,17 @@ def test_unreadable_images_are_named_and_counted(tmp_path, workers):
     dataset = tiny.dataset_of(ImageFolder(tmp_path / "images"), names)
     with pytest.raises(ValueError, match=r"expected 40 readable images in tiny, found 3 .*") as caught:
         open_store(dataset, SIZE, workers=workers, cache=tmp_path / "cache")
-    assert re.search(r"are not: 5\.jpg \(cannot identify .*\) and 2 more; get them again", str(caught.value))
+    assert re.search(
+        r"are not: 5\.jpg \(cannot decode 5\.jpg: expected .*\) and 2 more; get them again", str(caught.value)
+    )
     assert stores_in(tmp_path / "cache") == []
 
 
 def test_one_unreadable_image_is_named_alone(tmp_path):
     dataset = tiny.dataset_of(ImageFolder(tmp_path), ["gone.jpg"])
-    with pytest.raises(ValueError, match=r"gone\.jpg'\); get them again"):
+    with pytest.raises(
+        ValueError, match=r"gone\.jpg \(expected the file .*gone\.jpg, found nothing there\); get them again"
+    ):
         open_store(dataset, SIZE, cache=tmp_path)
 
 
