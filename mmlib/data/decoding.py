@@ -6,6 +6,7 @@ Light on purpose: the packed store's worker processes import it.
 import io
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,9 @@ MAX_ASPECT = 50  # longer side by shorter: `crop` brings the shorter to full siz
 MAX_SCANS = 100  # of a JPEG: progressive ones have about 10, and each is a pass over all pixels
 DRAFT_PIXELS = 2**21  # JPEGs of the field's data sets have at most 640 x 640, and are decoded in full
 DRAFT_MARGIN = 2  # a reduced picture still has this many times the pixels a side that are asked for
+
+# Damaged EXIF data is common on the web, changes no pixel, and would be a line without a file's name.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 _KEY_SCALE = {"L;2": 85, "L;4": 17}  # PNG's transparent grey is given in samples of the file's own depth
 _TIFF_PHOTOMETRIC, _TIFF_BITS, _TIFF_SAMPLE_FORMAT, _TIFF_TILE_SIDES = 262, 258, 339, (322, 323)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from mmlib.data.array_file import ArrayFile
 from mmlib.data.split_rows import SplitRows
-from mmlib.files import write_text_atomic
+from mmlib.files import read_json, write_text_atomic
 from mmlib.paths import shown
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def _record(file: ArrayFile, part: Path, output, done: int) -> None:
 def _rows_done(file: ArrayFile, part: Path, row_bytes: int) -> int:
     """Rows of an unfinished file that can be kept."""
     try:
-        record = json.loads(_record_path(part).read_bytes())
+        record = read_json(_record_path(part))
         if record["header"] == file.header and part.stat().st_size >= record["rows"] * row_bytes:
             return record["rows"]
     except (OSError, ValueError, KeyError, TypeError):

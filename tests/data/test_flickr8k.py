@@ -5,9 +5,11 @@ import os
 
 import pytest
 import tiny_flickr as tiny
+from PIL import Image
 
 from mmlib import paths
 from mmlib.data.flickr8k import load_flickr8k
+from mmlib.data.store import open_store
 
 
 @pytest.fixture(autouse=True)
@@ -206,6 +208,27 @@ def test_equal_copies_of_a_text_file_are_one(tmp_path):
     tiny.write_original(tmp_path)
     tiny.write_original(tmp_path, text="Flickr8k_text")
     assert_tiny(load_flickr8k(tmp_path))
+
+
+def test_an_image_replaced_by_one_of_equal_size_and_time_changes_the_fingerprint_and_the_pixels(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("mmlib.data.fingerprint.SETTLED_NS", 0)
+    before = load_flickr8k(tiny.write_original(tmp_path))
+    packed = open_store(before, 8, workers=1)
+    photo = tmp_path / "Flicker8k_Dataset" / "40_d.jpg"
+    status = photo.stat()
+    with Image.open(photo) as image:
+        image.rotate(180).save(photo, quality=20)
+    photo.write_bytes(photo.read_bytes().ljust(status.st_size, b"\0"))
+    os.utime(photo, ns=(status.st_atime_ns, status.st_mtime_ns))
+    while photo.stat().st_ctime_ns == status.st_ctime_ns:  # within one tick of the clock
+        os.utime(photo, ns=(status.st_atime_ns, status.st_mtime_ns))
+    after = load_flickr8k(tmp_path)
+    assert after.fingerprint != before.fingerprint
+    again = open_store(after, 8, workers=1)
+    changed_N = (packed.images != again.images).any(axis=(1, 2, 3))
+    assert [name for name, row in again.index.items() if changed_N[row]] == ["40_d.jpg"]
 
 
 def test_second_load_reads_no_image(tmp_path, monkeypatch):
