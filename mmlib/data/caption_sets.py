@@ -84,6 +84,9 @@ def build_dataset(
 ) -> Dataset:
     """The data set of checked parts; the first call hashes every image, later ones what has changed.
 
+    Images are named as the splits name them, in Unicode's composed form (NFC); captions and files are
+    matched to them as a person would (`match_names`), so the fingerprint is the same on every disk.
+
     Args:
         name: of the data set.
         splits: image names by split, in order.

@@ -6,6 +6,7 @@ Generating Image Descriptions".
 """
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -163,11 +164,11 @@ def _fields(path: Path, what: str, entry: Any, kinds: dict[str, type]) -> list:
 
 def _find_images(root: Path, parts: list[str]) -> Path:
     """The folder that holds all the image folders."""
-    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+    folders = [root, *list_images(root)[1]]
     for folder in folders:
-        if all((folder / part).is_dir() for part in parts):
+        if all(os.path.isdir(folder / part) for part in parts):  # False where it may not be read
             return folder
-    there = [shown(folder / part) for folder in folders for part in parts if (folder / part).is_dir()]
+    there = [shown(folder / part) for folder in folders for part in parts if os.path.isdir(folder / part)]
     raise FileNotFoundError(
         f"expected the image folders {', '.join(f'{part}/' for part in parts)} side by side in"
         f" {shown(root)} or a folder of it, found {', '.join(there) or 'none'}; unpack COCO's zip files there"

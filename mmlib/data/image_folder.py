@@ -212,7 +212,9 @@ def find_image_folder(
 
 def _named(folders: list[Path]) -> str:
     rest = len(folders) - NAMED
-    return ", ".join(map(shown, folders[:NAMED])) + (f" and {rest:,} more" if rest > 0 else "")
+    return ", ".join(printable(shown(folder)) for folder in folders[:NAMED]) + (
+        f" and {rest:,} more" if rest > 0 else ""
+    )
 
 
 def _search(root: Path) -> tuple[dict[Path, set[str]], dict[Path, Counter]]:

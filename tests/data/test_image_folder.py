@@ -1,6 +1,7 @@
 """Folders of images: names that a person would call the same, what is skipped, and files that changed."""
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -98,6 +99,27 @@ def test_what_is_no_image_of_the_set_is_skipped_and_counted(tmp_path):
     assert folders == [root / "Images" / "folder.jpg"]
     kinds = ["*.db", "*.mov", ".DS_Store", "@eaDir/", "LICENSE"]
     assert skipped == Counter({"._*": 2, **dict.fromkeys(kinds, 1)})
+
+
+def test_a_folder_that_may_not_be_read_is_skipped(tmp_path, monkeypatch):
+    """As a disk's lost+found; the data set's own folder must be readable."""
+    make(tmp_path, "Images/a.jpg", "lost+found/b.jpg")
+    closed = [tmp_path / "lost+found"]
+    real = os.scandir
+
+    def scandir(folder):
+        if folder in closed:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert find_image_folder(tmp_path, ("Images",))[1:] == (
+        {"a.jpg"},
+        ["Skipped, since they are no images of the set: 1 unreadable lost+found/."],
+    )
+    closed.append(tmp_path)
+    with pytest.raises(PermissionError):
+        find_image_folder(tmp_path, ("Images",))
 
 
 def test_nothing_left_ends_with_what_was_found_instead(tmp_path):
