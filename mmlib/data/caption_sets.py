@@ -4,13 +4,14 @@ A loader reads captions by image and official image names by split; `build_datas
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mmlib import paths
 from mmlib.data.caption_files import CaptionFile
 from mmlib.data.dataset import SPLITS, Dataset, Split
 from mmlib.data.fingerprint import dataset_fingerprint, file_digests
-from mmlib.data.image_folder import ImageFolder
+from mmlib.data.image_folder import ImageFolder, match_names, normal_form
 from mmlib.files import printable, read_bounded
 from mmlib.paths import shown
 
@@ -82,33 +83,50 @@ def build_dataset(
 ) -> Dataset:
     """The data set of checked parts; the first call hashes every image, later ones what has changed.
 
+    Images are named as the splits name them, in Unicode's composed form (NFC); captions and files are
+    matched to them as a person would (`match_names`), so the fingerprint is the same on every disk.
+
     Args:
         name: of the data set.
         splits: image names by split, in order.
         captions: the file to use first; others only make notes where they disagree.
         folder: of the images.
-        files: image names in it.
+        files: names of the image files in it, in any Unicode form and case (`match_names`).
         notes: what the loader has noted so far.
 
     Raises:
         FileNotFoundError: the image of a split is missing.
-        ValueError: an image is in two splits or has no caption.
+        ValueError: an image is in two splits or has no caption, or its name fits several files.
     """
+    splits = {split: tuple(dict.fromkeys(map(normal_form, names))) for split, names in splits.items()}
     _check_disjoint(splits)
-    used, *others = captions
     wanted = [image for split in splits for image in splits[split]]
+    on_disk = match_names(wanted, files, shown(folder))
+    files = (files - set(on_disk.values())) | set(on_disk)
+    used, *others = [_by_image(source, wanted) for source in captions]
     _check_complete(wanted, files, folder, used)
     notes = [*notes, *_note_left_out(wanted, files, used)]
     notes += [_note_other(wanted, used, other) for other in others]
-    digests = file_digests([folder / image for image in wanted], paths.CACHE / f"{name}-digests.json")
+    paths_of = [folder / on_disk[image] for image in wanted]
+    digests = dict(zip(wanted, file_digests(paths_of, paths.CACHE / f"{name}-digests.json")))
     built = {split: _build_split(split, images, used) for split, images in splits.items()}
     return Dataset(
         name=name,
         splits=built,
-        source=ImageFolder(folder),
-        fingerprint=dataset_fingerprint(built, dict(zip(wanted, digests))),
+        source=ImageFolder(
+            folder, digests, {image: file for image, file in on_disk.items() if image != file}
+        ),
+        fingerprint=dataset_fingerprint(built, digests),
         notes=tuple(notes),
     )
+
+
+def _by_image(source: CaptionFile, wanted: list[str]) -> CaptionFile:
+    """`source` with the images of the splits under the names that the splits give them."""
+    image_of = {
+        theirs: image for image, theirs in match_names(wanted, source.captions, source.path.name).items()
+    }
+    return replace(source, captions={image_of.get(name, name): t for name, t in source.captions.items()})
 
 
 def _check_disjoint(splits: Splits) -> None:
@@ -128,13 +146,6 @@ def _check_disjoint(splits: Splits) -> None:
 
 def _listed(files: Sequence[Path]) -> str:
     return printable(", ".join(map(shown, files)))
-
-
-def note_ignored(folder: Path, ignored: Sequence[Path]) -> list[str]:
-    """A sentence on folders of images beside the one that is read."""
-    if not ignored:
-        return []
-    return [f"Images are read from {shown(folder)}; {_listed(ignored)} hold images too, unread."]
 
 
 def note_sizes(splits: Splits, usual: dict[str, int], of: str) -> list[str]:

@@ -6,14 +6,16 @@ Generating Image Descriptions".
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from mmlib.data.caption_files import CaptionFile, excerpt, read_json
 from mmlib.data.caption_sets import Splits, build_dataset, find_file, find_root, note_sizes
 from mmlib.data.dataset import Dataset
-from mmlib.data.image_folder import SUFFIXES
+from mmlib.data.image_folder import list_images, note_skipped
 from mmlib.data.karpathy import read_karpathy
+from mmlib.files import checked_name
 from mmlib.paths import shown
 
 KARPATHY_FILE = "dataset_coco.json"
@@ -64,9 +66,15 @@ def load_coco(root: str | Path) -> Dataset:
             *note_sizes(splits, SPLIT_SIZES[year], f"COCO's own of {year}"),
         ]
     parts = sorted({name.rpartition("/")[0] for names in splits.values() for name in names})
+    for part in parts:
+        checked_name(part, "image folder")
     folder = _find_images(root, parts)
-    files = {f"{part}/{name}" for part in parts for name in _image_names(folder / part)}
-    return build_dataset("coco", splits, [captions], folder, files, notes)
+    files, skipped = set(), Counter()
+    for part in parts:
+        names, _, others = list_images(folder / part)
+        files |= {f"{part}/{name}" for name in names}
+        skipped += others
+    return build_dataset("coco", splits, [captions], folder, files, notes + note_skipped(skipped))
 
 
 def _find_official(root: Path) -> tuple[str, dict[str, Path]]:
@@ -170,17 +178,12 @@ def _fields(path: Path, what: str, entry: Any, kinds: dict[str, type]) -> list:
 
 def _find_images(root: Path, parts: list[str]) -> Path:
     """The folder that holds all the image folders."""
-    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+    folders = [root, *list_images(root)[1]]
     for folder in folders:
-        if all((folder / part).is_dir() for part in parts):
+        if all(os.path.isdir(folder / part) for part in parts):  # False where it may not be read
             return folder
-    there = [shown(folder / part) for folder in folders for part in parts if (folder / part).is_dir()]
+    there = [shown(folder / part) for folder in folders for part in parts if os.path.isdir(folder / part)]
     raise FileNotFoundError(
         f"expected the image folders {', '.join(f'{part}/' for part in parts)} side by side in"
         f" {shown(root)} or a folder of it, found {', '.join(there) or 'none'}; unpack COCO's zip files there"
     )
-
-
-def _image_names(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES)]

@@ -17,9 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mmlib import paths
 from mmlib.data.dataset import Dataset, Split
-from mmlib.data.fingerprint import file_digests
 from mmlib.data.image_folder import ImageFolder
 from mmlib.data.lookalikes import SIDE, near_duplicates
 from mmlib.data.store import open_store
@@ -233,8 +231,7 @@ def _ids(dataset: Dataset, images: Sequence[str]) -> list[str | None]:
 def _digests(dataset: Dataset, images: Sequence[str]) -> list[str | None]:
     if not isinstance(dataset.source, ImageFolder):
         return [None] * len(images)
-    files = [dataset.source.folder / image for image in images]
-    return file_digests(files, paths.CACHE / f"{dataset.name}-digests.json")
+    return [dataset.source.digest(image) for image in images]
 
 
 def _places(leaks: Sequence[Leak]) -> str:

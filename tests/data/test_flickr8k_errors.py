@@ -168,7 +168,13 @@ def test_image_without_captions(original):
 
 def test_no_image_folder(original):
     (original / "Flicker8k_Dataset").rename(original.parent / f"{original.name}_moved")
-    message = f"expected a folder with JPEG images under {original}, usually Flicker8k_Dataset/, found none"
+    for seed in range(3):  # a NAS box makes a folder for each picture
+        tiny.write_images(original / "@eaDir" / f"{seed}.jpg")
+    (original / "IMG_1.HEIC").write_bytes(b"a phone's")
+    message = (
+        f"expected a folder with images (JPEG, PNG, WebP, GIF, BMP or TIFF) under {original}, usually"
+        " Flicker8k_Dataset/, found 1 *.heic, 1 @eaDir/; unpack the images there"
+    )
     assert_refused(original, FileNotFoundError, message)
 
 

@@ -8,9 +8,7 @@ import hashlib
 import numpy as np
 from PIL import Image
 
-from mmlib import paths
 from mmlib.data.dataset import Dataset
-from mmlib.data.fingerprint import file_digests
 from mmlib.data.image_folder import ImageFolder
 from mmlib.data.leaks import HELD_OUT, photo_id
 from mmlib.data.lookalikes import MAX_DISTANCE, SIDE, near_duplicates, perceptual_hash
@@ -65,8 +63,7 @@ class LeakGuard:
 
 def _digests(dataset: Dataset, names: list[str]) -> list[str]:
     if isinstance(dataset.source, ImageFolder):
-        files = [dataset.source.folder / name for name in names]
-        return file_digests(files, paths.CACHE / f"{dataset.name}-digests.json")
+        return [dataset.source.digest(name) for name in names]
     if isinstance(dataset.source, TarImages):
         return [hashlib.sha256(dataset.source.read(name)).hexdigest() for name in names]
     return []
