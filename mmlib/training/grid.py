@@ -9,9 +9,8 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from filelock import FileLock, Timeout
-
 from mmlib.config import AblationConfig, EvaluateConfig, ParameterError, build, differences
+from mmlib.files import InUse, locked
 from mmlib.training.ablation import ablation_record, record_status, write_ablation
 from mmlib.training.evaluation import evaluate
 from mmlib.training.grid_plan import PlannedRun, arms_of, candidates, plan_grid
@@ -93,7 +92,7 @@ def _check_folders(config: AblationConfig, planned: list[PlannedRun]) -> None:
 def _announced(config: AblationConfig, arms: Arms) -> Iterator[None]:
     """Keeps the ablation's own `status.json` true; one of its processes holds the folder's lock."""
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(RuntimeError):  # another process of this ablation has it
+        with contextlib.suppress(InUse):  # another process of this ablation has it
             held.enter_context(open_run(config.run))
         if not all(_is_done(work, config.split) for work in _due(arms)):
             record_status(config.run, "running")
@@ -158,18 +157,13 @@ def _taken(ablation: str, run: str) -> Iterator[bool]:
     The run's own lock comes too late for this: it is taken when data and model are ready, and says
     nothing of the evaluation.
     """
-    locks = run_folder(ablation) / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks / run)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(run_folder(ablation) / "locks" / run, f"run {run!r}"))
+        except InUse:
+            yield False
+            return
         yield True
-    finally:
-        lock.release()
 
 
 def _carry_out(run: PlannedRun, final: bool, config: AblationConfig) -> bool:
@@ -179,22 +173,12 @@ def _carry_out(run: PlannedRun, final: bool, config: AblationConfig) -> bool:
             train(run.config, _quiet, if_complete="show")
         except FloatingPointError:
             pass  # its status.json says so
-        except RuntimeError:
-            if _is_held(run.name):
-                return False
-            raise
+        except InUse:
+            return False
     if not _is_done((run, final), config.split):
         wanted = {"split": config.split, "checkpoint": CHECKPOINT, "device": config.device}
         evaluate(build(EvaluateConfig, {"runs": [run.name], "data_root": config.data_root, **wanted}))
     return True
-
-
-def _is_held(run: str) -> bool:
-    try:
-        with open_run(run):
-            return False
-    except RuntimeError:
-        return True
 
 
 def _quiet(line: str) -> None:

@@ -9,6 +9,7 @@ from tiny_grids import CLAIM, tiny_grid, write_base
 from tiny_runs import before_step, left_behind, press_ctrl_c, quiet, tiny_train
 
 from mmlib.config import ParameterError
+from mmlib.files import InUse
 from mmlib.training import grid, read_ablation, read_history, read_result, run_folder, run_grid, run_state
 from mmlib.training.grid_state import is_evaluated
 from mmlib.training.loop import Training
@@ -184,10 +185,9 @@ def test_a_run_that_another_program_holds_is_waited_for(base, monkeypatch):
             monkeypatch.undo()
 
     def busy(*_, **__):
-        raise RuntimeError("run 'grid.a.s0' is being written by another process")
+        raise InUse("run 'grid.a.s0' is being written by another process")
 
     monkeypatch.setattr(grid, "train", busy)
-    monkeypatch.setattr(grid, "_is_held", lambda run: True)
     monkeypatch.setattr(grid.time, "sleep", finish)
     record = run_grid(tiny_grid(base, arms={"a": {}}), quiet)
     assert record["arms"][0]["runs"][0]["state"] == "complete"
