@@ -18,7 +18,7 @@ import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from mmlib import paths
 
@@ -54,14 +54,7 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Writes `data` to `path`, whole or not at all; see `written_whole`."""
-    with written_whole(path) as file:
-        file.write(data)
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file beside `path`, which gets that name, flushed to the disk, when the block has ended.
+    """Writes `data` to a temporary file beside `path`, flushes it to the disk and renames it.
 
     Raises:
         OSError: the folder cannot be written to or the disk is full; nothing is left behind and
@@ -70,7 +63,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
         with open(temporary, "wb") as file:
-            yield file
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         replace_flushed(temporary, path)

@@ -229,7 +229,7 @@ def lose_the_data_of_the_second():
     from mmlib.training import start
 
     if os.environ["RANK"] == "1":
-        start.load_dataset = lambda config: open("/no/such/photo.jpg")
+        start.load_dataset = lambda config: os.stat("/no/such/photo.jpg")
 
 
 def test_what_one_process_cannot_read_is_refused_by_all(tiny_place, tiny_cache, tmp_path):
