@@ -160,8 +160,9 @@ def holder(folder: Path) -> str | None:
 def _hold(path: Path, flags: int, held: contextlib.ExitStack) -> int | None:
     """A descriptor of `path` with its lock, closed by `held`; None if another process has the lock."""
     while True:
-        if not flags & os.O_CREAT:
+        if not flags & os.O_CREAT and not path.is_dir():
             path.mkdir(parents=True, exist_ok=True)
+            flush_folder(path.parent)
         try:
             descriptor = os.open(path, flags, 0o666)
         except FileNotFoundError:

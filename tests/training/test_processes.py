@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_runs import checkpoint, left_behind, quiet, tiny_train
-from together import run_together, settle
+from together import SERVER, as_rank, run_together, settle
 
 from mmlib.config import ParameterError
 from mmlib.training import read_history, run_state
@@ -104,7 +104,7 @@ def test_history_and_weights_are_those_of_one_process(tiny_place, tiny_cache, tm
     assert len(both["last"]["rng_of_others"]) == 1
 
 
-def die_in_the_middle(runs, cache, changes, rank):
+def die_in_the_middle(runs, cache, changes, rank, signalled=False):
     from mmlib.training.loop import Training
 
     settle(runs, cache)
@@ -113,6 +113,8 @@ def die_in_the_middle(runs, cache, changes, rank):
     def mortal(training, batch):
         if training.position.epoch == 2 and os.environ["RANK"] == rank:
             os.kill(os.getpid(), signal.SIGKILL)
+        if training.position.epoch == 2 and signalled:
+            signal.raise_signal(signal.SIGTERM)  # torchrun's, before the loss of the other one is seen
         return step(training, batch)
 
     Training._step = mortal
@@ -123,9 +125,10 @@ def die_in_the_middle(runs, cache, changes, rank):
         sys.exit(1)
 
 
+@pytest.mark.parametrize("signalled", [False, True])
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_process_that_dies_ends_the_run_and_it_goes_on(rank, tiny_place, tiny_cache):
-    codes = run_together(die_in_the_middle, 2, tiny_place, tiny_cache, TOGETHER, rank)
+def test_a_process_that_dies_ends_the_run_and_it_goes_on(rank, signalled, tiny_place, tiny_cache):
+    codes = run_together(die_in_the_middle, 2, tiny_place, tiny_cache, TOGETHER, rank, signalled)
     assert codes[int(rank)] == -signal.SIGKILL
     assert codes[1 - int(rank)] == 1
     said = (tiny_place / f"{1 - int(rank)}.txt").read_text()
@@ -250,7 +253,12 @@ def test_a_folder_that_another_training_has_is_refused_by_all(tiny_place, tiny_c
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(tiny_place, tiny_cache, tmp_path):
-    assert run_together(complain, 2, tiny_place, tiny_cache, TOGETHER | {"batch_size": 31}) == [2, 2]
+    for rank in range(2):  # one after the other: neither waits for a process that has left
+        arguments = (tiny_place, tiny_cache, TOGETHER | {"batch_size": 31})
+        process = SERVER.Process(target=as_rank, args=(complain, rank, 2, 1, arguments))
+        process.start()
+        process.join()
+        assert process.exitcode == 2
     message = (tmp_path / "0.txt").read_text()
     assert "batch_size must be a multiple of the number of processes: found 31 pairs for 2" in message
     assert "use 30 or 32" in message
