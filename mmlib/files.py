@@ -1,15 +1,19 @@
-"""Files and names: atomic writes, bounded reads, JSON, checked names, and foreign text made printable.
+"""Files and names: atomic writes, locks, bounded reads, JSON, checked names, foreign text made printable.
 
-One place each: what is written whole or not at all, how much of a file from a stranger is read, which
-names may become a path, and how text that others wrote reaches a terminal.
+One place each: what is written whole or not at all, who writes to a folder, how much of a file from a
+stranger is read, which names may become a path, and how text that others wrote reaches a terminal.
 """
 
 import contextlib
+import datetime
 import difflib
 import errno
+import fcntl
 import json
 import os
 import re
+import socket
+import time
 import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator
@@ -31,8 +35,16 @@ _WHAT_TO_DO = {
     " MMLIB_CACHE, MMLIB_REPORTS)",
     errno.EACCES: "You may not write there: change the folder's rights, or choose another folder",
     errno.EPERM: "You may not write there: change the folder's rights, or choose another folder",
+    errno.EFBIG: "Raise the limit on the size of a file (ulimit -f) and start again",
+    errno.EMFILE: "Raise the limit on open files (ulimit -n) and start again",
+    errno.EIO: "The disk reports an error: look into the system's log before you start again",
     errno.ENOENT: "Its folder is gone: it was deleted or moved while this was at work",
+    errno.ESTALE: "Its folder is gone: it was deleted or moved while this was at work",
+    errno.ENOTDIR: "A file lies where its folder should be: move it away, or choose another folder",
 }
+
+_LOCK = ".lock"  # in a locked folder: who holds it
+_TRIES = 1000  # a millisecond apart, to take a lock that others only ask about
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -44,8 +56,6 @@ def write_text_atomic(path: Path, text: str) -> None:
 def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
     """Writes `data` to a temporary file beside `path`, flushes it to the disk and renames it.
 
-    The folder is flushed too, so that a power cut cannot bring the old file back.
-
     Raises:
         OSError: the folder cannot be written to or the disk is full; nothing is left behind and
             `path` is as it was.
@@ -56,10 +66,15 @@ def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace_flushed(temporary, path)
     finally:
         with contextlib.suppress(OSError):  # a read-only file system must not hide what went wrong
             temporary.unlink(missing_ok=True)
+
+
+def replace_flushed(temporary: Path, path: Path) -> None:
+    """Renames a flushed file and flushes the folder, so that a power cut cannot bring the old file back."""
+    os.replace(temporary, path)
     flush_folder(path.parent)
 
 
@@ -71,6 +86,151 @@ def flush_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+class InUse(RuntimeError):
+    """Another process is at work in a folder."""
+
+
+class FolderLock:
+    """A folder that this process alone writes to, as long as the block of `locked` lasts."""
+
+    def __init__(self, folder: Path, what: str, descriptor: int):
+        self.folder, self._what, self._descriptor = folder, what, descriptor
+
+    def check(self) -> None:
+        """Passes while the path names the very folder that was locked.
+
+        Raises:
+            RuntimeError: it was deleted, moved, or replaced by another one.
+        """
+        if not _is_at(self._descriptor, self.folder):
+            raise RuntimeError(
+                f"{paths.shown(self.folder)} is gone: it was deleted, moved or replaced while {self._what}"
+                " was at work there; nothing more is written to it"
+            )
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str) -> Iterator[FolderLock]:
+    """Makes `folder` if it is missing, and holds it for this process alone while the block lasts.
+
+    The operating system's lock (flock) is held on the folder itself, since a file in it could be deleted and
+    locked anew by another process; and on `.lock` in it, which says who holds it, and which network file
+    systems pass on to other machines, as they do not for folders.  The system frees both when the process
+    ends, however it ends.  A file system without locks guards nothing.
+
+    Args:
+        folder: to write to.
+        what: is at work there, for messages: `run 'demo'`.
+
+    Raises:
+        InUse: another process holds it, which is named.
+        OSError: the folder cannot be made or written to.
+    """
+    with contextlib.ExitStack() as held:
+        with explained(folder):
+            descriptor = _hold(folder, os.O_RDONLY, held)
+        with explained(folder / _LOCK):
+            record = None if descriptor is None else _hold(folder / _LOCK, os.O_RDWR | os.O_CREAT, held)
+        if descriptor is None or record is None:
+            raise InUse(
+                f"{what} is being written by another process ({_named(folder)}); wait for it, stop it, or"
+                " choose another name"
+            )
+        _sign(record)
+        held.callback(_sign, record, "")
+        yield FolderLock(folder, what, descriptor)
+
+
+def holder(folder: Path) -> str | None:
+    """The process that holds `folder` by `locked`, in words; None if none does.
+
+    Nothing is written, and a process that takes the lock meanwhile gets it.
+    """
+    for path in (folder, folder / _LOCK):
+        with contextlib.ExitStack() as opened, contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            opened.callback(os.close, descriptor)
+            if not _is_free(descriptor):
+                return _named(folder)
+    return None
+
+
+def _hold(path: Path, flags: int, held: contextlib.ExitStack) -> int | None:
+    """A descriptor of `path` with its lock, closed by `held`; None if another process has the lock."""
+    while True:
+        if not flags & os.O_CREAT and not path.is_dir():
+            path.mkdir(parents=True, exist_ok=True)
+            flush_folder(path.parent)
+        try:
+            descriptor = os.open(path, flags, 0o666)
+        except FileNotFoundError:
+            if flags & os.O_CREAT:
+                raise
+            continue  # the folder was deleted since it was made
+        try:
+            if not _take(descriptor):
+                os.close(descriptor)
+                return None
+            if _is_at(descriptor, path):
+                held.callback(os.close, descriptor)
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # deleted or replaced between opening and locking
+
+
+def _take(descriptor: int) -> bool:
+    """Whether the exclusive lock was to be had; those who only ask (`_is_free`) are waited for."""
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if not _is_free(descriptor):
+                return False
+        except OSError:
+            return True  # a file system without locks
+        time.sleep(0.001)
+    return False
+
+
+def _is_free(descriptor: int) -> bool:
+    """Whether nobody has the exclusive lock: asked by a shared one, held for microseconds.
+
+    `_take` tells it from an exclusive one by the same question, so it makes no one believe the folder held.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _sign(record: int, text: str | None = None) -> None:
+    """Writes into `.lock` who holds it; a full disk costs the name, not the lock."""
+    if text is None:
+        since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        text = f"process {os.getpid()} on {socket.gethostname()}, since {since}"
+    with contextlib.suppress(OSError):
+        os.ftruncate(record, 0)
+        os.pwrite(record, text.encode(), 0)
+
+
+def _named(folder: Path) -> str:
+    with contextlib.suppress(OSError), open(folder / _LOCK, "rb") as file:
+        return printable(file.read(200).decode(errors="replace").strip()) or "it has not said which"
+    return "it has not said which"
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ def python(*arguments, **environment):
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         cwd=Path(cli.__file__).parents[1],
     )
 

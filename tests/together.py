@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import socket
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -13,14 +12,7 @@ SERVER.set_forkserver_preload(
         "pytest", "timm",
     ]
 )  # fmt: skip
-PATIENCE = 120  # seconds after which processes count as stuck
-
-
-def free_port() -> int:
-    """A port that nobody uses at the moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+PATIENCE = 300  # seconds after which processes count as stuck
 
 
 def torchrun_environment(rank: int, count: int, port: int) -> dict[str, str]:
@@ -28,15 +20,21 @@ def torchrun_environment(rank: int, count: int, port: int) -> dict[str, str]:
     return {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
         "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "False",
+        "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True",
     }  # fmt: skip
 
 
 def run_together(target, count: int, *arguments) -> list[int]:
-    """Runs `target(*arguments)` in `count` processes; returns their exit codes by rank."""
-    port = free_port()
+    """Runs `target(*arguments)` in `count` processes; returns their exit codes by rank.
+
+    They meet where torchrun has them meet: at a store in the process that started them.
+    """
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes = [
-        SERVER.Process(target=_as_rank, args=(target, rank, count, port, arguments)) for rank in range(count)
+        SERVER.Process(target=as_rank, args=(target, rank, count, store.port, arguments))
+        for rank in range(count)
     ]
     for process in processes:
         process.start()
@@ -50,7 +48,8 @@ def run_together(target, count: int, *arguments) -> list[int]:
     return codes
 
 
-def _as_rank(target, rank: int, count: int, port: int, arguments: tuple) -> None:
+def as_rank(target, rank: int, count: int, port: int, arguments: tuple) -> None:
+    """Runs `target(*arguments)` as a process of torchrun does."""
     os.environ |= torchrun_environment(rank, count, port)
     target(*arguments)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from mmlib.files import parse_json, write_text_atomic
+from mmlib.files import parse_json, replace_flushed, write_text_atomic
 from mmlib.paths import shown
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class ArrayFile:
             os.fsync(file.fileno())
         header = {**self.header, "checksum": checksum(self.map(unfinished))}
         self.header_path.unlink(missing_ok=True)
-        os.replace(unfinished, self.path)
+        replace_flushed(unfinished, self.path)
         write_text_atomic(self.header_path, json.dumps(header, indent=1))
 
 

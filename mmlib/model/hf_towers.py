@@ -60,16 +60,18 @@ def build_hf_text(
     revision = weights if from_library and weights != "default" else "main"
     if architecture is None:
         source = _source(name)
-        with downloading(full, "config.json", "text_encoder=hf:<folder>"):
+        with downloading(full, "config.json", "text_encoder=hf:<folder>", hub=source == name):
             config = AutoConfig.from_pretrained(source, revision=revision)
             pooling = _pooling(source, revision)
         architecture = {"config": json.loads(config.to_json_string(use_diff=False)), "pooling": pooling}
     stored = dict(architecture["config"])
     config = AutoConfig.for_model(stored.pop("model_type"), **stored)
     if from_library:
-        with _no_bar(), downloading(full, f"weights {weights!r}", "text_encoder=hf:<folder>"):
+        source = _source(name)
+        hub = source == name
+        with _no_bar(), downloading(full, f"weights {weights!r}", "text_encoder=hf:<folder>", hub):
             model, report = AutoModel.from_pretrained(
-                _source(name), config=config, revision=revision, dtype=torch.float32, output_loading_info=True
+                source, config=config, revision=revision, dtype=torch.float32, output_loading_info=True
             )
         _check_whole(full, report)
     else:

@@ -33,7 +33,9 @@ def build_timm(name: str, weights: str, image_size: int, pooling: str, load_pret
         raise unknown_name("timm model", architecture, timm.list_models())
     tagged = f"{architecture}.{_tag(full, architecture, own_tag, weights)}".rstrip(".")
     is_pretrained = is_loaded(weights, load_pretrained)
-    with downloading(full, f"weights {weights!r}", "image_weights=<path>"):
+    cfg = timm.models.get_pretrained_cfg(tagged)
+    hub = bool(is_pretrained and cfg and cfg.hf_hub_id)
+    with downloading(full, f"weights {weights!r}", "image_weights=<path>", hub):
         model = timm.create_model(tagged, pretrained=is_pretrained, num_classes=0)
     cfg = model.pretrained_cfg
     takes = _check_size(full, cfg, image_size)

@@ -114,10 +114,12 @@ def _create(full: str, name: str, weights: str, side: str, load_pretrained: bool
     options = {"force_quick_gelu": bool(tag.get("quick_gelu")), "pretrained_text": False}
     file = None
     if is_loaded(weights, load_pretrained):
-        with downloading(full, f"weights {weights!r}", f"{side}_weights=<path>"):
+        hub = bool(tag.get("hf_hub"))
+        with downloading(full, f"weights {weights!r}", f"{side}_weights=<path>", hub):
             file = open_clip.download_pretrained(tag)
     # A text tower of transformers has its configuration on the hub.
-    with quiet(), downloading(full, "configuration", f"{side}_encoder of another name"):
+    hub = "hf_model_name" in open_clip.get_model_config(name)["text_cfg"]
+    with quiet(), downloading(full, "configuration", f"{side}_encoder of another name", hub):
         return open_clip.create_model(name, pretrained=file, **options), tag
 
 

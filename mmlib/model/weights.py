@@ -14,6 +14,7 @@ from torch import nn
 
 from mmlib import paths
 from mmlib.config import ParameterError
+from mmlib.network import fetching
 
 FILES = (".safetensors", ".pth", ".pt", ".bin")
 SHOWN = 3  # differing keys that a message names
@@ -122,19 +123,21 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ParameterError:
 
 
 @contextmanager
-def downloading(encoder: str, wanted: str, instead: str) -> Iterator[None]:
-    """Turns what a library raises when a file can be had neither from its cache nor the network.
+def downloading(encoder: str, wanted: str, instead: str, hub: bool = False) -> Iterator[None]:
+    """Bounds a library's search for a file, and says what to do if neither cache nor network has it.
 
     Args:
         encoder: its name.
         wanted: the weights, or another file of it.
         instead: what to name in place of it, once the file was brought by other means.
+        hub: whether it is on the hub of Hugging Face.
 
     Raises:
         FileNotFoundError: says what to download and how to name it.
     """
     try:
-        yield
+        with fetching(f"{wanted} of {encoder}", hub):
+            yield
     except Exception as error:
         if not _of_network(error):
             raise

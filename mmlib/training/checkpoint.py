@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running anybody's code.
+"""Checkpoints: their content as bytes, and read back without running anybody's code.
 
 A checkpoint is a dict of plain values and tensors: `format`, and what `Training` puts into it.
 """
@@ -16,7 +16,6 @@ import torch
 
 from mmlib import paths
 from mmlib.config import ModelConfig
-from mmlib.files import explained, write_bytes_atomic
 
 FORMAT = 1
 ARCHITECTURE = (*ModelConfig.model_fields, "image_size", "max_tokens")
@@ -30,28 +29,6 @@ def checkpoint_bytes(content: dict) -> memoryview:
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)
     return buffer.getbuffer()
-
-
-def save_checkpoint(path: Path, content: dict) -> None:
-    """Writes `content` under `path`; whatever goes wrong, the file is the old one or the new one.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; the message says that the
-            previous checkpoint is intact.
-    """
-    write_run_file(path, checkpoint_bytes(content))
-
-
-def write_run_file(path: Path, data: bytes | memoryview) -> None:
-    """`write_bytes_atomic` of a file of a run folder.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; the message says that the file
-            before it is intact.
-    """
-    kept = "; the previous one is intact" if path.exists() else "; there is none before it"
-    with explained(path, f" ({len(data) / 2**20:.1f} MiB)", kept):
-        write_bytes_atomic(path, data)
 
 
 def load_checkpoint(path: Path) -> dict:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmlib.data import Dataset
 from mmlib.data.judgements import JudgementFiles
-from mmlib.files import read_json, write_json
+from mmlib.files import read_json
 from mmlib.metrics import RetrievalRanks, summarise
 from mmlib.metrics.analysis import calibration, hubness, similarity_distributions, top1_margin
 from mmlib.metrics.summary import DIRECTIONS
@@ -76,11 +76,6 @@ def diagnose(
     }
 
 
-def write_diagnosis(run: str, diagnosis: dict) -> None:
-    """Writes `diagnosis.json` into the run's folder, whole or not at all."""
-    write_json(run_folder(run) / "diagnosis.json", diagnosis)
-
-
 def read_diagnosis(run: str) -> dict:
     """The diagnosis of a run.
 
@@ -100,21 +95,20 @@ def read_diagnosis(run: str) -> dict:
     return diagnosis
 
 
-def write_queries(run: str, dataset: Dataset, split_name: str) -> None:
-    """Writes `queries.json` into the run's folder: a split's image names and captions, in order."""
+def queries_of(dataset: Dataset, split_name: str) -> dict:
+    """The content of `queries.json`: a split's image names and captions, in order."""
     split = dataset.splits[split_name]
-    queries = {
+    return {
         "fingerprint": dataset.fingerprint,
         "split": split_name,
         "redistributable": dataset.redistributable,
         "images": list(split.images),
         "captions": list(split.captions),
     }
-    write_json(run_folder(run) / "queries.json", queries)
 
 
 def read_queries(run: str) -> dict:
-    """What `write_queries` wrote.
+    """What `queries_of` gave, from the run's folder.
 
     Raises:
         FileNotFoundError: there is none.

@@ -26,9 +26,8 @@ from mmlib.training.checkpoint import (
     evaluated_weights,
     load_checkpoint,
     load_weights,
-    write_run_file,
 )
-from mmlib.training.diagnose import diagnose, write_diagnosis, write_queries
+from mmlib.training.diagnose import diagnose, queries_of
 from mmlib.training.embed import embed_captions, embed_split
 from mmlib.training.engine import build_fabric
 from mmlib.training.interpolate import interpolate_weights
@@ -40,7 +39,6 @@ from mmlib.training.runs import (
     run_folder,
     stored_config,
     stored_environment,
-    write_json,
 )
 from mmlib.training.slots import slot_readers
 
@@ -205,10 +203,12 @@ def _evaluate_run(
         # Results that are there say that the rest is of the same evaluation, so they go first and come last.
         (folder.path / "results.json").unlink(missing_ok=True)
         for name, values in arrays.items():
-            _write_npz(folder.path / f"{name}.npz", values)
-        write_queries(run, dataset, config.split)
-        write_diagnosis(run, diagnosis)
-        write_json(folder.path / "results.json", result)
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **values)
+            folder.write(f"{name}.npz", buffer.getbuffer())
+        folder.write_json("queries.json", queries_of(dataset, config.split))
+        folder.write_json("diagnosis.json", diagnosis)
+        folder.write_json("results.json", result)
     return result
 
 
@@ -220,12 +220,6 @@ def pretraining(config: TrainConfig) -> str:
         if (weights := getattr(config, f"{side}_weights")) != "none"
     ]
     return "; ".join(parts) or "none"
-
-
-def _write_npz(path: Path, arrays: dict) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_run_file(path, buffer.getbuffer())
 
 
 def _gallery(

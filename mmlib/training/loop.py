@@ -31,9 +31,7 @@ from mmlib.training.checkpoint import (
     checkpoint_bytes,
     evaluated_weights,
     rng_state,
-    save_checkpoint,
     set_rng_state,
-    write_run_file,
 )
 from mmlib.training.embed import rank_split
 from mmlib.training.gradient_cache import cached_backward, fabric_push
@@ -41,7 +39,7 @@ from mmlib.training.optimisation import learning_rate, optimizer_names
 from mmlib.training.processes import Processes
 from mmlib.training.runs import RunFolder
 from mmlib.training.snapshot import Snapshot
-from mmlib.training.stopping import StopRequest, stop_requests
+from mmlib.training.stopping import StopRequest
 from mmlib.training.watch import LossWatch, check_weights
 
 CHECK_EVERY = 20  # steps between looks at the loss: each look makes the host wait for the device
@@ -107,8 +105,11 @@ class Training:
         """The last epoch of this phase."""
         return self.parent_epoch + self.config.epochs
 
-    def run(self) -> None:
+    def run(self, stop: StopRequest) -> None:
         """Trains to the last epoch.
+
+        Args:
+            stop: asked between two steps.
 
         Raises:
             FloatingPointError: the loss or the weights became NaN or infinite; the last checkpoint is
@@ -117,10 +118,9 @@ class Training:
             OSError: a checkpoint could not be written; the previous one is intact.
         """
         try:
-            with stop_requests() as stop:
-                while self.position.epoch <= self.last_epoch:
-                    self._run_epoch(stop)
-                self.writer.finish()
+            while self.position.epoch <= self.last_epoch:
+                self._run_epoch(stop)
+            self.writer.finish()
         finally:
             self.writer.close()
 
@@ -158,7 +158,10 @@ class Training:
         return sums[self.processes.rank]
 
     def _what_now(self, stop: StopRequest, looks: bool) -> tuple[bool, bool]:
-        """Whether to stop and whether to save: process 0 decides for all, where all look together."""
+        """Whether to stop and whether to save; several processes decide together, where all look.
+
+        One that is asked to stop stops all; process 0 says when a checkpoint is due.
+        """
         # Asked once: a request that comes between two questions would stop without a checkpoint.
         stopping = stop.requested
         save = stopping or self._checkpoint_is_due()
@@ -166,8 +169,9 @@ class Training:
             return stopping, save
         if not looks:
             return False, False
-        stopping, save = self.processes.agree((stopping, save))
-        return stopping, save
+        wishes = self.processes.collect((stopping, save))
+        stopping = any(stops for stops, _ in wishes)
+        return stopping, stopping or wishes[0][1]
 
     def _step(self, batch: Batch) -> torch.Tensor:
         self.stepper.zero_grad(set_to_none=True)
@@ -281,9 +285,9 @@ class Training:
 
     def _save_last(self) -> None:
         """Copies what must be kept; another thread writes it."""
-        snapshot, path = self._snapshot(), self.folder.path / "last.pt"
+        snapshot, folder = self._snapshot(), self.folder
         if self.processes.writes:
-            self.writer.submit(lambda: save_checkpoint(path, snapshot.on_host()))
+            self.writer.submit(lambda: folder.write("last.pt", checkpoint_bytes(snapshot.on_host())))
         self.saved_at = time.monotonic()
 
     def _save_epoch(self, row: dict, improved: bool) -> None:
@@ -291,19 +295,18 @@ class Training:
         snapshot = self._snapshot()
         if not self.processes.writes:
             return
-        folder, last_epoch = self.folder, self.last_epoch
+        folder = self.folder
 
         def write() -> None:
             content = snapshot.on_host()
             data = checkpoint_bytes(content)
             if improved:
-                write_run_file(folder.path / "best.pt", data)
+                folder.write("best.pt", data)
                 weights = evaluated_weights(content)
                 tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-                write_run_file(folder.path / "model.safetensors", safetensors_bytes(tensors))
+                folder.write("model.safetensors", safetensors_bytes(tensors))
             folder.append_history(row)
-            write_run_file(folder.path / "last.pt", data)
-            folder.write_status("running", row["epoch"], last_epoch)
+            folder.write("last.pt", data)
 
         self.writer.submit(write)
         self.saved_at = time.monotonic()

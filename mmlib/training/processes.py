@@ -1,4 +1,4 @@
-"""Several processes that train one model: who writes, what is gathered, what all decide together.
+"""Several processes that train one model: who writes, what is gathered, what all decide or refuse together.
 
 Started by torchrun, on one machine or several; without it there is one process, and everything here
 costs nothing.
@@ -6,7 +6,9 @@ costs nothing.
 Shapes: R rows of this process, B rows of all processes, D width.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +17,11 @@ import torch.distributed as dist
 from lightning_fabric import Fabric
 
 from mmlib.config import ParameterError
+from mmlib.files import InUse
+
+_FAMILIES = (
+    ParameterError, FileNotFoundError, FileExistsError, InUse, OSError, ValueError, RuntimeError, Exception
+)  # fmt: skip
 
 
 def process_count() -> int:
@@ -71,6 +78,37 @@ class Processes:
     def writes(self) -> bool:
         """Whether this one writes files and lines; one of them does."""
         return self.rank == 0
+
+    @contextlib.contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        """Ends a block in which the processes do not talk to each other: an error of one is an error of all.
+
+        So none goes on to wait for one that has left, and all end with the same exit code.
+
+        Raises:
+            Exception: this process's own; or, of the same family, that of the first that has one.
+        """
+        error = None
+        try:
+            yield
+        except Exception as own:
+            error = own
+        try:
+            # their families, since not every error can be made from a text
+            errors = self.collect(error and (next(k for k in _FAMILIES if isinstance(error, k)), str(error)))
+        except Exception as lost:
+            raise error or lost from None
+        if error:
+            raise error
+        for rank, theirs in enumerate(errors):
+            if theirs:
+                kind, text = theirs
+                raise kind(f"process {rank} of {self.count}: {text}")
+
+    def has_lost(self, error: BaseException) -> bool:
+        """Whether an error says that another process is gone, not that something is wrong in this one."""
+        # gloo has no error of its own: its messages begin with the place in its source
+        return self.count > 1 and (isinstance(error, dist.DistError) or "gloo/" in str(error))
 
     def wait(self) -> None:
         """Returns when all processes have come here."""

@@ -15,11 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from mmlib import paths
 from mmlib.config import TrainConfig, build
-from mmlib.files import explained, read_json, write_json, write_text_atomic
+from mmlib.files import FolderLock, explained, holder, locked, read_json, write_bytes_atomic
 
 _OF_WEIGHTS = (
     "best.pt", "model.safetensors", "results.json", "ranks.npz", "diagnosis.json", "slots.npz", "gallery.npz",
@@ -138,8 +137,8 @@ def parse_history(path: Path) -> tuple[list[dict], int]:
 def run_state(run: str) -> tuple[str, str | None]:
     """State of a run and the reason, if any.
 
-    A run that says `running` while no process holds its lock was killed: nothing had the time to
-    write that down, so it is found out here.
+    A run that says `running` while no process holds its folder was killed: nothing had the time to
+    write that down, so it is found out here.  Nothing is written, and no other process is held up.
     """
     folder = run_folder(run)
     path = folder / "status.json"
@@ -150,8 +149,8 @@ def run_state(run: str) -> tuple[str, str | None]:
     if status.get("state") not in STATES:
         expected = f"expected one of {', '.join(STATES)} as its state, found {status.get('state')!r}"
         return "failed", f"{paths.shown(path)} is damaged: {expected}"
-    if status["state"] == "running" and not _is_locked(folder):
-        return "killed", "the process ended without a word (killed, or the machine went down)"
+    if status["state"] == "running" and not holder(folder):
+        return "killed", "a process of it ended without a word (killed, or the machine went down)"
     return status["state"], status.get("reason")
 
 
@@ -175,10 +174,18 @@ def require_complete(run: str) -> None:
 
 
 class RunFolder:
-    """The writing side of a run folder; holds its lock.  Open with `open_run`."""
+    """The writing side of a run folder.  Open with `open_run`, which locks it.
 
-    def __init__(self, path: Path):
-        self.path = path
+    Every write checks that the folder is still the one that was opened, and none makes it anew: who deletes
+    a run that is at work has it deleted.
+
+    Args:
+        path: of the folder.
+        lock: held on it; None in those of several processes that leave the writing to the first.
+    """
+
+    def __init__(self, path: Path, lock: FolderLock | None = None):
+        self.path, self._lock = path, lock
 
     def clear(self) -> None:
         """Removes what an earlier run left that was killed before it said anything of itself.
@@ -193,24 +200,50 @@ class RunFolder:
         """The run's name."""
         return self.path.name
 
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Writes a file of the run, whole or not at all.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written; the file before it is intact.
+            RuntimeError: the folder was deleted, moved or replaced.
+        """
+        path = self.path / name
+        kept = "; the previous one is intact" if path.exists() else "; there is none before it"
+        with self._still_there(), explained(path, f" ({len(data) / 2**20:.1f} MiB)", kept):
+            write_bytes_atomic(path, data)
+
+    def write_json(self, name: str, value: dict) -> None:
+        """`write` of an object as JSON."""
+        self.write(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
     def write_status(self, state: str, epoch: int, epochs: int, reason: str | None = None) -> None:
         """Writes `status.json`; `epoch` is the last finished one, `epochs` the last one planned."""
-        write_json(
-            self.path / "status.json",
-            {"state": state, "reason": reason, "epoch": epoch, "epochs": epochs, "updated": now()},
-        )
+        status = {"state": state, "reason": reason, "epoch": epoch, "epochs": epochs, "updated": now()}
+        self.write_json("status.json", status)
 
     def append_history(self, row: dict) -> None:
         """Appends one epoch and flushes it to disk.
 
         Raises:
             OSError: the disk is full or the folder cannot be written; the epochs before are intact.
+            RuntimeError: the folder was deleted, moved or replaced.
         """
         path, line = self.path / "history.jsonl", json.dumps(row, allow_nan=False) + "\n"
-        with explained(path), open(path, "a", encoding="utf-8") as file:
+        with self._still_there(), explained(path), open(path, "a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+
+    @contextlib.contextmanager
+    def _still_there(self) -> Iterator[None]:
+        if self._lock:
+            self._lock.check()
+        try:
+            yield
+        except FileNotFoundError:  # deleted since
+            if self._lock:
+                self._lock.check()
+            raise
 
     def keep_history(self, last_epoch: int) -> list[dict]:
         """Cuts the history back to the epochs up to `last_epoch`, and any half line; returns what is kept."""
@@ -223,9 +256,8 @@ class RunFolder:
 
     def write_history(self, rows: list[dict]) -> None:
         """Replaces the history."""
-        path, text = self.path / "history.jsonl", "".join(json.dumps(r, allow_nan=False) + "\n" for r in rows)
-        with explained(path):
-            write_text_atomic(path, text)
+        lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
+        self.write("history.jsonl", "".join(lines).encode())
 
 
 @contextlib.contextmanager
@@ -237,45 +269,19 @@ def open_run(run: str, overwrite: bool = False) -> Iterator[RunFolder]:
         overwrite: empty the folder first.
 
     Raises:
-        RuntimeError: another process is writing this run.
+        InUse: another process is writing this run, which is named.
+        OSError: the folder cannot be written to.
     """
     folder = run_folder(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RuntimeError(
-            f"run {run!r} is being written by another process; wait for it, stop it, or choose another name"
-        ) from None
-    try:
+    with locked(folder, f"run {run!r}") as lock:
         # Under the lock, unfinished files can only be a killed process's.
         for stale in folder.glob("*.part"):
             stale.unlink()
         if overwrite:
             # What says "a complete run" goes first: killed halfway, the rest must not pass for one.
             first = ("status.json", "config.json", "last.pt")
-            rest = sorted(path.name for path in folder.iterdir() if path.name not in (*first, _LOCK))
+            rest = sorted(path.name for path in folder.iterdir() if path.name not in (*first, ".lock"))
             for path in (folder / name for name in (*first, *rest)):
                 if path.exists():
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-        yield RunFolder(folder)
-    finally:
-        lock.release()
-
-
-_LOCK = ".lock"
-
-
-def _lock(folder: Path) -> FileLock:
-    return FileLock(folder / _LOCK)
-
-
-def _is_locked(folder: Path) -> bool:
-    if not (folder / _LOCK).exists():
-        return False
-    try:
-        with _lock(folder).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
+        yield RunFolder(folder, lock)

@@ -6,27 +6,30 @@ Everything that can be wrong with the input is found before the run folder is to
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from lightning_fabric import seed_everything
+from lightning_fabric import Fabric, seed_everything
 
 from mmlib.config import ParameterError, TrainConfig, build, continued, differences
 from mmlib.data import Dataset, Tokenizer, load_dataset, tokenizer_for
+from mmlib.data.batches import SplitTensors
 from mmlib.data.shards import ShardStream
 from mmlib.data.tokenizers import count_losses, loss_shares, losses_warning
+from mmlib.files import InUse
 from mmlib.model import build_loss, build_model, load_learned
 from mmlib.params import training_of
 from mmlib.training import environment
-from mmlib.training.assembly import identity_of, open_stream, standardise_heads, training_data
+from mmlib.training.assembly import Source, identity_of, open_stream, standardise_heads, training_data
 from mmlib.training.checkpoint import check_fits, evaluated_weights, load_checkpoint, load_weights
 from mmlib.training.engine import build_fabric, compiles
 from mmlib.training.lineage import Parent, check_same_data, stored_tokenizer
 from mmlib.training.loop import Training
 from mmlib.training.optimisation import build_optimizer, keep_optimizer_state, rate_scales
-from mmlib.training.processes import Processes, check_divides
+from mmlib.training.processes import Processes, check_divides, process_count
 from mmlib.training.resuming import check_history, last_checkpoint
 from mmlib.training.runs import (
     RunFolder,
@@ -37,8 +40,8 @@ from mmlib.training.runs import (
     run_state,
     stored_config,
     stored_environment,
-    write_json,
 )
+from mmlib.training.stopping import stop_requests
 
 Log = Callable[[str], None]
 
@@ -60,6 +63,8 @@ def train(
         ParameterError, ValueError, FileNotFoundError: wrong input; nothing was touched.
         FileExistsError: the run is complete, or was started with other parameters.
         FloatingPointError: the loss became NaN or infinite.
+        InUse: another process trains it, or did while this one got ready.
+        RuntimeError: its folder was deleted meanwhile, or another process of this training has ended.
         KeyboardInterrupt: stopped on request; the same call goes on.
     """
     return _train(config, None, log, if_complete)
@@ -112,13 +117,54 @@ def _ensure_parent(parent: str, log: Log) -> None:
 
 
 def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: str) -> list[dict]:
-    lineage = parent.lineage if parent else None
+    check_divides(config.batch_size, process_count())  # before one could wait for another that has left
     fabric = build_fabric(config)
     processes = Processes.of(fabric)
-    check_divides(config.batch_size, processes.count)
     log = log if processes.writes else _silent
-    if not config.overwrite and _is_finished(config, lineage, if_complete, log):
-        return read_history(config.run)
+    try:
+        with processes.all_or_none():
+            ready = _prepare(config, parent, log, if_complete, fabric, processes)
+        if ready:
+            _work(config, parent, log, if_complete, fabric, processes, ready)
+            processes.wait()
+    except Exception as error:
+        if processes.has_lost(error):
+            raise RuntimeError(
+                f"another process of run {config.run!r} has ended, its own output says why; the same command"
+                " goes on"
+            ) from error
+        raise
+    return read_history(config.run)
+
+
+@dataclass
+class _Ready:
+    """All that a training needs besides its folder."""
+
+    found: dict  # what was in the folder, by `_traces`
+    path: Path | None
+    resumed: dict | None
+    data_identity: dict
+    tokenizer: Tokenizer
+    model: torch.nn.Module
+    loss: torch.nn.Module
+    compiled: bool
+    source: Source
+    val_data: SplitTensors
+
+
+def _prepare(
+    config: TrainConfig,
+    parent: Parent | None,
+    log: Log,
+    if_complete: str,
+    fabric: Fabric,
+    processes: Processes,
+) -> _Ready | None:
+    """Reads and checks everything and touches nothing; None if the run is complete."""
+    found = _traces(config.run)
+    if not config.overwrite and _is_finished(config, parent, if_complete, log):
+        return None
     dataset = load_dataset(config)
     for note in dataset.notes:
         log(f"{dataset.name}: {note}")
@@ -143,11 +189,32 @@ def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: st
     _load_modules(path, content, model, loss, bool(resumed))
     compiled = compiles(config, fabric, stream.pairs if stream else len(dataset.splits["train"].captions))
     source, val_data = training_data(config, dataset, stream, tokenizer, model, processes, compiled)
-    if not content:
-        standardise_heads(model, source, processes)
-    # Nobody may find the run begun while it is still asked whether it was.
-    processes.wait()
-    with _folder(config, processes) as folder:
+    return _Ready(found, path, resumed, data_identity, tokenizer, model, loss, compiled, source, val_data)
+
+
+def _work(
+    config: TrainConfig,
+    parent: Parent | None,
+    log: Log,
+    if_complete: str,
+    fabric: Fabric,
+    processes: Processes,
+    ready: _Ready,
+) -> None:
+    """Opens the folder, if nobody wrote to it since it was looked at, and trains."""
+    path, resumed, model, loss = ready.path, ready.resumed, ready.model, ready.loss
+    if not (resumed or parent):
+        standardise_heads(model, ready.source, processes)
+    with contextlib.ExitStack() as held:
+        folder, finished = RunFolder(run_folder(config.run)), False
+        with processes.all_or_none():
+            if processes.writes:
+                folder = held.enter_context(open_run(config.run, config.overwrite))
+                finished = not config.overwrite and _finished_since(
+                    config, parent, if_complete, log, ready.found
+                )
+        if processes.agree(finished):
+            return
         model.to(fabric.device)
         loss.to(fabric.device)
         rates = {}
@@ -155,12 +222,12 @@ def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: st
             blocks = [parameters for _, parameters in getattr(model, f"{side}_encoder").blocks]
             rates |= rate_scales(blocks, getattr(config, f"{side}_lr_scale"), config.layer_decay)
         training = Training(
-            folder, config, fabric, model, loss, build_optimizer(config, (model, loss), rates), tokenizer,
-            source, val_data,
+            folder, config, fabric, model, loss, build_optimizer(config, (model, loss), rates),
+            ready.tokenizer, ready.source, ready.val_data,
             phase=1 + (parent.content["phase"] if parent else 0),
             parent_epoch=parent.epoch if parent else 0,
             log=log,
-            compiled=compiled,
+            compiled=ready.compiled,
         )  # fmt: skip
         if processes.rank:
             torch.manual_seed(config.seed + processes.rank)  # another dropout than the first process's
@@ -173,12 +240,10 @@ def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: st
             log(f"run {config.run!r} goes on in epoch {position.epoch}, step {position.step + 1}{source}")
         else:
             if processes.writes:
-                _start_folder(training, parent, data_identity)
+                _start_folder(training, parent, ready.data_identity)
             if parent and parent.optimizer_state == "keep":
                 keep_optimizer_state(training.optimizer, parent.content, (model, loss))
         _run(training)
-    processes.wait()
-    return read_history(config.run)
 
 
 def _new_tokenizer(config: TrainConfig, dataset: Dataset, stream: ShardStream | None) -> Tokenizer:
@@ -190,50 +255,41 @@ def _silent(line: str) -> None:
     """The log of processes that write nothing."""
 
 
-@contextlib.contextmanager
-def _folder(config: TrainConfig, processes: Processes) -> Iterator[RunFolder]:
-    """The run folder, opened for writing by one process before the others look into it."""
-    if processes.writes:
-        with open_run(config.run, config.overwrite) as folder:
-            processes.wait()
-            yield folder
-    else:
-        processes.wait()
-        yield RunFolder(run_folder(config.run))
-
-
 def _run(training: Training) -> None:
-    """Runs, and leaves the truth in `status.json` whatever happens."""
-    folder, last_epoch = training.folder, training.last_epoch
+    """Runs, and leaves the truth in `status.json` whatever happens, and whoever notices it first.
+
+    A process that fails says so.  One that only loses another says nothing: the state is then `killed`, or
+    what the other one said.  Each word is written once, so none can replace a later one.
+    """
+    folder, last_epoch, processes = training.folder, training.last_epoch, training.processes
 
     def status(state: str, reason: str | None = None) -> None:
         folder.write_status(state, training.position.epoch - 1, last_epoch, reason)
 
-    writes = training.processes.writes
-    if writes:
-        status("running")
-    try:
-        training.run()
-    except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        # Whichever process sees another one die says so: it may be the one that writes that died.
-        if writes or not interrupted:
+    # Until the last word is written: torchrun signals the processes that are left when one has ended.
+    with stop_requests(patient=processes.count > 1) as stop:
+        if processes.writes:
+            status("running")
+        try:
+            training.run(stop)
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
             # On a full disk the status cannot be written either; what went wrong first is what counts.
-            with contextlib.suppress(OSError):
-                if interrupted:
+            with contextlib.suppress(OSError, RuntimeError):
+                if interrupted and processes.writes:
                     without = " without overwrite" if training.config.overwrite else ""
                     status(
                         "interrupted",
                         f"stopped on request (Ctrl-C or SIGTERM); the same call{without} goes on",
                     )
-                else:
+                elif not interrupted and not processes.has_lost(error):
                     status("failed", f"{type(error).__name__}: {error}")
-        raise
-    if writes:
-        status("complete")
+            raise
+        if processes.writes:
+            status("complete")
 
 
-def _is_finished(config: TrainConfig, lineage: dict | None, if_complete: str, log: Log) -> bool:
+def _is_finished(config: TrainConfig, parent: Parent | None, if_complete: str, log: Log) -> bool:
     """Whether this very run is complete.
 
     Raises:
@@ -244,6 +300,7 @@ def _is_finished(config: TrainConfig, lineage: dict | None, if_complete: str, lo
     if not (folder / "config.json").exists():
         return False
     state, _ = run_state(config.run)
+    lineage = parent.lineage if parent else None
     differ = differences(stored_config(config.run), config)
     lineage_there = stored_environment(config.run)["parent"]
     if lineage_there != lineage:
@@ -272,6 +329,35 @@ def _log_losses(losses: dict | None, log: Log) -> None:
         )
         if warning := losses_warning(losses):
             log(warning)
+
+
+def _finished_since(
+    config: TrainConfig, parent: Parent | None, if_complete: str, log: Log, found: dict
+) -> bool:
+    """Whether another process has completed this very run while this one prepared; asked under the lock.
+
+    Raises:
+        FileExistsError: it completed it and `if_complete` is `refuse`, or it began another run there.
+        InUse: it trained a part of it.
+    """
+    if _traces(config.run) == found:
+        return False
+    if _is_finished(config, parent, if_complete, log):
+        return True
+    raise InUse(
+        f"run {config.run!r} was changed by another process while this one got ready; start again: it goes on"
+        " from there"
+    )
+
+
+def _traces(run: str) -> dict[str, tuple]:
+    """What tells whether a run's folder was written to: its parameters and what a run goes on from."""
+    traces = {}
+    for name in ("config.json", "history.jsonl", "last.pt", "best.pt"):
+        with contextlib.suppress(FileNotFoundError):
+            found = (run_folder(run) / name).stat()
+            traces[name] = (found.st_ino, found.st_size, found.st_mtime_ns)
+    return traces
 
 
 def _parent_path(parent: Parent | None) -> Path | None:
@@ -305,9 +391,9 @@ def _start_folder(training: Training, parent: Parent | None, data_identity: dict
         losses,
     )
     folder.clear()
-    write_json(folder.path / "environment.json", described)
-    write_json(folder.path / "tokenizer.json", training.tokenizer.state)
+    folder.write_json("environment.json", described)
+    folder.write_json("tokenizer.json", training.tokenizer.state)
     rows = read_history(parent.run) if parent else []
     folder.write_history([row for row in rows if row["epoch"] <= parent.epoch])
     # Last, since its presence says that the folder holds a run.
-    write_json(folder.path / "config.json", config.model_dump(mode="json"))
+    folder.write_json("config.json", config.model_dump(mode="json"))

@@ -15,11 +15,14 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[StopRequest]:
+def stop_requests(patient: bool) -> Iterator[StopRequest]:
     """Turns the first SIGINT or SIGTERM into a request, so that a step is never cut in two.
 
-    A second one interrupts at once.  Only the main thread can handle signals; elsewhere nothing
-    is changed.
+    Only the main thread can handle signals; elsewhere nothing is changed.
+
+    Args:
+        patient: whether a second signal is passed over; else it interrupts at once.  On Ctrl-C torchrun
+            signals its processes after the terminal has, and kills those that take longer than 30 s.
     """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -27,7 +30,7 @@ def stop_requests() -> Iterator[StopRequest]:
         return
 
     def handle(number, frame):
-        if stop.requested:
+        if stop.requested and not patient:
             raise KeyboardInterrupt
         stop.requested = True
 

@@ -99,7 +99,7 @@ open_at(Path(sys.argv[1]), Killed())
 
 def test_a_killed_computation_goes_on_at_its_last_record(path):
     folder = os.path.dirname(__file__)
-    process = subprocess.run([sys.executable, "-c", KILLED, str(path), folder], timeout=60)
+    process = subprocess.run([sys.executable, "-c", KILLED, str(path), folder], timeout=300)
     assert process.returncode == -signal.SIGKILL
     compute = Features()
     assert_right(open_at(path, compute))
@@ -258,7 +258,7 @@ def test_processes_that_want_the_same_features_at_once_compute_them_once(path):
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    outputs = [process.communicate(timeout=60)[0].strip() for process in processes]
+    outputs = [process.communicate(timeout=300)[0].strip() for process in processes]
     assert sorted(outputs) == ["0", "3"]
 
 

@@ -55,7 +55,7 @@ def python(*arguments):
 def finish(process):
     """Output and errors of a process that ends by itself; one that hangs is a failure, and killed."""
     try:
-        return process.communicate(timeout=60)
+        return process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()

@@ -11,7 +11,7 @@ from pathlib import Path
 from tiny_runs import half_written, tiny_train
 from together import SERVER, settle
 
-PATIENCE = 60  # seconds after which a process counts as stuck
+PATIENCE = 300  # seconds after which a process counts as stuck
 
 
 def kill_at(moment: str, runs: Path, cache: Path, changes: dict) -> int:

@@ -20,6 +20,7 @@ from tiny_runs import (
 
 from mmlib import paths
 from mmlib.cli import main
+from mmlib.files import InUse
 from mmlib.training import run_state
 from mmlib.training.runs import open_run, parse_history
 
@@ -292,5 +293,5 @@ def test_results_of_a_run_whose_overwriting_was_killed_are_not_taken_for_the_new
 
 def test_an_evaluation_waits_for_nobody_who_writes(tiny_place):
     tiny_train(**RUN | {"epochs": 1})
-    with open_run("tiny"), pytest.raises(RuntimeError, match="'tiny' is being written by another process"):
+    with open_run("tiny"), pytest.raises(InUse, match="'tiny' is being written by another process"):
         tiny_evaluate()

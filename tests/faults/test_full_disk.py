@@ -23,7 +23,7 @@ FULL = [  # from how often an event has come, once for what starts a run and the
     (("fsync", "config.json"), 1), (("write", "status.json"), 1), (("write", "best.pt"), 1),
     (("replace", "model.safetensors"), 1), (("write", "history.jsonl"), 3), (("fsync", "history.jsonl"), 3),
     (("write", "last.pt"), 4), (("fsync", "last.pt"), 3), (("replace", "last.pt"), 5),
-    (("open", "status.json"), 3), (("write", "status.json"), 4),
+    (("open", "status.json"), 2), (("write", "status.json"), 2),
 ]  # fmt: skip
 
 

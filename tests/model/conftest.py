@@ -33,3 +33,9 @@ def batch():
     tokens_BL = torch.randint(1, 11, (4, 12))
     tokens_BL[torch.arange(12) >= length_B[:, None]] = 0
     return torch.randn(4, 3, 16, 16), tokens_BL, length_B
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+    """No test of this room asks the hub of Hugging Face whether it is there."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

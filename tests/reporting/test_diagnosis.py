@@ -12,6 +12,7 @@ from nbformat import v4
 
 from mmlib import paths
 from mmlib.data import Dataset, Split
+from mmlib.files import write_json
 from mmlib.metrics import retrieval_ranks, summarise
 from mmlib.metrics.human_aware import human_aware_recall
 from mmlib.reporting.diagnosis import calibration_figure, recall_by_group_figure, similarity_figure
@@ -25,7 +26,8 @@ from mmlib.reporting.diagnosis_tables import (
 )
 from mmlib.reporting.notebook import has_private
 from mmlib.reporting.style import DIRECTIONS, alt_text
-from mmlib.training.diagnose import diagnose, write_queries
+from mmlib.training.diagnose import diagnose, queries_of
+from mmlib.training.runs import run_folder
 
 WORDS = ("man", "dog", "ball", "two men")
 
@@ -151,7 +153,7 @@ def test_changed_queries_are_counted(two_runs, k):
 
 
 def test_changed_queries_are_listed_with_their_captions(two_runs):
-    write_queries("second", dataset(), "test")
+    write_json(run_folder("second") / "queries.json", queries_of(dataset(), "test"))
     table = changed_queries_list("first", "second", "t2i", top=3)
     won = table.frame[table.frame[""] == "won"]
     assert len(won) == 3
@@ -165,7 +167,7 @@ def test_changed_queries_are_listed_with_their_captions(two_runs):
 
 
 def test_captions_that_may_not_be_passed_on_are_private(two_runs):
-    write_queries("second", dataset(redistributable=False), "test")
+    write_json(run_folder("second") / "queries.json", queries_of(dataset(redistributable=False), "test"))
     bundle, metadata = DisplayFormatter().format(changed_queries_list("first", "second", "t2i"))
     output = v4.new_output("execute_result", bundle, metadata=metadata, execution_count=1)
     assert has_private(v4.new_notebook(cells=[v4.new_code_cell(outputs=[output])]))
@@ -178,7 +180,7 @@ def test_runs_and_queries_that_do_not_fit_are_refused(two_runs, tmp_path):
         changed_queries_list("first", "second", "up")
     with pytest.raises(FileNotFoundError, match=r"queries\.json"):
         changed_queries_list("first", "second", "t2i")
-    write_queries("second", dataset(), "test")
+    write_json(run_folder("second") / "queries.json", queries_of(dataset(), "test"))
     path = tmp_path / "second" / "queries.json"
     path.write_text(path.read_text().replace(samples.DATA["fingerprint"], "f" * 16))
     with pytest.raises(

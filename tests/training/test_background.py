@@ -57,10 +57,11 @@ def test_at_most_two_jobs_are_under_way(writer):
     writer.submit(job)
     writer.submit(job)
     assert running.wait(30)
+    waits, take_result = threading.Event(), writer._take_result
+    writer._take_result = lambda: (waits.set(), take_result())
     third = threading.Thread(target=writer.submit, args=(job,))
     third.start()
-    third.join(0.2)
-    assert third.is_alive(), "a third job was taken while two were under way"
+    assert waits.wait(30), "a third job was taken while two were under way"
     for _ in range(3):
         gate.release()
     third.join(30)

@@ -20,7 +20,8 @@ from tiny_runs import (
 
 from mmlib import files, paths
 from mmlib.training import loop, run_state
-from mmlib.training.checkpoint import check_fits, load_checkpoint, load_weights, save_checkpoint
+from mmlib.training.checkpoint import check_fits, checkpoint_bytes, load_checkpoint, load_weights
+from mmlib.training.runs import RunFolder
 
 CONTENT = {"config": {}, "model": {"weight": torch.arange(1000.0)}, "tokenizer_fingerprint": "0" * 16}
 
@@ -38,7 +39,7 @@ class Malicious:
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "last.pt"
-    save_checkpoint(path, CONTENT)
+    RunFolder(path.parent).write(path.name, checkpoint_bytes(CONTENT))
     return path
 
 
@@ -183,16 +184,17 @@ def no_space_for(monkeypatch, name: str, number: int = 1) -> None:
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_and_no_rest(saved, monkeypatch):
+    folder = RunFolder(saved.parent)
     with monkeypatch.context() as patch:
         no_space_for(patch, "last.pt")
         with pytest.raises(
             OSError, match=r"could not write .*last\.pt \(0\.0 MiB\): No space left.*previous one"
         ):
-            save_checkpoint(saved, CONTENT | {"config": {"another": 1}})
+            folder.write("last.pt", checkpoint_bytes(CONTENT | {"config": {"another": 1}}))
         with pytest.raises(
             OSError, match=r"No space left on device; there is none before it\. Free some space"
         ):
-            save_checkpoint(saved.with_name("last.pt2"), CONTENT)
+            folder.write("last.pt2", checkpoint_bytes(CONTENT))
     assert_same({"format": 1, **CONTENT}, load_checkpoint(saved))
     assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
 

@@ -9,10 +9,12 @@ from scipy.stats import kendalltau
 from mmlib import paths
 from mmlib.data import Dataset, Split
 from mmlib.data.judgements import find_judgements
+from mmlib.files import write_json
 from mmlib.metrics import paired_ranks, retrieval_ranks, summarise
-from mmlib.training.diagnose import diagnose, read_diagnosis, read_queries, write_diagnosis, write_queries
+from mmlib.training.diagnose import diagnose, queries_of, read_diagnosis, read_queries
 from mmlib.training.people import agreement_with_people
 from mmlib.training.query_groups import image_clusters
+from mmlib.training.runs import run_folder
 
 IMAGES, PER_IMAGE = 48, 5
 THINGS = ("man", "dog", "two men", "ball")
@@ -152,7 +154,7 @@ def test_diagnosis_comes_back_and_holds_no_caption_and_no_image(run, tmp_path, d
         FileNotFoundError, match=r"expected diagnosis\.json in its folder, found none; evaluate"
     ):
         read_diagnosis(run)
-    write_diagnosis(run, diagnosis)
+    write_json(run_folder(run) / "diagnosis.json", diagnosis)
     assert read_diagnosis(run) == json.loads(json.dumps(diagnosis))
     text = (tmp_path / run / "diagnosis.json").read_text()
     split = dataset.splits["test"]
@@ -162,7 +164,7 @@ def test_diagnosis_comes_back_and_holds_no_caption_and_no_image(run, tmp_path, d
 
 def test_diagnosis_of_another_evaluation_is_refused(run, dataset, diagnosis):
     other = summarise(embedded(dataset, noise=5)[2])
-    write_diagnosis(run, diagnosis | {"standard": other, "split": "val"})
+    write_json(run_folder(run) / "diagnosis.json", diagnosis | {"standard": other, "split": "val"})
     with pytest.raises(ValueError, match=r"of the evaluation in .* found another split, standard"):
         read_diagnosis(run)
 
@@ -172,7 +174,7 @@ def test_queries_are_kept_with_their_licence(run, dataset):
         FileNotFoundError, match=r"expected queries\.json in its folder, found none; evaluate"
     ):
         read_queries(run)
-    write_queries(run, dataset, "test")
+    write_json(run_folder(run) / "queries.json", queries_of(dataset, "test"))
     queries = read_queries(run)
     assert queries["captions"] == list(dataset.splits["test"].captions)
     assert queries["redistributable"] is False

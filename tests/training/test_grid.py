@@ -9,6 +9,7 @@ from tiny_grids import CLAIM, tiny_grid, write_base
 from tiny_runs import before_step, left_behind, press_ctrl_c, quiet
 
 from mmlib.config import ParameterError
+from mmlib.files import InUse
 from mmlib.training import grid, read_ablation, read_history, read_result, run_folder, run_grid, run_state
 from mmlib.training.grid_state import is_evaluated
 from mmlib.training.loop import Training
@@ -177,7 +178,7 @@ def test_torchrun_is_refused(base, monkeypatch):
 
 
 def test_an_ablation_that_another_process_runs_is_refused(base, work):
-    with open_run("grid"), pytest.raises(RuntimeError, match="'grid' is being written by another process"):
+    with open_run("grid"), pytest.raises(InUse, match="run 'grid'"):
         run_grid(tiny_grid(base), quiet)
     assert work == []
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_runs import left_behind, quiet, tiny_train
-from together import run_together, settle
+from tiny_runs import checkpoint, left_behind, quiet, tiny_train
+from together import SERVER, as_rank, run_together, settle
 
 from mmlib.config import ParameterError
 from mmlib.training import read_history, run_state
 from mmlib.training.processes import check_divides, share
+from mmlib.training.runs import open_run
 
 pytestmark = pytest.mark.usefixtures("tiny_place")
 # Without dropout, whose masks differ between processes; 64 = 2 · 32; 120 pairs leave a last batch of 56.
@@ -103,7 +104,7 @@ def test_history_and_weights_are_those_of_one_process(tiny_place, tiny_cache, tm
     assert len(both["last"]["rng_of_others"]) == 1
 
 
-def die_in_the_middle(runs, cache, changes, rank):
+def die_in_the_middle(runs, cache, changes, rank, signalled=False):
     from mmlib.training.loop import Training
 
     settle(runs, cache)
@@ -112,24 +113,30 @@ def die_in_the_middle(runs, cache, changes, rank):
     def mortal(training, batch):
         if training.position.epoch == 2 and os.environ["RANK"] == rank:
             os.kill(os.getpid(), signal.SIGKILL)
+        if training.position.epoch == 2 and signalled:
+            signal.raise_signal(signal.SIGTERM)  # torchrun's, before the loss of the other one is seen
         return step(training, batch)
 
     Training._step = mortal
     try:
         tiny_train(**changes)
     except Exception as error:
-        print(error, file=sys.stderr)
+        Path(runs, f"{os.environ['RANK']}.txt").write_text(str(error))
         sys.exit(1)
 
 
+@pytest.mark.parametrize("signalled", [False, True])
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_process_that_dies_ends_the_run_and_it_goes_on(rank, tiny_place, tiny_cache):
-    codes = run_together(die_in_the_middle, 2, tiny_place, tiny_cache, TOGETHER, rank)
+def test_a_process_that_dies_ends_the_run_and_it_goes_on(rank, signalled, tiny_place, tiny_cache):
+    codes = run_together(die_in_the_middle, 2, tiny_place, tiny_cache, TOGETHER, rank, signalled)
     assert codes[int(rank)] == -signal.SIGKILL
     assert codes[1 - int(rank)] == 1
+    said = (tiny_place / f"{1 - int(rank)}.txt").read_text()
+    assert (
+        said == "another process of run 'tiny' has ended, its own output says why; the same command goes on"
+    )
     state, reason = run_state("tiny")
-    assert state == "failed"
-    assert reason
+    assert (state, "a process of it ended without a word" in reason) == ("killed", True)
     # What the first process was still writing when it was killed is lost, and made again.
     assert [row["epoch"] for row in read_history("tiny")] in ([[1]] if rank == "1" else [[], [1]])
 
@@ -155,17 +162,103 @@ def test_a_run_goes_on_with_another_number_of_processes(tiny_place, tiny_cache):
     assert history[1]["train_loss"] == pytest.approx(alone[1]["train_loss"], rel=1e-4)
 
 
-def complain(runs, cache, changes):
+def fail_in_one(runs, cache, changes, rank):
+    from mmlib.training.loop import Training
+
     settle(runs, cache)
+    step = Training._step
+
+    def failing(training, batch):
+        if training.position.epoch == 2 and os.environ["RANK"] == rank:
+            raise MemoryError("the cable came loose")
+        return step(training, batch)
+
+    Training._step = failing
     try:
         tiny_train(**changes)
-    except ParameterError as error:
+    except Exception:
+        sys.exit(1)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_fails_says_why_and_the_other_does_not_contradict(rank, tiny_place, tiny_cache):
+    assert run_together(fail_in_one, 2, tiny_place, tiny_cache, TOGETHER, rank) == [1, 1]
+    assert run_state("tiny") == ("failed", "MemoryError: the cable came loose")
+
+
+def stop_one(runs, cache, changes, rank):
+    from mmlib.training.loop import Training
+
+    settle(runs, cache)
+    step = Training._step
+
+    def stopping(training, batch):
+        if training.position.epoch == 2 and os.environ["RANK"] == rank:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)  # as torchrun does after the terminal did
+        return step(training, batch)
+
+    Training._step = stopping
+    try:
+        tiny_train(**changes)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_one_that_is_asked_to_stop_stops_all_with_a_checkpoint(rank, tiny_place, tiny_cache):
+    changes = TOGETHER | {"epochs": 3}
+    assert run_together(stop_one, 2, tiny_place, tiny_cache, changes, rank) == [130, 130]
+    assert run_state("tiny")[0] == "interrupted"
+    position = checkpoint("tiny")["position"]
+    assert (position["epoch"], position["step"]) == (2, 2)
+
+
+def complain(runs, cache, changes, spoil=None):
+    settle(runs, cache)
+    if spoil:
+        spoil()
+    try:
+        tiny_train(**changes)
+    except (ParameterError, FileNotFoundError, FileExistsError) as error:
         Path(runs.parent, f"{os.environ['RANK']}.txt").write_text(str(error))
         sys.exit(2)
+    except RuntimeError as error:
+        Path(runs.parent, f"{os.environ['RANK']}.txt").write_text(str(error))
+        sys.exit(1)
+
+
+def lose_the_data_of_the_second():
+    from mmlib.training import start
+
+    if os.environ["RANK"] == "1":
+        start.load_dataset = lambda config: os.stat("/no/such/photo.jpg")
+
+
+def test_what_one_process_cannot_read_is_refused_by_all(tiny_place, tiny_cache, tmp_path):
+    codes = run_together(complain, 2, tiny_place, tiny_cache, TOGETHER, lose_the_data_of_the_second)
+    assert codes == [2, 2]
+    missing = "[Errno 2] No such file or directory: '/no/such/photo.jpg'"
+    assert (tmp_path / "1.txt").read_text() == missing
+    assert (tmp_path / "0.txt").read_text() == f"process 1 of 2: {missing}"
+    assert not (tiny_place / "tiny").exists()
+
+
+def test_a_folder_that_another_training_has_is_refused_by_all(tiny_place, tiny_cache, tmp_path):
+    with open_run("tiny"):
+        assert run_together(complain, 2, tiny_place, tiny_cache, TOGETHER) == [1, 1]
+    message = f"run 'tiny' is being written by another process (process {os.getpid()} on "
+    assert (tmp_path / "0.txt").read_text().startswith(message)
+    assert (tmp_path / "1.txt").read_text().startswith(f"process 0 of 2: {message}")
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(tiny_place, tiny_cache, tmp_path):
-    assert run_together(complain, 2, tiny_place, tiny_cache, TOGETHER | {"batch_size": 31}) == [2, 2]
+    for rank in range(2):  # one after the other: neither waits for a process that has left
+        arguments = (tiny_place, tiny_cache, TOGETHER | {"batch_size": 31})
+        process = SERVER.Process(target=as_rank, args=(complain, rank, 2, 1, arguments))
+        process.start()
+        process.join()
+        assert process.exitcode == 2
     message = (tmp_path / "0.txt").read_text()
     assert "batch_size must be a multiple of the number of processes: found 31 pairs for 2" in message
     assert "use 30 or 32" in message

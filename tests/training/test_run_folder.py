@@ -1,10 +1,14 @@
 """What a run folder promises: complete runs are safe, others go on, and the status is the truth."""
 
+import errno
 import json
+import os
+import shutil
 import signal
 
 import pytest
 from tiny_runs import (
+    TINY,
     assert_same,
     before_step,
     left_behind,
@@ -14,13 +18,15 @@ from tiny_runs import (
     tiny_train,
 )
 
+from mmlib import paths
+from mmlib.cli import main
 from mmlib.config import ParameterError
 from mmlib.data import shapes
 from mmlib.data.tokenizers import loss_shares, losses_warning
-from mmlib.files import read_json
+from mmlib.files import InUse, read_json
 from mmlib.reporting import lineage_table
 from mmlib.reporting.scope import percent
-from mmlib.training import read_history, read_result, run_state, stored_config
+from mmlib.training import read_history, read_result, run_state, start, stored_config
 from mmlib.training.loop import Training
 from mmlib.training.runs import STATES, open_run, parse_history, require_complete
 
@@ -148,14 +154,119 @@ def test_a_second_writer_is_refused(monkeypatch, folder):
         assert run_state("tiny")[0] == "running"  # the lock is held, so it was not killed
         before = (folder / "history.jsonl").read_bytes()
         for overwrite in (False, True):
-            with pytest.raises(RuntimeError, match=r"'tiny' is being written by another process; wait"):
+            named = "it has not said which" if overwrite else f"process {os.getpid()} on .*"
+            with pytest.raises(InUse, match=rf"'tiny' is being written by another process \({named}\); wait"):
                 tiny_train(epochs=1, overwrite=overwrite)
+            (folder / ".lock").unlink(missing_ok=True)  # the second time it is refused without
         assert (folder / "history.jsonl").read_bytes() == before
 
     rates = before_step(monkeypatch, 2, second)
     tiny_train(epochs=1)
     assert len(rates) == 4
     assert run_state("tiny")[0] == "complete"
+
+
+def meanwhile(monkeypatch, act) -> None:
+    """Calls `act()` when the next training has checked its input and not yet taken the folder."""
+    open_run_ = start.open_run
+
+    def opened(*arguments):
+        monkeypatch.setattr(start, "open_run", open_run_)
+        act()
+        return open_run_(*arguments)
+
+    monkeypatch.setattr(start, "open_run", opened)
+
+
+def test_a_run_that_another_process_completed_meanwhile_is_not_replaced(monkeypatch, folder):
+    meanwhile(monkeypatch, lambda: tiny_train(epochs=1))
+    with pytest.raises(FileExistsError, match=r"with other parameters: lr: 0\.01 there, 0\.02 here"):
+        tiny_train(epochs=1, lr=0.02)
+    assert stored_config("tiny") == tiny_config(epochs=1)
+    assert run_state("tiny") == ("complete", None)
+
+    meanwhile(monkeypatch, lambda: tiny_train(epochs=1, overwrite=True))
+    with pytest.raises(FileExistsError, match="with other parameters: epochs: 1 there, 2 here"):
+        tiny_train()
+    shutil.rmtree(folder)
+    meanwhile(monkeypatch, lambda: tiny_train(epochs=1))
+    with pytest.raises(FileExistsError, match="exists and is complete; choose another"):
+        tiny_train(epochs=1)
+    shutil.rmtree(folder)
+    theirs = []
+    meanwhile(monkeypatch, lambda: theirs.append(tiny_train(epochs=1)))
+    assert tiny_train(epochs=1, if_complete="show") == theirs[0]
+
+
+def test_a_run_that_another_process_trained_on_meanwhile_is_left_to_it(monkeypatch, interrupted):
+    def go_on_and_stop():
+        with monkeypatch.context() as patch:
+            before_step(patch, 2, press_ctrl_c)
+            with pytest.raises(KeyboardInterrupt):
+                tiny_train()
+
+    meanwhile(monkeypatch, go_on_and_stop)
+    with pytest.raises(InUse, match="'tiny' was changed by another process while this one got ready"):
+        tiny_train()
+    assert run_state("tiny")[0] == "interrupted"
+    tiny_train()
+    assert run_state("tiny")[0] == "complete"
+
+
+def test_a_folder_deleted_under_a_training_stays_deleted(monkeypatch, folder, tmp_path, capsys):
+    params = tmp_path / "run.json"
+    params.write_text(json.dumps(TINY))
+    with monkeypatch.context() as patch:
+        before_step(patch, 6, lambda _: shutil.rmtree(folder))
+        assert main(["train", str(params)]) == 1
+    error = capsys.readouterr().err
+    assert f"error: {folder} is gone: it was deleted, moved or replaced while run 'tiny' was at work" in error
+    assert "space" not in error
+    assert not folder.exists()
+
+
+def test_a_folder_replaced_under_a_training_is_left_to_the_new_one(monkeypatch, folder):
+    def move_and_train_anew(training):
+        training.writer.finish()
+        folder.rename(folder.with_name("moved"))
+        monkeypatch.undo()
+        monkeypatch.setattr(paths, "RUNS", folder.parent)
+        monkeypatch.setattr(paths, "CACHE", cache)
+        tiny_train(epochs=1, lr=0.02)
+
+    cache = paths.CACHE
+    before_step(monkeypatch, 6, move_and_train_anew)
+    with pytest.raises(RuntimeError, match="tiny is gone: it was deleted, moved or replaced"):
+        tiny_train()
+    assert run_state("tiny") == ("complete", None)
+    assert [(row["epoch"], row["lr"]) for row in read_history("tiny")] == [(1, 0.02)]
+    assert [row["epoch"] for row in read_history("moved")] == [1]
+
+
+def test_a_state_is_read_where_nothing_can_be_written(monkeypatch, folder):
+    tiny_train(epochs=1)
+    status = read_json(folder / "status.json")
+    (folder / "status.json").write_text(json.dumps(status | {"state": "running"}))
+    (folder / ".lock").unlink()
+
+    def read_only(function):
+        def call(path, flags, *rest, **named):
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+            return function(path, flags, *rest, **named)
+
+        return call
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "open", read_only(os.open))
+    monkeypatch.setattr(os, "mkdir", refuse)
+    state, reason = run_state("tiny")
+    assert (state, [row["epoch"] for row in read_history("tiny")]) == ("killed", [1])
+    assert "ended without a word" in reason
+    with pytest.raises(OSError, match=r"could not write .*tiny.*: Read-only file system.*another folder"):
+        tiny_train(epochs=1)
 
 
 def test_sigterm_stops_as_ctrl_c_does(monkeypatch, folder):
@@ -305,7 +416,7 @@ def test_overwriting_removes_first_what_says_that_the_run_is_complete(folder, mo
     with open_run("tiny", overwrite=True):
         pass
     assert set(removed[:2]) == {"status.json", "config.json"}
-    assert {path.name for path in folder.iterdir()} <= {".lock"}
+    assert {path.name for path in folder.iterdir()} == {".lock"}
 
 
 def test_data_that_changed_meanwhile_are_refused_with_both_fingerprints(interrupted, monkeypatch):

@@ -24,7 +24,7 @@ from mmlib.data.shards.members import Broken, read_file, read_meta, walk_samples
 from mmlib.data.shards.places import Place, find_shards
 from mmlib.data.shards.source import TarImages
 from mmlib.data.shards.verdicts import FIRST, MEANING, MOST_BROKEN
-from mmlib.files import write_text_atomic
+from mmlib.files import replace_flushed, write_text_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ def _local(place: Place, retry: Retry) -> Path:
                 with open(temporary, "wb") as file:
                     fetch(place.where, file, retry)
                     os.fsync(file.fileno())
-                os.replace(temporary, path)
+                replace_flushed(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
     return path

@@ -15,7 +15,7 @@ from mmlib.data.decoding import image_suffix
 from mmlib.data.image_folder import ImageFolder
 from mmlib.data.shards.index import FORMAT, MANIFEST, run_lengths
 from mmlib.data.shards.source import TarImages
-from mmlib.files import write_text_atomic
+from mmlib.files import replace_flushed, write_text_atomic
 from mmlib.paths import from_root, shown
 
 SAMPLES_PER_SHARD = 1_000
@@ -137,7 +137,7 @@ def _write_shard(
                     bar.update()
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace_flushed(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return path.stat().st_size

@@ -8,6 +8,7 @@ from mmlib.config import ParameterError
 from mmlib.data.tokenizers.base import Tokenizer
 from mmlib.data.tokenizers.clip import VOCABULARY, ClipTokenizer
 from mmlib.data.tokenizers.encoder import EncoderTokenizer
+from mmlib.network import fetching
 from mmlib.paths import shown
 
 CLEANINGS = ("lower", "whitespace", "canonicalize")  # open_clip's names
@@ -57,7 +58,7 @@ def from_open_clip(name: str) -> Tokenizer:
         FileNotFoundError: the tokenizer's files are not here and cannot be fetched.
         ValueError: a tokenizer that cannot be kept with a run.
     """
-    from open_clip import get_tokenizer, list_models
+    from open_clip import get_model_config, get_tokenizer, list_models
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     if name.startswith("local-dir:"):
@@ -66,8 +67,12 @@ def from_open_clip(name: str) -> Tokenizer:
         near = difflib.get_close_matches(name, list_models(), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else "open_clip.list_models() lists them"
         raise ParameterError(f"text_encoder: expected a model of open_clip, found {name!r}; {hint}")
+    hub = name.startswith("hf-hub:") or (
+        name in list_models() and "hf_tokenizer_name" in get_model_config(name)["text_cfg"]
+    )
     try:
-        tokenizer = get_tokenizer(name)
+        with fetching(f"the tokenizer of open_clip:{name}", hub):
+            tokenizer = get_tokenizer(name)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"text_encoder open_clip:{name} has a tokenizer of its own, whose files are not here and could"
@@ -108,7 +113,8 @@ def _read_cached(auto_tokenizer: Any, name: str) -> Any:
     except (OSError, ValueError):
         pass  # not in the cache
     try:
-        return auto_tokenizer.from_pretrained(name, trust_remote_code=False)
+        with fetching(f"the tokenizer of hf:{name}", hub=True):
+            return auto_tokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"text_encoder hf:{name}: expected the encoder's files in the cache of Hugging Face or a network"
