@@ -272,8 +272,8 @@ def _shard(options: argparse.Namespace) -> int:
     passed_over |= {"resize"} | ({"image_size"} if config.dataset != "shapes" else set())
     if unread := [name for name in given if name in passed_over]:
         raise ParameterError(
-            f"-p {', '.join(unread)}: expected parameters that choose data; shards hold images and captions as"
-            " they are, give these to the training"
+            f"-p {', '.join(unread)}: expected parameters that choose data; shards hold images and captions"
+            " as they are, give these to the training"
         )
     if config.dataset == "shards":
         raise ParameterError("expected a data set to write as shards, found dataset 'shards', which are some")

@@ -211,7 +211,7 @@ def _explain(config_class: type[BaseModel], error: Any) -> str:
         if _ELSEWHERE.get(name) in config_class.model_fields:
             hint = f"did you mean {_ELSEWHERE[name]!r}?"
         hint = hint or f"known: {', '.join(config_class.model_fields)}"
-        return f"  {printable(name[:SHOWN])} = {shown(error['input'])}: unknown parameter; {hint}"
+        return f"  {shown(name)[1:-1]} = {shown(error['input'])}: unknown parameter; {hint}"
     if error["type"] == "missing":
         return f"  {name}: missing; expected {config_class.model_fields[name].description}"
     message = error["msg"].removeprefix("Value error, ")

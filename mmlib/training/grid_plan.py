@@ -131,7 +131,11 @@ def _wrong_shared(
     given = dict.fromkeys(config.changes, "changes")
     given |= {name: name for name in ("data_root", "image_weights") if getattr(config, name) is not None}
     given = {name: "base" for name in base if name in ignored_in_base} | given
-    return [f"{place}: {ignored[name]}" for name, place in given.items() if name in ignored]
+    return [
+        ignored[name] if place == name else f"{place}: {ignored[name]}"
+        for name, place in given.items()
+        if name in ignored
+    ]
 
 
 def _wrong_together(planned: list[PlannedRun]) -> list[str]:

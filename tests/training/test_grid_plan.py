@@ -25,13 +25,13 @@ def refusal(base, **changes) -> str:
 
 
 def test_every_arm_is_planned_with_every_seed_and_its_own_parameters(base):
-    planned = plan_grid(tiny_grid(base, seeds=[3, 5], changes={"lr": "2e-3"}, data_root="data/x"))
+    planned = plan_grid(tiny_grid(base, seeds=[3, 5], changes={"lr": "2e-3"}))
     assert [run.name for run in planned] == [
         "grid.memory.s3", "grid.memory.s5", "grid.no-memory.s3", "grid.no-memory.s5",
     ]  # fmt: skip
     assert [run.config.seed for run in planned] == [3, 5, 3, 5]
     assert [run.config.memory_slots for run in planned] == [4, 4, 0, 0]
-    assert {(r.config.lr, r.config.device, r.config.data_root) for r in planned} == {(0.002, "cpu", "data/x")}
+    assert {(r.config.lr, r.config.device) for r in planned} == {(0.002, "cpu")}
     assert planned[0].config.latent_dim == 16  # of the base
     assert planned[2].differs == {"memory_slots": 0}
 
@@ -39,8 +39,8 @@ def test_every_arm_is_planned_with_every_seed_and_its_own_parameters(base):
 def test_the_grid_is_crossed_with_the_arms_and_names_come_from_values(base):
     grid = {"padding_mask": [True, False], "lr": ["1e-3"]}
     assert names(base, grid=grid) == [
-        "grid.memory-padding_masktrue-lr1e-3.s0", "grid.memory-padding_maskfalse-lr1e-3.s0",
-        "grid.no-memory-padding_masktrue-lr1e-3.s0", "grid.no-memory-padding_maskfalse-lr1e-3.s0",
+        "grid.memory-padding_masktrue-lr0.001.s0", "grid.memory-padding_maskfalse-lr0.001.s0",
+        "grid.no-memory-padding_masktrue-lr0.001.s0", "grid.no-memory-padding_maskfalse-lr0.001.s0",
     ]  # fmt: skip
     planned = plan_grid(tiny_grid(base, arms={}, grid={"memory_slots": [0, 4]}))
     assert [run.arm for run in planned] == ["memory_slots0", "memory_slots4"]
