@@ -51,13 +51,15 @@ def cell_parameters(executed: Sequence[str], config_class: type[BaseModel]) -> d
     """
     needed = {name for name, field in config_class.model_fields.items() if field.is_required()}
     example = ", ".join(f"`{name}: type = value`" for name in needed)
-    place = None
+    place, untyped = None, None
     for number, source in enumerate(executed):
         typed, names = _assigned(source)
         if typed:
-            place = number
+            place, untyped = number, None
         elif needed <= names and not source.startswith(INJECTED):
-            raise ParameterError(_NO_TYPES.format(number=number, example=example))
+            untyped = number
+    if untyped is not None:
+        raise ParameterError(_NO_TYPES.format(number=untyped, example=example))
     if place is None:
         raise ParameterError(
             f"expected a parameters cell with lines {example}, found none among the executed cells; run it"
@@ -68,7 +70,7 @@ def cell_parameters(executed: Sequence[str], config_class: type[BaseModel]) -> d
 
 _NO_TYPES = (
     "cell [{number}] assigns what a parameters cell does, without types; if it is the parameters cell, write"
-    " {example}; if not, choose other names and restart the kernel"
+    " {example}; if not, run the parameters cell again"
 )
 
 

@@ -94,6 +94,12 @@ def test_weights_are_given_to_all_arms_beside_the_file(base):
         ({"arms": {"a": {"lr": "fast"}}}, "arm 'a': lr: expected a number, found 'fast' (str)"),
         ({"tune": {"lr": [0.1, -1.0]}}, "arm 'memory', lr -1.0: lr: input should be greater than 0"),
         ({"arms": {"a": {}, "b": {"shapes_val": 9}}}, "arm 'b': shapes_val is 9 and 8 in 'a'; arms"),
+        ({"arms": {"a": {}, "b": {"bpe_vocabulary": 9}}}, "arm 'b': bpe_vocabulary is read by tokenizer 'bpe'; "),
+        ({"tune": {"no-memory": {"feedback_steps": [0, 1]}}}, "arm 'no-memory': feedback_steps is read by mem"),
+        ({"grid": {"tokenizer": ["char", "bpe"], "bpe_vocabulary": [99]}}, "arm 'memory-tokenizerchar-bpe_voca"),
+        ({"changes": {"momentum": 0.8}}, "changes: momentum is read by optimizer 'sgd', 'rmsprop'; this run h"),
+        ({"data_root": "x"}, "  data_root is read by dataset 'flickr8k', 'flickr30k', 'coco'; this run has d"),
+        ({"image_weights": "default"}, "  image_weights is read by image_encoder <library>:<name>; this run"),
         ({"claims": [CLAIM | {"arm": "memroy"}]}, "claim 1: arm: there is no arm 'memroy'; did you mean"),
         ({"claims": [CLAIM | {"over": "x"}]}, "claim 1: over: there is no arm 'x'; there are: memory, no"),
         ({"claims": [CLAIM | {"over": "memory"}]}, "claim 1: expected two arms to compare, found 'mem"),
@@ -104,6 +110,19 @@ def test_what_is_wrong_is_named(base, changes, expected):
     message = refusal(base, **changes)
     assert "ablation 'grid' cannot be run as it is asked for:" in message
     assert expected in message
+
+
+def test_what_all_arms_are_given_may_be_unread_in_some_of_them(base, tmp_path):
+    arms = {"bpe": {"tokenizer": "bpe"}, "word": {"tokenizer": "word"}, "no-memory": {"memory_slots": 0}}
+    planned = plan_grid(tiny_grid(base, arms=arms, changes={"bpe_vocabulary": 300, "min_word_count": 2}))
+    assert {run.config.bpe_vocabulary for run in planned} == {300}
+    # what the base run reads may be changed away in all arms; what it does not read either is refused
+    sgd = write_base(tmp_path, optimizer="sgd", momentum=0.8)
+    assert plan_grid(tiny_grid(sgd, changes={"optimizer": "adamw"}))[0].config.momentum == 0.8
+    said = refusal(write_base(tmp_path, data_root="x", optimizer="sgd", momentum=0.8))
+    assert said.splitlines()[1:] == [
+        "  base: data_root is read by dataset 'flickr8k', 'flickr30k', 'coco'; this run has dataset 'shapes'"
+    ]
 
 
 def test_everything_wrong_is_listed_at_once(base):
