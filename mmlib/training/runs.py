@@ -10,7 +10,6 @@ import datetime
 import json
 import os
 import shutil
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from mmlib import paths
+from mmlib.arrays import read_npz
 from mmlib.config import TrainConfig, build
 from mmlib.files import explained, read_json, write_json, write_text_atomic
 
@@ -101,11 +101,11 @@ def read_arrays(run: str, name: str) -> dict[str, np.ndarray]:
     """
     path = _evaluated(run, f"{name}.npz")
     try:
-        # Opened here, since numpy leaves a file open that turns out to be damaged.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{paths.shown(path)} is damaged ({error}); evaluate the run again") from None
+        return read_npz(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{paths.shown(path)} is damaged ({error.__cause__}); evaluate the run again"
+        ) from None
 
 
 def _evaluated(run: str, name: str) -> Path:
