@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mmlib.arrays import read_npz
-from mmlib.files import write_bytes_atomic
+from mmlib.files import explained, write_bytes_atomic
 from mmlib.metrics.both_ways import Queries, ranks_both_ways
 from mmlib.metrics.mapped import rows_of
 from mmlib.metrics.scores import unit_rows
@@ -115,10 +115,16 @@ class RetrievalRanks:
         return self.image_of_text_M
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes an `.npz`, whole or not at all: temporary file, flushed, renamed."""
-        buffer = io.BytesIO()
+        """Writes an `.npz`, whole or not at all, in a folder that is made if it is missing.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written; `path` is as it was.
+        """
+        buffer, path = io.BytesIO(), Path(path)
         np.savez_compressed(buffer, **vars(self))
-        write_bytes_atomic(Path(path), buffer.getbuffer())
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes_atomic(path, buffer.getbuffer())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "RetrievalRanks":
