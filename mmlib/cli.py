@@ -13,13 +13,34 @@ from typing import Any
 
 from mmlib import __version__
 from mmlib.config import ContinueConfig, DataConfig, EvaluateConfig, ParameterError, TrainConfig, ask
+from mmlib.files import printable, write_json
 from mmlib.params import notebook_defaults, read_yaml
+from mmlib.terminal import Output
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code."""
+    """Runs one command; returns its exit code.
+
+    No print can fail the command: its work goes on when the reader of a pipe is gone.  Where text was
+    lost for another reason, as a full disk, the code of a command that did its work is 1.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = output, errors = Output(sys.stdout), Output(sys.stderr, moves="\r")
+    try:
+        code = _main(arguments)
+        output.flush()
+        if output.error is not None:
+            print(f"error: could not print everything: {output.error}; what is saved is saved", file=errors)
+        return code or (EXIT_FAILED if output.error is not None else 0)
+    finally:
+        output.flush()
+        errors.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
@@ -28,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("interrupted; the same command goes on where this stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
     except (ParameterError, FileNotFoundError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_USAGE
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_FAILED
 
 
@@ -219,9 +240,6 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
             f"expected ranks to compare with in {options.compare}, found no such file; another call writes it"
             " with --ranks"
         )
-    import json
-
-    from mmlib.files import write_text_atomic
     from mmlib.metrics.embeddings import compare_with, evaluate_embeddings, read_array, results_text
 
     protocol, data = options.protocol or "standard", options.data or "data not named"
@@ -237,18 +255,20 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
             f"{n} is {p}" for n, p in zip(("image_ND", "text_MD", "image_of_text_M"), given.values())
         )
         raise ParameterError(f"{error} ({where})") from error
-    print(results_text(summary, data))
-    if comparison:
-        print(f"against {options.compare}: {comparison['verdict']}")
-        print(
-            "(sizes and map agree; that both are of the same images and captions, files of ranks do not show)"
-        )
-    if options.ranks:
-        options.ranks.parent.mkdir(parents=True, exist_ok=True)
-        ranks.save(options.ranks)
-    if options.out:
-        result = {"data": data, "files": given, "summary": summary, "comparison": comparison}
-        write_text_atomic(options.out, json.dumps(result, indent=1))
+    try:
+        if options.ranks:
+            ranks.save(options.ranks)
+        if options.out:
+            result = {"data": data, "files": given, "summary": summary, "comparison": comparison}
+            write_json(options.out, result)
+    finally:  # what cannot be saved can still be seen
+        print(results_text(summary, data))
+        if comparison:
+            print(f"against {options.compare}: {comparison['verdict']}")
+            print(
+                "(sizes and map agree; that both are of the same images and captions, files of ranks do not"
+                " show)"
+            )
     return 0
 
 

@@ -160,6 +160,7 @@ def without_leaks(dataset: Dataset, leaks: Sequence[Leak]) -> Dataset:
         splits={**dataset.splits, "train": train},
         fingerprint=hashlib.sha256(content.encode()).hexdigest()[:16],
         notes=(*dataset.notes, note),
+        held_out_fingerprint=dataset.held_out_fingerprint or dataset.fingerprint,
     )
 
 

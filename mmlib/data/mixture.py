@@ -115,7 +115,7 @@ def mix(
         fingerprint=hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16],
         notes=(*_notes(parts, weights), *_note_photos(parts)),
         redistributable=all(part.redistributable for part in parts),
-        held_out_fingerprint=first.fingerprint,
+        held_out_fingerprint=first.held_out_fingerprint or first.fingerprint,
     )
 
 

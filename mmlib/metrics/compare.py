@@ -1,12 +1,111 @@
-"""Two runs on the same queries: is there a difference, how large, and how sure is it?"""
+"""Two evaluations: may they stand side by side, is there a difference, how large, and how sure is it?
+
+`why_not_comparable` decides the first for every table, figure, verdict, ablation and command.
+"""
+
+import math
 
 import numpy as np
 
 from mmlib.metrics.bootstrap import image_scores, image_weights, interval_tails, metric_values
+from mmlib.metrics.intervals import exact_binomial_interval
 from mmlib.metrics.ranks import RetrievalRanks
 from mmlib.metrics.significance import holm, mcnemar, sign_flip_test
 from mmlib.metrics.summary import DIRECTIONS
-from mmlib.metrics.verdict import verdict_in_words, why_not_comparable
+
+ALPHA = 0.05
+
+_IN_WORDS = {"data": "data set", "images": "image queries", "captions": "caption queries"}
+_DIFFER_IN_WORDS = {"query_ids": "query ids differ", "image_of_text_M": "captions belong to different images"}
+
+
+def measured_on(result: dict, protocol: str = "standard") -> dict:
+    """What a run was evaluated on, from its `results.json`: the facts that two runs must share.
+
+    Returns:
+        `data` (name), `fingerprint` (of what is evaluated, see `held_out_fingerprint`), `split`,
+        `protocol`, `images` and `captions` (queries of each direction).
+    """
+    summary = result["protocols"][protocol]
+    return {
+        "data": result["data"]["name"],
+        "fingerprint": held_out_fingerprint(result["data"]),
+        "split": result["split"],
+        "protocol": protocol,
+        "images": summary["i2t"]["n"],
+        "captions": summary["t2i"]["n"],
+    }
+
+
+def held_out_fingerprint(data: dict) -> str:
+    """Fingerprint of the data that a run holds out, from the identity in its files (`Dataset.identity`).
+
+    What a run trains on does not matter to a comparison.  Where `held_out_fingerprint` is absent (the
+    training split is the data set's own, or the file is older than the field), that of all data counts.
+    """
+    return data.get("held_out_fingerprint") or data["fingerprint"]
+
+
+def why_not_comparable(
+    a: dict | None,
+    b: dict | None,
+    ranks_a: RetrievalRanks | None = None,
+    ranks_b: RetrievalRanks | None = None,
+) -> list[str]:
+    """The reasons why two evaluations must not stand in one comparison, in words; none if they may.
+
+    Args:
+        a, b: what each was measured on: `measured_on` of its `results.json`, or any facts by name, such
+            as `query_ids`.  What one of them names, the other must name equally.
+        ranks_a, ranks_b: the ranks of both, if there are any: protocol, gallery sizes, number of
+            captions and map of captions to images must be equal.
+    """
+    a, b = {**(a or {}), **_of_ranks(ranks_a)}, {**(b or {}), **_of_ranks(ranks_b)}
+    reasons, long = [], []
+    for key in {**a, **b}:
+        name = _IN_WORDS.get(key, key)
+        if (key in a) != (key in b):
+            known, unknown = ("first", "second") if key in a else ("second", "first")
+            reasons.append(f"{name} is given for the {known} only, unknown for the {unknown}")
+        elif hasattr(a[key], "__len__") and not isinstance(a[key], str):
+            long.append(key)
+        elif a[key] != b[key]:
+            reasons.append(f"{name} differs ({a[key]} vs {b[key]})")
+    # Long lists say something of their own only where all else agrees.
+    return reasons or [
+        _DIFFER_IN_WORDS.get(key, f"{key} differs") for key in long if not np.array_equal(a[key], b[key])
+    ]
+
+
+def check_comparable(results: list[dict], protocol: str = "standard") -> None:
+    """Passes if these runs may stand side by side.
+
+    Args:
+        results: `results.json` of each, with this protocol.
+
+    Raises:
+        ValueError: two of them may not; names both and the reasons.
+    """
+    for other in results[1:]:
+        if reasons := why_not_comparable(measured_on(results[0], protocol), measured_on(other, protocol)):
+            raise ValueError(
+                f"runs {results[0]['run']!r} and {other['run']!r} cannot be compared: {'; '.join(reasons)};"
+                " evaluate both on the same data, or show them apart"
+            )
+
+
+def _of_ranks(ranks: RetrievalRanks | None) -> dict:
+    return (
+        {}
+        if ranks is None
+        else {
+            "ranking": ranks.protocol,
+            "i2t gallery": ranks.gallery_i2t,
+            "t2i gallery": ranks.gallery_t2i,
+            "number of captions": len(ranks.image_of_text_M),
+            "image_of_text_M": ranks.image_of_text_M,
+        }
+    )
 
 
 def compare_runs(
@@ -29,8 +128,7 @@ def compare_runs(
 
     Args:
         ranks_a, ranks_b: of one set of queries, under one protocol.
-        provenance_a, provenance_b: where the ranks come from, keys `verdict.PROVENANCE`; what
-            one of them names, the other must name equally.
+        provenance_a, provenance_b: what the ranks were measured on, see `why_not_comparable`.
         ks: the K of R@K, 1 among them.
         resamples: bootstrap resamples, and sign vectors of the permutation test.
         level: confidence level.
@@ -48,9 +146,8 @@ def compare_runs(
     if 1 not in ks:
         raise ValueError(f"ks: expected 1 among them, found {ks}; the verdict is on R@1")
     tails = interval_tails(level, resamples)
-    reasons = why_not_comparable(ranks_a, ranks_b, provenance_a, provenance_b)
-    if reasons:
-        return {"comparable": False, "verdict": f"not comparable: {reasons}"}
+    if reasons := why_not_comparable(provenance_a, provenance_b, ranks_a, ranks_b):
+        return {"comparable": False, "verdict": f"not comparable: {'; '.join(reasons)}"}
 
     once = np.ones((1, ranks_a.images), np.int32)
     a, b = metric_values(ranks_a, once, ks), metric_values(ranks_b, once, ks)
@@ -98,3 +195,65 @@ def _permutation_p(ranks_a, ranks_b, ks, flips: int, seed: int) -> dict[str, flo
     difference["mean_r1"] = (difference["i2t_r1"] + difference["t2i_r1"]) / 2
     p_S = sign_flip_test(np.stack(list(difference.values()), axis=1), flips=flips, seed=seed)
     return dict(zip(difference, p_S.tolist()))
+
+
+def verdict_in_words(difference: float, low: float, high: float, p: float, evidence: str, level=0.95) -> str:
+    """One sentence on a difference of recalls (fractions), second run against first.
+
+    A difference is claimed only where the test and the interval agree on it.
+
+    Args:
+        difference: second minus first.
+        low, high: its interval.
+        p: of the test that decides.
+        evidence: the counts, for example "17 vs 18 hits of 5,000".
+        level: of the interval.
+    """
+    if p >= ALPHA or low <= 0 <= high:
+        return f"no evidence of a difference ({evidence}; {p_in_words(p)})"
+    word, low, high = ("better", low, high) if difference > 0 else ("worse", -high, -low)
+    return (
+        f"{word} by {100 * abs(difference):.2f} points"
+        f" ({100 * level:g} % {100 * low:.2f} to {100 * high:.2f}; {evidence}; {p_in_words(p)})"
+    )
+
+
+def p_in_words(p: float) -> str:
+    """`p = 0.032`, and `p < 0.001` where digits would say more than they know."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2f}" if p >= 0.1 else f"p = {p:.3f}"
+
+
+def verdict_from_counts(hits_a: int, hits_b: int, n: int, level: float = 0.95) -> dict:
+    """What two published hit counts on n queries each can show, when nothing else is known.
+
+    Fisher's exact test, and the interval of the difference by Newcombe's (1998) combination of
+    the two exact binomial intervals.  Without the ranks neither the pairing of queries nor their
+    clustering by image can be used: pairing would sharpen, clustering blunt the result.
+
+    Returns:
+        `hits_a`, `hits_b`, `n`, `difference`, `low`, `high`, `p`, `verdict`.
+
+    Raises:
+        ValueError: counts outside 0..n, or n below 1.
+    """
+    from scipy.stats import fisher_exact
+
+    for name, hits in (("hits_a", hits_a), ("hits_b", hits_b)):
+        if n < 1 or not 0 <= hits <= n:
+            raise ValueError(f"{name}: expected 0..n hits of n >= 1 queries, found {hits} of {n}")
+    a, b = hits_a / n, hits_b / n
+    (low_a, high_a), (low_b, high_b) = (exact_binomial_interval(h, n, level) for h in (hits_a, hits_b))
+    low = b - a - math.hypot(b - low_b, high_a - a)
+    high = b - a + math.hypot(high_b - b, a - low_a)
+    p = float(fisher_exact([[hits_a, n - hits_a], [hits_b, n - hits_b]]).pvalue)
+    evidence = f"{hits_a:,} vs {hits_b:,} hits of {n:,}"
+    return {
+        "hits_a": hits_a,
+        "hits_b": hits_b,
+        "n": n,
+        "difference": b - a,
+        "low": low,
+        "high": high,
+        "p": p,
+        "verdict": verdict_in_words(b - a, low, high, p, evidence, level),
+    }

@@ -5,12 +5,11 @@ Shapes: N images, M captions, D embedding width.
 
 import os
 import re
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from mmlib.arrays import check_safetensors, npz_names, open_npy, read_npz, refused
 from mmlib.metrics.bootstrap import bootstrap_intervals
 from mmlib.metrics.compare import compare_runs
 from mmlib.metrics.folds import fold_ranks, summarise_folds
@@ -19,6 +18,7 @@ from mmlib.metrics.ranks import RetrievalRanks, checked_map, paired_ranks, retri
 from mmlib.metrics.summary import DIRECTIONS, summarise
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
+MOST_NAMES = 20  # of the arrays of a file, that an error lists
 DIRECTION_NAMES = {"i2t": "image → text", "t2i": "text → image"}
 
 _NAMED = re.compile(r"(?P<file>.+\.(?:npy|npz|safetensors)):(?P<name>.+)", re.DOTALL)
@@ -45,11 +45,11 @@ def read_array(place: str):
     path, name = (Path(named["file"]), named["name"]) if named else (Path(place), None)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{place}: expected a file that ends in {', '.join(SUFFIXES)}; convert it to one")
-    if not path.is_file():
-        raise FileNotFoundError(f"expected an array file {path}, found none; correct the path")
     if path.suffix == ".npy" and name is not None:
         raise ValueError(f"{place}: an .npy file holds one array without a name; leave out ':{name}'")
-    return {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}[path.suffix](path, name)
+    if path.suffix == ".npy":
+        return _numeric(open_npy(path))
+    return (_read_npz if path.suffix == ".npz" else _read_safetensors)(path, name)
 
 
 def evaluate_embeddings(
@@ -176,32 +176,20 @@ def _interval_text(metric: dict) -> str:
     return f"{100 * metric['value']:.2f} % ({100 * metric['low']:.2f}–{100 * metric['high']:.2f})"
 
 
-def _read_npy(path: Path, _: None):
-    try:
-        return _numeric(np.lib.format.open_memmap(path, mode="r"))
-    except ValueError as error:
-        raise _unreadable(path, error) from error
-
-
 def _read_npz(path: Path, name: str | None):
-    if not zipfile.is_zipfile(path):
-        raise _unreadable(path, "no zip archive, which an .npz is")
-    with np.load(path, allow_pickle=False) as archive:
-        name = _chosen(path, name, archive.files)
-        try:
-            return _numeric(archive[name])
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-            raise _unreadable(path, error) from error
+    name = _chosen(path, name, npz_names(path))
+    return _numeric(read_npz(path, [name])[name])
 
 
 def _read_safetensors(path: Path, name: str | None):
     from safetensors import SafetensorError, safe_open
 
+    check_safetensors(path)
     try:
         with safe_open(path, framework="pt") as archive:
             return archive.get_tensor(_chosen(path, name, list(archive.keys())))
-    except SafetensorError as error:
-        raise _unreadable(path, error) from error
+    except (SafetensorError, RuntimeError, TypeError, AttributeError) as error:
+        raise refused(path, error) from error
 
 
 def _chosen(path: Path, name: str | None, names: list[str]) -> str:
@@ -210,8 +198,11 @@ def _chosen(path: Path, name: str | None, names: list[str]) -> str:
     if name in names:
         return name
     asked = "one array or the name of one" if name is None else f"an array {name!r}"
+    there = ", ".join(names[:MOST_NAMES]) + (
+        f" and {len(names) - MOST_NAMES:,} more" if names[MOST_NAMES:] else ""
+    )
     raise ValueError(
-        f"{path}: expected {asked}, found {', '.join(names)}; name it as {path}:NAME"
+        f"{path}: expected {asked}, found {there}; name it as {path}:NAME"
         if names
         else f"{path}: expected {asked}, found none; the file is empty"
     )
@@ -224,10 +215,3 @@ def _numeric(array: np.ndarray):
     import torch
 
     return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-
-
-def _unreadable(path: Path, found) -> ValueError:
-    return ValueError(
-        f"{path}: expected plain arrays in the format of {path.suffix} files, found: {found}; the file"
-        " may be cut short, or hold pickled objects, which are never loaded: save an array of numbers"
-    )

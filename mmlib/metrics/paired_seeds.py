@@ -6,11 +6,10 @@ Shapes: N images, K cut-offs, B resamples, S seeds, X any leading axis.
 import numpy as np
 
 from mmlib.metrics.bootstrap import image_scores, image_weights, interval_tails
-from mmlib.metrics.compare import compare_runs
+from mmlib.metrics.compare import compare_runs, why_not_comparable
 from mmlib.metrics.ranks import RetrievalRanks
 from mmlib.metrics.significance import sign_flip_test
 from mmlib.metrics.summary import DIRECTIONS
-from mmlib.metrics.verdict import why_not_comparable
 
 
 def compare_seeds(
@@ -62,8 +61,8 @@ def compare_seeds(
         raise ValueError(f"ks: expected 1 among them, found {ks}; the mean R@1 needs it")
     tails = interval_tails(level, resamples)
     for ranks in (*before, *after):
-        if reasons := why_not_comparable(before[0], ranks, None, None):
-            raise ValueError(f"not comparable: {reasons}; evaluate all runs on one split")
+        if reasons := why_not_comparable(None, None, before[0], ranks):
+            raise ValueError(f"not comparable: {'; '.join(reasons)}; evaluate all runs on one split")
     if len(before) == 1:
         compared = compare_runs(*before, *after, ks=ks, resamples=resamples, level=level, seed=seed)[
             "metrics"

@@ -6,13 +6,13 @@ there are N image queries and M caption queries; under `paired` there are M of e
 
 import io
 import os
-import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from mmlib.files import write_bytes_atomic
+from mmlib.arrays import read_npz
+from mmlib.files import explained, write_bytes_atomic
 from mmlib.metrics.both_ways import Queries, ranks_both_ways
 from mmlib.metrics.mapped import rows_of
 from mmlib.metrics.scores import unit_rows
@@ -34,7 +34,8 @@ class RetrievalRanks:
         protocol: how positives were counted, one of `RANKINGS`.
 
     Raises:
-        ValueError: shapes that do not fit each other, or ranks outside 1..gallery.
+        ValueError: shapes that do not fit each other, anything but whole numbers, images without a
+            caption, ranks outside 1..gallery or ties outside 0..rank - 1.
     """
 
     i2t_N: np.ndarray
@@ -49,8 +50,22 @@ class RetrievalRanks:
     def __post_init__(self):
         if self.protocol not in RANKINGS:
             raise ValueError(f"protocol: expected one of {RANKINGS}, found {self.protocol!r}")
-        texts = len(self.image_of_text_M)
-        images = texts if self.protocol == "paired" else int(np.max(self.image_of_text_M, initial=-1)) + 1
+        for name in ("i2t_N", "t2i_M", "ties_i2t_N", "ties_t2i_M", "image_of_text_M"):
+            value = getattr(self, name)
+            if getattr(value, "ndim", None) != 1 or value.dtype.kind not in "iu":
+                found = f"shape {value.shape} of {value.dtype}" if hasattr(value, "dtype") else f"{value!r}"
+                raise ValueError(
+                    f"{name}: expected whole numbers, one a query, found {found}; recompute them"
+                )
+            object.__setattr__(self, name, value.astype(np.int64, copy=False))
+        texts, map_M = len(self.image_of_text_M), self.image_of_text_M
+        low, high = map_M.min(initial=0), map_M.max(initial=-1)
+        if low < 0 or high >= texts or not np.bincount(map_M).all():
+            raise ValueError(
+                f"image_of_text_M: expected images 0, 1, … with a caption each, found {low}..{high} for"
+                f" {texts} captions; keep the map that the ranks came from"
+            )
+        images = texts if self.protocol == "paired" else int(high) + 1
         for direction, rank_Q, ties_Q, expected, gallery in (
             ("i2t", self.i2t_N, self.ties_i2t_N, images, self.gallery_i2t),
             ("t2i", self.t2i_M, self.ties_t2i_M, texts, self.gallery_t2i),
@@ -60,11 +75,15 @@ class RetrievalRanks:
                     f"{direction}: expected ranks and ties of shape ({expected},) for this image_of_text_M,"
                     f" found {rank_Q.shape} and {ties_Q.shape}; keep ranks with the map they came from"
                 )
+            if type(gallery) is not int:
+                raise ValueError(f"gallery_{direction}: expected a whole number, found {gallery!r}")
             if expected == 0 or rank_Q.min() < 1 or rank_Q.max() > gallery:
                 raise ValueError(
                     f"{direction}: expected ranks in 1..{gallery}, found"
                     f" {(int(rank_Q.min()), int(rank_Q.max())) if expected else 'none'}; recompute them"
                 )
+            if (ties_Q < 0).any() or (ties_Q >= rank_Q).any():
+                raise ValueError(f"{direction}: expected ties in 0..rank - 1, found others; recompute them")
 
     @property
     def tied_i2t(self) -> np.ndarray:
@@ -96,10 +115,16 @@ class RetrievalRanks:
         return self.image_of_text_M
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes an `.npz`, whole or not at all: temporary file, flushed, renamed."""
-        buffer = io.BytesIO()
+        """Writes an `.npz`, whole or not at all, in a folder that is made if it is missing.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written; `path` is as it was.
+        """
+        buffer, path = io.BytesIO(), Path(path)
         np.savez_compressed(buffer, **vars(self))
-        write_bytes_atomic(Path(path), buffer.getbuffer())
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes_atomic(path, buffer.getbuffer())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "RetrievalRanks":
@@ -110,14 +135,16 @@ class RetrievalRanks:
             ValueError: the file is truncated, no ranks file, or inconsistent.
         """
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                values = dict(archive)
+            values = read_npz(Path(path))
+            names = {field.name for field in fields(cls)}
+            if values.keys() != names:
+                raise ValueError(f"the arrays {', '.join(values)[:200] or 'none'}")
             # Scalars come back as arrays without dimensions.
             return cls(**{key: value if value.ndim else value.item() for key, value in values.items()})
-        except (zipfile.BadZipFile, EOFError, TypeError, AttributeError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(
-                f"{path}: expected a ranks file as written by RetrievalRanks.save, found {error};"
-                " evaluate the run again"
+                f"{path}: expected a ranks file as written by RetrievalRanks.save, found"
+                f" {error.__cause__ or error}; evaluate the run again"
             ) from error
 
 

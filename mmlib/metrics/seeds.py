@@ -3,6 +3,7 @@
 import numpy as np
 
 from mmlib.metrics.bootstrap import image_weights, interval_tails, metric_values
+from mmlib.metrics.compare import why_not_comparable
 from mmlib.metrics.ranks import RetrievalRanks
 
 
@@ -33,12 +34,12 @@ def summarise_seeds(
 
     if len(runs) < 2:
         raise ValueError(f"runs: expected the ranks of two seeds or more, found {len(runs)}")
-    maps = [(run.protocol, run.image_of_text_M.tolist()) for run in runs]
-    if any(other != maps[0] for other in maps):
-        raise ValueError(
-            "runs: expected ranks over the same queries, found other protocols or captions;"
-            " evaluate all seeds on one split"
-        )
+    for run in runs[1:]:
+        if reasons := why_not_comparable(None, None, runs[0], run):
+            raise ValueError(
+                f"runs: expected ranks over the same queries, found that {'; '.join(reasons)};"
+                " evaluate all seeds on one split"
+            )
     tails = interval_tails(level, resamples)
     seeds, images = len(runs), runs[0].images
     once = np.ones((1, images), np.int32)

@@ -1,13 +1,10 @@
 """The checks that end an ablation's notebook: what must be true for its arms to be compared."""
 
-from collections.abc import Iterable
-from typing import Any
-
 import pandas as pd
 
 from mmlib.files import read_json
 from mmlib.metrics import RetrievalRanks, summarise
-from mmlib.reporting.scope import DIRECTIONS
+from mmlib.metrics.compare import held_out_fingerprint, measured_on, why_not_comparable
 from mmlib.reporting.tables import Table
 from mmlib.training.ablation import members
 from mmlib.training.runs import read_result, run_folder, run_state
@@ -27,17 +24,17 @@ def ablation_checks(record: dict) -> Table:
     final = [run["run"] for arm in arms for run in arm["runs"] if run["state"] == "complete"]
     others = {run["run"] for run in runs} - set(final)
     results = {run: read_result(run) for run in final}
-    measured = [
-        (r["split"], *(r["protocols"]["standard"][d]["n"] for d in DIRECTIONS)) for r in results.values()
+    data = {key: where.get(key) for key in ("data", "fingerprint")}
+    other_data = [reason for run in members(record) for reason in why_not_comparable(data, _data(run))]
+    other_queries = [
+        reason for result in results.values() for reason in why_not_comparable(where, measured_on(result))
     ]
-    promised = tuple(where.get(key) for key in ("split", "images", "captions"))
-    fingerprints = [_fingerprint(run) for run in members(record)]
     short = [arm["name"] for arm in arms if not _has_all(arm, record)]
     checks = [
         ("every planned run is complete or diverged", _states(runs), _states(runs, now=True)),
         ("each arm has a final run for every seed", [], short),
-        ("all runs have the same data", [], _differing(fingerprints, where.get("fingerprint"))),
-        ("all final runs have the split and its queries", [], _differing(measured, promised)),
+        ("all runs have the same data", [], sorted(set(other_data))),
+        ("all final runs have the split and its queries", [], sorted(set(other_queries))),
         ("the results are those of the kept ranks", [], [r for r in final if not _agree(r, results[r])]),
         ("no other run was evaluated on test", [], sorted(run for run in others if _saw_test(run))),
     ]
@@ -55,17 +52,13 @@ def _has_all(arm: dict, record: dict) -> bool:
     return [run["seed"] for run in arm["runs"]] == ([] if gone else record["seeds"])
 
 
-def _differing(found: Iterable, expected: Any) -> list:
-    return [value for value in dict.fromkeys(found) if value != expected]
-
-
 def _states(runs: list[dict], now: bool = False) -> dict[str, str]:
     return {run["run"]: run_state(run["run"])[0] if now else run["state"] for run in runs}
 
 
-def _fingerprint(run: str) -> str:
+def _data(run: str) -> dict:
     data = read_json(run_folder(run) / "environment.json")["data"]
-    return data.get("held_out_fingerprint", data["fingerprint"])
+    return {"data": data["name"], "fingerprint": held_out_fingerprint(data)}
 
 
 def _agree(run: str, result: dict) -> bool:

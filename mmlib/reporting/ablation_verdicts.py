@@ -3,7 +3,7 @@
 import html
 from dataclasses import dataclass
 
-from mmlib.metrics.verdict import p_in_words
+from mmlib.metrics.compare import p_in_words
 from mmlib.reporting.scope import DIRECTIONS, SPLIT_NAMES, percent
 from mmlib.reporting.style import DIRECTION_NAMES
 from mmlib.training.claims import DECIDES

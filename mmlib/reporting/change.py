@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from mmlib.metrics import RetrievalRanks, compare_runs, verdict_from_counts
+from mmlib.metrics.compare import measured_on
 from mmlib.reporting import published
-from mmlib.reporting.scope import p_text
+from mmlib.reporting.scope import p_text, result_scope
 from mmlib.reporting.tables import Table
 from mmlib.training.runs import read_result, run_folder
 
@@ -50,17 +51,17 @@ def change_between(before: str, after: str) -> Change:
     """
     if before == after:
         return Change(f"{after} stands alone: there is no other phase to compare it with", None)
-    ranks, provenance = zip(*(_evaluated(run) for run in (before, after)), strict=True)
-    comparison = compare_runs(*ranks, provenance_a=provenance[0], provenance_b=provenance[1])
+    results = [read_result(run) for run in (before, after)]
+    ranks = [RetrievalRanks.load(run_folder(run) / "ranks.npz") for run in (before, after)]
+    a, b = (measured_on(result) for result in results)
+    comparison = compare_runs(*ranks, provenance_a=a, provenance_b=b)
     verdict = f"{after} against {before}: {comparison['verdict']}"
     if not comparison["comparable"]:
         return Change(verdict, None)
     rows = [_row(METRICS[name], comparison["metrics"][name]) for name in METRICS]
-    where = provenance[0]
     caption = (
-        f"{where['dataset']} · {where['split']} split · protocol {where['protocol']} ·"
-        f" {len(ranks[0].i2t_N):,} image and {len(ranks[0].t2i_M):,} caption queries. Interval: bootstrap"
-        " over images, 10,000 resamples; p: permutation by image; Holm: corrected over the six R@K."
+        f"{result_scope(results[0])}. Interval: bootstrap over images, 10,000 resamples; p: permutation by"
+        " image; Holm: corrected over the six R@K."
     )
     return Change(verdict, Table(pd.DataFrame(rows), caption))
 
@@ -73,17 +74,6 @@ def reference_claim() -> Change:
     before, after = ((phase.validation_i2t[0] + phase.validation_t2i[0]) / 2 / 100 * n for phase in phases)
     verdict = verdict_from_counts(round(before), round(after), n)["verdict"]
     return Change(f"The reference experiment, 30 epochs against 50 more: {verdict}", None)
-
-
-def _evaluated(run: str) -> tuple[RetrievalRanks, dict]:
-    result = read_result(run)
-    ranks = RetrievalRanks.load(run_folder(run) / "ranks.npz")
-    return ranks, {
-        "dataset": result["data"]["name"],
-        "fingerprint": result["data"]["fingerprint"],
-        "split": result["split"],
-        "protocol": ranks.protocol,
-    }
 
 
 def _row(name: str, metric: dict) -> dict:

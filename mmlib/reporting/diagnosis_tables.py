@@ -5,9 +5,9 @@ import pandas as pd
 
 from mmlib.metrics import RetrievalRanks
 from mmlib.metrics.analysis import changed_queries
+from mmlib.metrics.compare import measured_on, why_not_comparable
 from mmlib.metrics.significance import mcnemar, sign_flip_test
 from mmlib.metrics.summary import DIRECTIONS
-from mmlib.metrics.verdict import why_not_comparable
 from mmlib.reporting.display import MARK
 from mmlib.reporting.scope import p_text, percent, recall_text, scope
 from mmlib.reporting.style import DIRECTION_NAMES
@@ -202,14 +202,10 @@ def _comparable(before: str, after: str) -> tuple[dict, list[RetrievalRanks]]:
     """The second run's result, and the ranks of both, if they are of the same queries."""
     results = [read_result(run) for run in (before, after)]
     ranks = [RetrievalRanks.load(run_folder(run) / "ranks.npz") for run in (before, after)]
-    where = [
-        {"dataset": r["data"]["name"], "fingerprint": r["data"]["fingerprint"], "split": r["split"]}
-        for r in results
-    ]
-    if reasons := why_not_comparable(*ranks, *where):
+    if reasons := why_not_comparable(*(measured_on(result) for result in results), *ranks):
         raise ValueError(
-            f"runs {before!r} and {after!r}: expected evaluations of the same queries, found that {reasons};"
-            " evaluate both on one split"
+            f"runs {before!r} and {after!r}: expected evaluations of the same queries, found that"
+            f" {'; '.join(reasons)}; evaluate both on one split"
         )
     return results[1], ranks
 

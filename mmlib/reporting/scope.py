@@ -1,5 +1,7 @@
 """Numbers with their scope: no figure or table shows one without data set, split, protocol and n."""
 
+from mmlib.metrics.compare import check_comparable
+
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 DIRECTIONS = ("i2t", "t2i")
 
@@ -39,35 +41,13 @@ def check_one_scope(results: list[dict], protocol: str) -> None:
     """Refuses to put results side by side that were measured on different things.
 
     Raises:
-        ValueError: no results, or two that differ in data set, fingerprint, split or n.
+        ValueError: no results, or a run without that protocol, or two that may not be compared.
     """
     if not results:
         raise ValueError("expected the results of at least one run, found none; run 03_evaluate first")
-    first = results[0]
-    for other in results[1:]:
-        differs = [
-            f"{name} ({a} and {b})"
-            for name, a, b in zip(
-                ("data set", "fingerprint", "split", "image queries", "caption queries"),
-                _measured_on(first, protocol),
-                _measured_on(other, protocol),
-                strict=True,
-            )
-            if a != b
-        ]
-        if differs:
-            raise ValueError(
-                f"runs {first['run']!r} and {other['run']!r} cannot be compared: they differ in"
-                f" {', '.join(differs)}; show them in separate figures or tables"
-            )
-
-
-def _measured_on(result: dict, protocol: str) -> tuple:
-    summary = summary_of(result, protocol)
-    data = result["data"]
-    # Runs that train on more than one set may be compared on the split that they hold out alike.
-    held_out = data.get("held_out_fingerprint", data["fingerprint"])
-    return data["name"], held_out, result["split"], summary["i2t"]["n"], summary["t2i"]["n"]
+    for result in results:
+        summary_of(result, protocol)  # refuses a run without that protocol
+    check_comparable(results, protocol)
 
 
 def percent(fraction: float, like: float | None = None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from mmlib.config import AblationConfig
 from mmlib.files import read_json, write_json
 from mmlib.metrics import RetrievalRanks, summarise_seeds
+from mmlib.metrics.compare import check_comparable, measured_on
 from mmlib.metrics.summary import DIRECTIONS
 from mmlib.training.ablation_plan import PlannedRun, arms_of, candidates
 from mmlib.training.claims import judge_claims
@@ -45,6 +46,7 @@ def ablation_record(config: AblationConfig, planned: list[PlannedRun]) -> dict:
         for name, runs in complete.items()
     }
     every = [result for of_arm in results.values() for result in of_arm]
+    check_comparable(every)
     standard = every[0]["protocols"]["standard"] if every else None
     return {
         "run": config.run,
@@ -52,7 +54,7 @@ def ablation_record(config: AblationConfig, planned: list[PlannedRun]) -> dict:
         "changes": config.changes,
         "seeds": config.seeds,
         "select_by": planned[0].config.select_by,
-        "scope": _one_scope(every),
+        "scope": measured_on(every[0]) if every else None,
         "chance": {f"{d}_r{k}": standard[d][f"r{k}"]["chance"] for d in DIRECTIONS for k in KS}
         if every
         else {},
@@ -126,36 +128,6 @@ def _ended(run: PlannedRun) -> dict:
         "reason": reason,
         "epoch": best and best["epoch"],
         "validation": best and best["val"][run.config.select_by],
-    }
-
-
-def _one_scope(results: list[dict]) -> dict | None:
-    scopes = {result["run"]: _measured_on(result) for result in results}
-    first = next(iter(scopes), None)
-    for run, scope in scopes.items():
-        differs = [
-            f"{key} {scopes[first][key]} and {scope[key]}"
-            for key in scope
-            if scope[key] != scopes[first][key]
-        ]
-        if differs:
-            raise ValueError(
-                f"runs {first!r} and {run!r} were not measured on the same: {'; '.join(differs)}; bring the"
-                " same data back, or use overwrite=True"
-            )
-    return scopes.get(first)
-
-
-def _measured_on(result: dict) -> dict:
-    data, standard = result["data"], result["protocols"]["standard"]
-    return {
-        "data": data["name"],
-        # Runs that train on more than one set may be compared on what they hold out alike.
-        "fingerprint": data.get("held_out_fingerprint", data["fingerprint"]),
-        "split": result["split"],
-        "protocol": "standard",
-        "images": standard["i2t"]["n"],
-        "captions": standard["t2i"]["n"],
     }
 
 

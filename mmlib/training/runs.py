@@ -10,13 +10,13 @@ import datetime
 import json
 import os
 import shutil
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from mmlib import paths
+from mmlib.arrays import read_npz
 from mmlib.config import TrainConfig, build
 from mmlib.files import FolderLock, explained, holder, locked, read_json, write_bytes_atomic
 
@@ -100,11 +100,11 @@ def read_arrays(run: str, name: str) -> dict[str, np.ndarray]:
     """
     path = _evaluated(run, f"{name}.npz")
     try:
-        # Opened here, since numpy leaves a file open that turns out to be damaged.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{paths.shown(path)} is damaged ({error}); evaluate the run again") from None
+        return read_npz(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{paths.shown(path)} is damaged ({error.__cause__}); evaluate the run again"
+        ) from None
 
 
 def _evaluated(run: str, name: str) -> Path:

@@ -12,7 +12,7 @@ from mmlib.config import ParameterError
 from mmlib.data.dataset import Dataset, Split
 from mmlib.data.image_folder import ImageFolder
 from mmlib.data.leaks import Leak, without_leaks
-from mmlib.data.mixture import mix, parse_addition
+from mmlib.data.mixture import guarded, mix, parse_addition
 from mmlib.data.store import open_store
 
 
@@ -123,6 +123,16 @@ def test_the_fingerprint_counts_all_parts_and_weights(old, new, other):
     ]  # fmt: skip
     assert len({dataset.fingerprint for dataset in made}) == len(made)
     assert mix(old, [(new, 1.0)]).fingerprint == made[0].fingerprint
+
+
+def test_what_is_held_out_keeps_its_fingerprint_whatever_is_trained_on(old, new, other):
+    for more in ([(new, 1)], [(new, 0.5), (other, 1)]):
+        assert mix(old, more).identity["held_out_fingerprint"] == old.fingerprint
+    cleaned = guarded(old, [old, new], "exclude")  # loses a training image
+    assert cleaned.fingerprint != old.fingerprint
+    assert cleaned.identity["held_out_fingerprint"] == old.fingerprint
+    assert mix(cleaned, [(other, 1)]).identity["held_out_fingerprint"] == old.fingerprint
+    assert "held_out_fingerprint" not in mix(old, []).identity
 
 
 def test_notes_say_what_is_trained_on_and_what_was_left_out(old, new):

@@ -156,7 +156,7 @@ def test_a_long_pretraining_takes_no_room_from_the_dots():
 
 def test_results_of_different_data_are_never_put_side_by_side(result):
     other = samples.result("other", data=samples.DATA | {"fingerprint": "feed"})
-    with pytest.raises(ValueError, match=r"'demo-train' and 'other' cannot be compared.*fingerprint \(0123"):
+    with pytest.raises(ValueError, match=r"'demo-train' and 'other' cannot be compared.*fingerprint differs"):
         results_figure([result, other])
     with pytest.raises(ValueError, match="at least one run, found none"):
         results_figure([])
