@@ -89,8 +89,8 @@ def test_another_trainers_word_is_no_hint_where_its_parameter_does_not_exist():
         ("optimizer", "adamv", "'sgd', 'adamw'", "found 'adamv' (str), did you mean 'adam'?"),
         ("tokenizer", True, "expected text", "found True (bool)"),
         ("run", 7, "valid string", "found 7 (int)"),
-        ("run", "../elsewhere", "match pattern", "found '../elsewhere' (str)"),
-        ("run", "", "match pattern", "found '' (str)"),
+        ("run", "../elsewhere", "expected a name of letters, digits", "found '../elsewhere' (str)"),
+        ("run", "", "expected a name of letters, digits", "found '' (str)"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_was_expected_and_what_came(name, value, expected, found):
@@ -102,7 +102,7 @@ def test_a_wrong_value_is_refused_with_what_was_expected_and_what_came(name, val
 
 
 def test_a_name_inside_a_list_is_checked():
-    assert "runs: string should match pattern" in message(EvaluateConfig, {"runs": ["ok", "not/ok"]})
+    assert "runs: expected a name of letters, digits" in message(EvaluateConfig, {"runs": ["ok", "not/ok"]})
     assert "valid list" in message(EvaluateConfig, {"runs": 7})
     assert build(EvaluateConfig, {"runs": "a-run"}).runs == ["a-run"]  # as papermill's -p hands it over
     assert "at least 1 item" in message(AnalysisConfig, {"runs": []})

@@ -226,7 +226,7 @@ def test_show_displays_a_comparable_output_with_alt_text(history, monkeypatch):
 
 
 def test_show_refuses_names_that_are_no_file_names():
-    with pytest.raises(ValueError, match=r"figure name: expected letters, digits.*found '../x'"):
+    with pytest.raises(ValueError, match=r"figure name: expected a name of letters, digits.*found '../x'"):
         show(Figure(), "../x")
 
 
