@@ -17,7 +17,8 @@ from mmlib.metrics.summary import DIRECTIONS
 from mmlib.training.people import EmbedCaptions, agreement_with_people
 from mmlib.training.query_groups import recall_by_groups
 from mmlib.training.runs import read_result, run_folder
-from mmlib.training.stored import Diagnosis, Queries, Stored, read_stored
+from mmlib.training.stored import Stored, read_stored
+from mmlib.training.stored_analysis import Diagnosis, Queries
 
 HUB_K = 10
 MARGIN_BINS = 10

@@ -35,7 +35,7 @@ from mmlib.training.stored import (
     checked,
     read_stored,
 )
-from mmlib.training.stored_arrays import check_gallery, check_slots
+from mmlib.training.stored_analysis import check_gallery, check_slots
 
 _OF_WEIGHTS = (
     "best.pt", "model.safetensors", "results.json", "ranks.npz", "diagnosis.json", "slots.npz", "gallery.npz",

@@ -152,129 +152,6 @@ class Result(Stored):
         return self
 
 
-class Queries(Stored):
-    """`queries.json`."""
-
-    fingerprint: Words
-    split: Words
-    redistributable: bool
-    images: list[str]
-    captions: list[str]
-
-
-# --- diagnosis.json
-
-
-class _Group(Stored):
-    group: Words
-    n: Count
-    value: Share
-    low: Share
-    high: Share
-
-
-class _Hubs(Stored):
-    k: Count
-    gallery: Count
-    expected: Number
-    largest: Count
-    skewness: Number
-    never: Share
-    never_by_chance: Share
-
-
-class _Histogram(Stored):
-    n: Annotated[int, Field(ge=1)]
-    counts: list[Count]
-
-
-class _Similarity(Stored):
-    edges: Annotated[list[Number], Field(min_length=2)]
-    positive: _Histogram
-    hardest_i2t: _Histogram
-    hardest_t2i: _Histogram
-
-    @model_validator(mode="after")
-    def _bins_have_edges(self):
-        for part in (self.positive, self.hardest_i2t, self.hardest_t2i):
-            if len(part.counts) != len(self.edges) - 1:
-                raise ValueError(f"expected {len(self.edges) - 1} counts, found {len(part.counts)}")
-        return self
-
-
-class _Margin(Stored):
-    margin_low: Number
-    margin_high: Number
-    value: Share
-    low: Share
-    high: Share
-
-
-class _Agreement(Stored):
-    tau: Number | None
-    variant: Words
-    n: Count
-    low: Number | None = None
-    high: Number | None = None
-    images: Count = 0
-    own_left_out: Count
-    unscored: dict[Words, Count]
-    reason: Words = ""
-
-    @model_validator(mode="after")
-    def _tau_has_its_interval(self):
-        if self.tau is not None and (self.low is None or self.high is None):
-            raise ValueError("expected low and high beside tau")
-        return self
-
-
-class _Judged(OneWay):
-    judged: Count
-    extended: Count
-
-
-def _threshold(value: float) -> float:
-    if value not in (3, 4):
-        raise ValueError("expected 3 or 4")
-    return value
-
-
-class _HumanAware(Stored):
-    threshold: Annotated[float, AfterValidator(_threshold)]
-    i2t: _Judged
-    t2i: _Judged
-
-
-class _People(Stored):
-    expert: _Agreement | None
-    crowdflower: _Agreement | None
-    human_aware: list[_HumanAware] | None
-    caption_numbers: Words
-
-
-class Diagnosis(Stored):
-    """`diagnosis.json`."""
-
-    data: Data
-    split: Words
-    standard: Summary
-    groups: dict[Direction, dict[Words, dict[Literal["r1", "r10"], list[_Group]]]]
-    hubness: dict[Direction, _Hubs]
-    similarity: _Similarity
-    calibration: dict[Direction, list[_Margin]]
-    people: _People | None
-
-    @model_validator(mode="after")
-    def _has_both_directions(self):
-        for name in ("groups", "hubness", "calibration"):
-            if len(getattr(self, name)) != 2:
-                raise ValueError(f"expected i2t and t2i in {name}")
-        length = self.groups["t2i"].get("length", {})
-        if not all(length.get(f"r{k}") for k in (1, 10)):
-            raise ValueError("expected groups of captions by length at 1 and 10, found none")
-        return self
-
-
 # --- ablation.json
 
 
@@ -397,6 +274,39 @@ class Record(Stored):
         if self.scope is None and (measured or any(c.verdict != "not judged" for c in self.claims)):
             raise ValueError("expected the scope of what was measured, found none")
         return self
+
+
+# --- reports/<experiment>/results.json
+
+
+class _Notebook(Stored):
+    page: Name | None
+
+
+class _Thumbnail(Stored):
+    alt: Words
+
+
+class _Best(Stored):
+    epoch: Count
+    val: Summary
+
+
+class _Metrics(Stored):
+    data: Data | None
+    best: list[_Best]
+    test: Result | None
+
+
+class Report(Stored):
+    """`results.json` of a report, as far as the index reads it."""
+
+    state: Literal["failed", "killed", "interrupted", "running", "incomplete", "complete"]
+    reason: str | None
+    notebooks: dict[Words, _Notebook]
+    thumbnail: _Thumbnail | None
+    metrics: dict[Words, _Metrics]
+    ablations: dict[Words, Record] = {}
 
 
 # --- reading
