@@ -15,9 +15,9 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TAGS = frozenset({
     "a", "abbr", "b", "blockquote", "br", "caption", "cite", "code", "col", "colgroup", "dd", "del",
-    "details", "div", "dl", "dt", "em", "figcaption", "figure", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "i", "img",
-    "ins", "kbd", "li", "mark", "ol", "p", "pre", "q", "s", "samp", "small", "span", "strong", "sub",
-    "summary", "sup", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "tt", "u", "ul", "var",
+    "details", "div", "dl", "dt", "em", "figcaption", "figure", "h1", "h2", "h3", "h4", "h5", "h6", "hr",
+    "i", "img", "ins", "kbd", "li", "mark", "ol", "p", "pre", "q", "s", "samp", "small", "span", "strong",
+    "sub", "summary", "sup", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "tt", "u", "ul", "var",
 })  # fmt: skip
 _ATTRIBUTES = {
     "img": {"alt", "title"},
@@ -52,7 +52,7 @@ def harmless_html(text: str) -> str:
 
 
 def _is_deep(text: str) -> bool:
-    """Whether elements are nested so deeply that the parser, whose time grows with the square, takes minutes."""
+    """Whether elements are nested more than `_DEPTH` deep: the parser's time grows with the square."""
     depth = 0
     for tag in _NESTING.finditer(text):
         depth += -1 if tag[1] else 1

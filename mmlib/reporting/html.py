@@ -1,6 +1,7 @@
 """An executed notebook as a self-contained page, with its figures as PNG files beside it."""
 
 import base64
+import warnings
 from pathlib import Path
 
 import nbformat
@@ -64,12 +65,11 @@ def render_notebook(
             "css": stylesheet(),
             "policy": POLICY,
         }
-        body, _ = _exporter().from_notebook_node(notebook, resources={"page": context})
+        with warnings.catch_warnings(action="ignore"):  # of outputs that no page can show
+            body, _ = _exporter().from_notebook_node(notebook, resources={"page": context})
     except Exception as error:  # whatever a stranger's cells make of the exporter
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise ValueError(
-            f"{executed_ipynb.name} cannot be shown as a page ({reason}); run it again"
-        ) from None
+        raise ValueError(f"{executed_ipynb.name} cannot be shown ({reason}); run it again") from None
     return {f"{name}{'.private' if private else ''}.html": well_formed(body).encode(), **files}
 
 

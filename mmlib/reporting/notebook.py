@@ -4,6 +4,7 @@ papermill calls a killed notebook "completed", so nothing here believes it: a no
 when every code cell was executed and none ended in an error.
 """
 
+import warnings
 from pathlib import Path
 
 import nbformat
@@ -26,8 +27,9 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     if not path.is_file():
         raise FileNotFoundError(f"expected a notebook at {paths.shown(path)}, found nothing; run it first")
     try:
-        notebook = nbformat.reads(read_bounded(path).decode(), as_version=4)
-        nbformat.validate(notebook)
+        with warnings.catch_warnings(action="ignore"):  # of what older versions left out
+            notebook = nbformat.reads(read_bounded(path).decode(), as_version=4)
+            nbformat.validate(notebook)
     except Exception as error:  # nbformat raises many kinds for one cause: this is no notebook
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ValueError(f"{path.name} cannot be read as a notebook ({reason}); run it again") from None
