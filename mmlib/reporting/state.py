@@ -12,6 +12,7 @@ from mmlib.training.ablation import members, read_ablation
 from mmlib.training.runs import (
     read_history,
     read_result,
+    read_status,
     run_folder,
     run_state,
     stored_choice,
@@ -136,6 +137,10 @@ def read_run(run: str) -> RunFiles:
         files.best_by = read(stored_choice, "rsum")
         files.environment = read(stored_environment, {})
         files.result = read(_result_if_any, None)
+    read(read_status, None)
+    if files.state == "complete" and not (files.record or files.history or files.problems):
+        path = paths.shown(run_folder(run) / "history.jsonl")
+        files.problems.append(f"{path} is damaged: expected the epochs of a complete run, found none")
     if files.state == "complete" and files.problems:
         files.state, files.reason = "failed", files.problems[0]
     return files

@@ -170,6 +170,25 @@ def parse_history(path: Path) -> tuple[list[dict], int]:
     return rows, len(data) - len(rest)
 
 
+def read_status(run: str) -> dict:
+    """What a run says of itself, `status.json`: its `state` and the `reason`, if any.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such run, or the file is damaged.
+    """
+    path = run_folder(run) / "status.json"
+    status = read_json(path)
+    state, reason = status.get("state"), status.get("reason")
+    if state not in STATES:
+        expected = f"expected one of {', '.join(STATES)} as its state, found {state!r:.80}"
+        raise ValueError(f"{paths.shown(path)} is damaged: {expected}")
+    if not (reason is None or isinstance(reason, str)):
+        raise ValueError(
+            f"{paths.shown(path)} is damaged: expected a text as its reason, found {reason!r:.80}"
+        )
+    return status
+
+
 def run_state(run: str) -> tuple[str, str | None]:
     """State of a run and the reason, if any.
 
@@ -177,23 +196,12 @@ def run_state(run: str) -> tuple[str, str | None]:
     write that down, so it is found out here.
     """
     try:
-        folder = run_folder(run)
-        path = folder / "status.json"
-        status = read_json(path)
+        status = read_status(run)
     except (OSError, ValueError) as error:
         return "failed", str(error)
-    if status.get("state") not in STATES:
-        expected = f"expected one of {', '.join(STATES)} as its state, found {status.get('state')!r}"
-        return "failed", f"{paths.shown(path)} is damaged: {expected}"
-    reason = status.get("reason")
-    if not (reason is None or isinstance(reason, str)):
-        return (
-            "failed",
-            f"{paths.shown(path)} is damaged: expected a text as its reason, found {reason!r:.80}",
-        )
-    if status["state"] == "running" and not _is_locked(folder):
+    if status["state"] == "running" and not _is_locked(run_folder(run)):
         return "killed", "the process ended without a word (killed, or the machine went down)"
-    return status["state"], reason
+    return status["state"], status.get("reason")
 
 
 def require_complete(run: str) -> None:

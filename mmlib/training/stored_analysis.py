@@ -1,7 +1,7 @@
 """What an evaluation leaves for the analysis of errors must hold to be drawn: diagnosis, queries, arrays."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
@@ -38,6 +38,11 @@ class _Group(Stored):
     value: Share
     low: Share
     high: Share
+
+
+class _AtK(Stored):
+    r1: list[_Group]
+    r10: list[_Group]
 
 
 class _Hubs(Stored):
@@ -125,7 +130,7 @@ class Diagnosis(Stored):
     data: Data
     split: Words
     standard: Summary
-    groups: dict[Direction, dict[Words, dict[Literal["r1", "r10"], list[_Group]]]]
+    groups: dict[Direction, dict[Words, _AtK]]
     hubness: dict[Direction, _Hubs]
     similarity: _Similarity
     calibration: dict[Direction, list[_Margin]]
@@ -136,8 +141,8 @@ class Diagnosis(Stored):
         for name in ("groups", "hubness", "calibration"):
             if len(getattr(self, name)) != 2:
                 raise ValueError(f"expected i2t and t2i in {name}")
-        length = self.groups["t2i"].get("length", {})
-        if not all(length.get(f"r{k}") for k in (1, 10)):
+        length = self.groups["t2i"].get("length")
+        if not (length and length.r1 and length.r10):
             raise ValueError("expected groups of captions by length at 1 and 10, found none")
         return self
 
