@@ -24,7 +24,6 @@ NAMES = (
     "/",
     "a b",
     "demo\n",
-    "-x",
     ".git",
     "x" * 101,
     "javascript:1",
