@@ -127,7 +127,7 @@ def loader(count: int, size: int, augmented: bool, device: str = "cpu") -> Calla
     from torch.utils.data import DataLoader
     from torchvision import transforms
 
-    from mmlib.data.pixels import PIXEL_MEAN, PIXEL_STD
+    from mmlib.data.augment import PIXEL_MEAN, PIXEL_STD
 
     crops = [transforms.RandomResizedCrop(size, scale=(CROP_AREA, 1)), transforms.RandomHorizontalFlip()]
     steps = crops if augmented else [transforms.Resize((size, size))]

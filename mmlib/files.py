@@ -118,6 +118,28 @@ def read_bounded(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
     return data
 
 
+def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
+    """The text of a UTF-8 file that may come from a stranger, without byte order mark.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is larger than `limit` bytes, not UTF-8, or holds NUL bytes; names the line.
+    """
+    content = read_bounded(path, limit)
+    try:
+        text = content.decode("utf-8-sig")
+        wrong = content.find(b"\0")
+    except UnicodeDecodeError as error:
+        wrong = error.start
+    if wrong < 0:
+        return text
+    line = content.count(b"\n", 0, wrong) + 1
+    raise ValueError(
+        f"{paths.shown(path)}, line {line}: expected UTF-8 text, found byte {content[wrong]:#04x}; convert"
+        " the file to UTF-8"
+    )
+
+
 def parse_json(data: bytes | str, where: str) -> Any:
     """The value in JSON text.
 

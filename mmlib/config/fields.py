@@ -74,9 +74,7 @@ class TokenizerConfig(Config):
 class ModelConfig(Config):
     """The memory network's sizes (reference: 16, 512, 4, 8, 4, 0.1, 128, 2, mask off)."""
 
-    image_encoder: str = Field(
-        "vit", description="vit, resnet…, convnext…, torchvision:<name>, timm:<name> or open_clip:<name>"
-    )
+    image_encoder: str = Field("vit", description="vit, timm:<name>, torchvision:<name> or open_clip:<name>")
     image_weights: str = Field(
         "none", description="none, default (the library's own), a tag of it, or a file"
     )

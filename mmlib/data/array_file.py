@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from mmlib.files import write_text_atomic
+from mmlib.files import parse_json, write_text_atomic
 from mmlib.paths import shown
 
 logger = logging.getLogger(__name__)
@@ -65,12 +65,7 @@ class ArrayFile:
             FileNotFoundError: there is none.
             ValueError: it is no JSON object.
         """
-        try:
-            found = json.loads(self.header_path.read_bytes())
-        except FileNotFoundError:
-            raise
-        except ValueError as error:
-            raise ValueError(f"its header is not JSON ({error})") from None
+        found = parse_json(self.header_path.read_bytes(), "its header")
         if not isinstance(found, dict):
             raise ValueError("its header is not a JSON object")
         return found

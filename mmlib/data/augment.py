@@ -1,45 +1,58 @@
-"""Augmentation of training images in batches, from packed uint8 pixels to what the model sees.
+"""Pixels → model input: crop, mirror, RandAugment, colour jitter, normalisation; on CPU and GPU alike.
 
-Order: random resized crop, mirror image, RandAugment, colour jitter, normalisation.  Every image has
-its own random numbers, which follow from seed, epoch and its position in the epoch alone, so a batch
-may be cut over processes, resumed or enlarged without any image changing.
+Pixels are uint8 (B, H, W, 3) until `normalise` makes float32 (B, 3, H, W).  Every image has its own
+random numbers, which follow from seed, epoch and its place in the epoch alone, so a batch may be cut over
+processes, resumed or enlarged without any image changing.
 
 Shapes: B images of H x W pixels, C = 3 channels.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
+from torch.nn.functional import interpolate
 
 from mmlib.config import AugmentConfig
-from mmlib.data import augment_draws as draws
-from mmlib.data.augment_colour import jitter
-from mmlib.data.augment_crop import crop_and_flip
-from mmlib.data.augment_rand import OPERATIONS, randaugment
-from mmlib.data.pixels import (
-    PIXEL_MEAN,
-    PIXEL_STD,
-    Triple,
-    check_pixels,
-    check_statistics,
-    empty_images,
-    normalise,
-    normalise_into,
-)
-from mmlib.data.threads import chunk_images, in_chunks
 
-Keys = np.ndarray | torch.Tensor | Sequence[int]
+# Mean and deviation of ImageNet's RGB values in 0..1, the field's usual normalisation
+# (torchvision's documentation of its classification weights).
+PIXEL_MEAN = (0.485, 0.456, 0.406)
+PIXEL_STD = (0.229, 0.224, 0.225)
+
+VERSION = 2  # grows when equal settings give other pixels; stored features of augmented views name it
+RATIO = (3 / 4, 4 / 3)  # width over height of a crop; torchvision's RandomResizedCrop
+COLOUR_RANGE = 0.4  # of each factor around 1 at strength 1; the classic ColorJitter(0.4, 0.4, 0.4)
+SHARE = 9 / 30  # of RandAugment's largest strengths: magnitude 9 of 30, torchvision's default
+
+# Which of an image's numbers decide what: switching one augmentation on changes no other.
+CROP, FLIP, COLOUR, RANDAUGMENT, NUMBERS = slice(0, 4), 4, slice(5, 8), slice(8, 24), 24
+BLOCK = 4096  # places whose numbers are drawn at once
+
+Triple = tuple[float, float, float]
+
+
+def normalise(image_BHWC: torch.Tensor, mean: Triple = PIXEL_MEAN, std: Triple = PIXEL_STD) -> torch.Tensor:
+    """(pixels / 255 - mean) / std as float32 (B, 3, H, W), on the device of the pixels.
+
+    Args:
+        image_BHWC: uint8, RGB.
+        mean, std: per channel, of values in 0..1.
+
+    Raises:
+        ValueError: pixels of another type or shape; a mean or deviation that is not three finite
+            numbers, or a deviation that is not positive.
+    """
+    _check_pixels(image_BHWC)
+    scale_C11, shift_C11 = _constants(tuple(mean), tuple(std), image_BHWC.device)
+    image_BCHW = image_BHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    return image_BCHW.mul_(scale_C11).add_(shift_C11)
 
 
 class Augment:
     """What the configuration asks for, done to batches of uint8 images.
-
-    On the host, images are cropped in uint8 by OpenCV, a few at a time, on all of torch's threads where
-    they are large, and converted once, while they are in the cache.  On a GPU, the whole batch is
-    done by few kernels, and nothing waits for the device.
 
     Args:
         config: crop_area, flip, colour, randaugment.
@@ -59,100 +72,195 @@ class Augment:
         image_BHWC: torch.Tensor,
         seed: int,
         epoch: int,
-        key_B: Keys,
+        place_B: np.ndarray,
         mean: Triple = PIXEL_MEAN,
         std: Triple = PIXEL_STD,
-        channels_last: bool = False,
     ) -> torch.Tensor:
-        """Augmented and normalised float32 images (B, 3, H, W) on the device of the pixels.
+        """Augmented and normalised float32 images (B, 3, H, W); arguments as `pixels` and `normalise`."""
+        return normalise(self.pixels(image_BHWC, seed, epoch, place_B), mean, std)
+
+    def pixels(self, image_BHWC: torch.Tensor, seed: int, epoch: int, place_B: np.ndarray) -> torch.Tensor:
+        """The augmented images before normalisation, uint8 (B, H, W, 3); what was given is not changed.
 
         Args:
             image_BHWC: uint8, RGB, as the packed store has them.
             seed: of the run.
             epoch: counts from 1.
-            key_B: of each image, its position in the epoch's order; integers on the host.
-            mean, std: per channel, of values in 0..1.
-            channels_last: lay the result out in memory as (B, H, W, 3).
+            place_B: of each image in the epoch's order, from 0; integers on the host.
 
         Raises:
-            ValueError: pixels of another type or shape; not one integer key on the host for each
-                image; a mean or deviation that cannot be.
+            ValueError: pixels of another type or shape; not one integer place for each image.
         """
-        drawn = self._drawn(image_BHWC, seed, epoch, key_B)
-        if not self.active or image_BHWC.device.type != "cpu":
-            image_BCHW = _changed(image_BHWC.permute(0, 3, 1, 2), drawn)
-            return normalise(image_BCHW.permute(0, 2, 3, 1), mean, std, channels_last)
-        check_statistics(tuple(mean), tuple(std))
-        out_BCHW = empty_images(image_BHWC.shape, channels_last)
-
-        def work(start: int, stop: int) -> None:
-            image_BCHW = image_BHWC[start:stop].permute(0, 3, 1, 2)
-            changed_BCHW = _changed(image_BCHW, drawn.rows(start, stop))
-            normalise_into(out_BCHW[start:stop], changed_BCHW, mean, std)
-
-        in_chunks(work, len(image_BHWC), chunk_images(math.prod(image_BHWC.shape[1:])))
-        return out_BCHW
-
-    def pixels(self, image_BHWC: torch.Tensor, seed: int, epoch: int, key_B: Keys) -> torch.Tensor:
-        """The augmented images before normalisation, uint8 (B, H, W, 3): what a gallery shows.
-
-        Arguments and errors are those of a call.
-        """
-        drawn = self._drawn(image_BHWC, seed, epoch, key_B)
-        return _changed(image_BHWC.permute(0, 3, 1, 2), drawn).permute(0, 2, 3, 1)
-
-    def _drawn(self, image_BHWC: torch.Tensor, seed: int, epoch: int, key_B: Keys) -> "Drawn":
-        """What happens to each image, after a check of pixels and keys."""
-        check_pixels(image_BHWC)
-        state_B = draws.state_of(seed, epoch, _checked_keys(key_B, len(image_BHWC)))
-        config, (height, width) = self.config, image_BHWC.shape[1:3]
-        return Drawn(
-            draws.boxes(state_B, config.crop_area, height, width) if config.crop_area < 1 else None,
-            draws.flips(state_B) if config.flip else None,
-            draws.operations(state_B, config.randaugment, len(OPERATIONS)) if config.randaugment else None,
-            draws.colours(state_B, config.colour) if config.colour else None,
-        )
+        _check_pixels(image_BHWC)
+        if not self.active or not len(image_BHWC):
+            return image_BHWC
+        config, number_BN = self.config, random_numbers(seed, epoch, _checked(place_B, len(image_BHWC)))
+        image_BCHW = image_BHWC.permute(0, 3, 1, 2)
+        if config.crop_area < 1:
+            image_BCHW = _crop(
+                image_BCHW, crop_boxes(number_BN[:, CROP], config.crop_area, *image_BHWC.shape[1:3])
+            )
+        if config.flip:
+            flipped_B111 = torch.from_numpy(number_BN[:, FLIP] < 0.5).to(image_BCHW.device).view(-1, 1, 1, 1)
+            image_BCHW = torch.where(flipped_B111, image_BCHW.flip(3), image_BCHW)
+        for k in range(config.randaugment):
+            image_BCHW = _randaugment(image_BCHW, number_BN[:, RANDAUGMENT][:, 2 * k : 2 * k + 2])
+        if config.colour:
+            image_BCHW = _jitter(
+                image_BCHW, 1 + COLOUR_RANGE * config.colour * (2 * number_BN[:, COLOUR] - 1)
+            )
+        return image_BCHW.permute(0, 2, 3, 1)
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """What happens to each image of a batch, None where an augmentation is off; see `augment_draws`."""
-
-    box_B4: np.ndarray | None
-    flip_B: np.ndarray | None
-    operations: tuple[np.ndarray, np.ndarray] | None
-    colours: tuple[np.ndarray, np.ndarray] | None
-
-    def rows(self, start: int, stop: int) -> "Drawn":
-        """The same of images `start` to `stop - 1`."""
-        part = slice(start, stop)
-        return Drawn(
-            None if self.box_B4 is None else self.box_B4[part],
-            None if self.flip_B is None else self.flip_B[part],
-            self.operations and (self.operations[0][part], self.operations[1][part]),
-            self.colours and (self.colours[0][part], self.colours[1][part]),
-        )
+def random_numbers(seed: int, epoch: int, place_B: np.ndarray) -> np.ndarray:
+    """The numbers of the images at these places of an epoch, (B, NUMBERS) uniform in [0, 1)."""
+    block_B, row_B = np.divmod(place_B, BLOCK)
+    number_BN = np.empty((len(place_B), NUMBERS))
+    for block in np.unique(block_B).tolist():
+        number_BN[block_B == block] = _block(seed, epoch, block)[row_B[block_B == block]]
+    return number_BN
 
 
-def _changed(image_BCHW: torch.Tensor, drawn: Drawn) -> torch.Tensor:
-    """The images after all that was drawn for them, uint8 (B, 3, H, W)."""
-    if not len(image_BCHW):
-        return image_BCHW
-    image_BCHW = crop_and_flip(image_BCHW, drawn.box_B4, drawn.flip_B)
-    if drawn.operations:
-        image_BCHW = randaugment(image_BCHW, *drawn.operations)
-    if drawn.colours:
-        image_BCHW = jitter(image_BCHW, *drawn.colours)
-    return image_BCHW
+@lru_cache(maxsize=8)
+def _block(seed: int, epoch: int, block: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, block]).random((BLOCK, NUMBERS))
 
 
-def _checked_keys(key_B: Keys, images: int) -> np.ndarray:
-    if isinstance(key_B, torch.Tensor) and key_B.device.type != "cpu":
-        raise ValueError(f"expected keys on the host, found them on {key_B.device}: keep a copy there")
-    key_B = np.asarray(key_B)
-    if key_B.shape != (images,) or (images and key_B.dtype.kind not in "iu"):
+def crop_boxes(number_B4: np.ndarray, smallest: float, height: int, width: int) -> np.ndarray:
+    """Random crops (B, 4) int64: top, left, height, width in pixels.
+
+    As torchvision's RandomResizedCrop draws them, area uniform in [smallest, 1] of the image's and the
+    logarithm of the aspect ratio uniform; but a side that is longer than the image's is cut to it, where
+    torchvision draws again.
+    """
+    low, high = np.log(RATIO)
+    area_B = height * width * (smallest + (1 - smallest) * number_B4[:, 0])
+    ratio_B = np.exp(low + (high - low) * number_B4[:, 1])
+    h_B = np.clip(np.rint(np.sqrt(area_B / ratio_B)), 1, height)
+    w_B = np.clip(np.rint(np.sqrt(area_B * ratio_B)), 1, width)
+    top_B = np.floor(number_B4[:, 2] * (height - h_B + 1))
+    left_B = np.floor(number_B4[:, 3] * (width - w_B + 1))
+    return np.stack([top_B, left_B, h_B, w_B], axis=1).astype(np.int64)
+
+
+def _crop(image_BCHW: torch.Tensor, box_B4: np.ndarray) -> torch.Tensor:
+    """Each image's crop, enlarged bilinearly to the image's size (which needs no antialiasing)."""
+    size = image_BCHW.shape[2:]
+    return torch.cat(
+        [
+            interpolate(image_BCHW[i : i + 1, :, top : top + h, left : left + w], size, mode="bilinear")
+            for i, (top, left, h, w) in enumerate(box_B4.tolist())
+        ]
+    )
+
+
+def _jitter(image_BCHW: torch.Tensor, factor_B3: np.ndarray) -> torch.Tensor:
+    """Brightness, contrast, saturation, each image with its own factors, in this order.
+
+    Each is factor · image + (1 - factor) · reference: black, the image's mean grey, its grey picture
+    (torchvision's adjust_brightness, _contrast, _saturation, which take one factor for all images).
+    """
+    factor_3B111 = torch.from_numpy(factor_B3.T.astype(np.float32)).to(image_BCHW.device)[
+        ..., None, None, None
+    ]
+    image_BCHW = image_BCHW.float()
+    image_BCHW = (image_BCHW * factor_3B111[0]).clamp_(0, 255)
+    grey_B111 = _grey(image_BCHW).mean((1, 2, 3), keepdim=True)
+    image_BCHW = image_BCHW.lerp_(grey_B111, 1 - factor_3B111[1]).clamp_(0, 255)
+    return image_BCHW.lerp_(_grey(image_BCHW), 1 - factor_3B111[2]).clamp_(0, 255).to(torch.uint8)
+
+
+def _grey(image_BCHW: torch.Tensor) -> torch.Tensor:
+    red, green, blue = image_BCHW.split(1, dim=1)
+    return 0.2989 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601, as torchvision has them
+
+
+def _randaugment(image_BCHW: torch.Tensor, number_B2: np.ndarray) -> torch.Tensor:
+    """One operation for each image, drawn with replacement (Cubuk et al. 2020, arXiv:1909.13719).
+
+    Images that got the same operation with the same sign are done together.
+    """
+    operation_B = (number_B2[:, 0] * len(OPERATIONS)).astype(np.int64)
+    sign_B = np.where(number_B2[:, 1] < 0.5, 1, -1)
+    done_BCHW = torch.empty_like(image_BCHW)
+    for operation, sign in {*zip(operation_B.tolist(), sign_B.tolist())}:
+        group = torch.from_numpy((operation_B == operation) & (sign_B == sign)).to(image_BCHW.device)
+        done_BCHW[group] = OPERATIONS[operation](image_BCHW[group], sign)
+    return done_BCHW
+
+
+def _functional():
+    from torchvision.transforms.v2 import functional  # a second to import: only where it is used
+
+    return functional
+
+
+def _sheared(image: torch.Tensor, sign: int, axis: int) -> torch.Tensor:
+    shear = [0.0, 0.0]
+    shear[axis] = math.degrees(math.atan(sign * 0.3 * SHARE))
+    return _functional().affine(image, angle=0, translate=[0, 0], scale=1, shear=shear, center=[0, 0])
+
+
+def _translated(image: torch.Tensor, sign: int, axis: int) -> torch.Tensor:
+    translate = [0, 0]
+    translate[axis] = sign * int(150 / 331 * SHARE * image.shape[3 - axis])
+    return _functional().affine(image, angle=0, translate=translate, scale=1, shear=[0.0, 0.0])
+
+
+def _factor(sign: int) -> float:
+    return 1 + sign * 0.9 * SHARE
+
+
+# Those of torchvision's v2.RandAugment, in its order; of images (G, 3, H, W) uint8 and a sign, -1 or 1.
+OPERATIONS: tuple[Callable[[torch.Tensor, int], torch.Tensor], ...] = (
+    lambda image, sign: image,
+    lambda image, sign: _sheared(image, sign, 0),
+    lambda image, sign: _sheared(image, sign, 1),
+    lambda image, sign: _translated(image, sign, 0),
+    lambda image, sign: _translated(image, sign, 1),
+    lambda image, sign: _functional().rotate(image, sign * 30 * SHARE),
+    lambda image, sign: _functional().adjust_brightness(image, _factor(sign)),
+    lambda image, sign: _functional().adjust_saturation(image, _factor(sign)),
+    lambda image, sign: _functional().adjust_contrast(image, _factor(sign)),
+    lambda image, sign: _functional().adjust_sharpness(image, _factor(sign)),
+    lambda image, sign: _functional().posterize(image, 8 - round(4 * SHARE)),
+    lambda image, sign: _functional().solarize(image, math.ceil(255 * (1 - SHARE))),
+    lambda image, sign: _functional().autocontrast(image),
+    lambda image, sign: _functional().equalize(image),
+)
+
+
+@lru_cache(maxsize=32)
+def _constants(mean: Triple, std: Triple, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factor and summand (3, 1, 1) float32 that normalise pixels; copied to a device once."""
+    three = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std)))
+    if not three or min(std) <= 0:
         raise ValueError(
-            f"expected one integer key for each of {images} images, its position in the epoch: found"
-            f" {key_B.dtype} of shape {key_B.shape}"
+            "expected a mean and a positive deviation of each of 3 channels, for values in 0..1: found mean"
+            f" {mean}, std {std}"
         )
-    return key_B
+    scale = [1 / (255 * s) for s in std]
+    shift = [-m / s for m, s in zip(mean, std)]
+    return tuple(torch.tensor(v, dtype=torch.float32, device=device).view(3, 1, 1) for v in (scale, shift))
+
+
+def _check_pixels(image_BHWC: torch.Tensor) -> None:
+    if not isinstance(image_BHWC, torch.Tensor):
+        raise ValueError(
+            f"expected pixels as a torch.Tensor, found {type(image_BHWC).__name__}; use torch.from_numpy"
+        )
+    if image_BHWC.dtype != torch.uint8 or image_BHWC.ndim != 4 or image_BHWC.shape[3] != 3:
+        raise ValueError(
+            "expected uint8 pixels of shape (B, H, W, 3), as the packed store has them: found"
+            f" {image_BHWC.dtype} of shape {tuple(image_BHWC.shape)}"
+        )
+
+
+def _checked(place_B: np.ndarray, images: int) -> np.ndarray:
+    place_B = np.asarray(place_B)
+    if place_B.shape != (images,) or place_B.dtype.kind not in "iu":
+        raise ValueError(
+            f"expected one integer place in the epoch for each of {images} images, found {place_B.dtype} of"
+            f" shape {place_B.shape}"
+        )
+    return place_B

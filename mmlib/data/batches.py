@@ -11,10 +11,9 @@ import numpy as np
 import torch
 
 from mmlib.config import AugmentConfig, ParameterError
-from mmlib.data.augment import Augment
+from mmlib.data.augment import PIXEL_MEAN, PIXEL_STD, Augment, normalise
 from mmlib.data.dataset import Dataset
 from mmlib.data.feature_store import FeatureStore
-from mmlib.data.pixels import PIXEL_MEAN, PIXEL_STD, normalise
 from mmlib.data.prefetch import prefetched
 from mmlib.data.store import ImageStore
 from mmlib.data.tokenizers import Tokenizer

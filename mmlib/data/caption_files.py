@@ -8,12 +8,16 @@ import csv
 import io
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmlib.files import parse_json, printable, read_text
 from mmlib.paths import shown
 
-_TOKEN_KEY = re.compile(r"(?P<image>.+)#(?P<number>[0-9]+)")
+_TOKEN_KEY = re.compile(r"(?P<image>.+)#(?P<number>[0-9]{1,9})")
+# A line within a quoted caption that begins as a row does: a quotation mark before it was not closed.
+_SWALLOWED_ROW = re.compile(r"[\r\n][^\r\n,]+\.(?:jpe?g|png|webp|gif|bmp|tiff?),", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -31,35 +35,21 @@ class CaptionFile:
     repeated: int = 0
 
 
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without byte order mark.
-
-    Raises:
-        ValueError: the file is not UTF-8.
-    """
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{shown(path)}, line {line}: expected UTF-8 text, found byte {content[error.start]:#04x};"
-            " convert the file to UTF-8"
-        ) from error
-
-
 def read_json(path: Path) -> object:
     """What a JSON file holds.
 
     Raises:
-        ValueError: the file is not UTF-8 or not JSON.
+        ValueError: the file is too large, not UTF-8 or not JSON.
     """
+    return parse_json(read_text(path), shown(path))
+
+
+def excerpt(value: object) -> str:
+    """The beginning of a value from a JSON file, as JSON, for a message."""
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{shown(path)}: expected JSON, found {error}; the download may be cut short, get it again"
-        ) from error
+        return json.dumps(value)[:80]
+    except RecursionError:
+        return "brackets nested too deeply"
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
@@ -68,10 +58,16 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     Only LF and CRLF end a line: `str.splitlines` would cut captions at a form feed or U+2028.
 
     Raises:
-        ValueError: the file is not UTF-8.
+        ValueError: the file is not UTF-8, or holds a carriage return inside a line.
     """
-    lines = enumerate(read_text(path).split("\n"), start=1)
-    return [(number, line.removesuffix("\r")) for number, line in lines if line.strip()]
+    lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]
+    for number, line in enumerate(lines, start=1):
+        if "\r" in line:  # as the line ends of old Macs, which would make one caption of many
+            raise ValueError(
+                f"{shown(path)}, line {number}: expected lines that end in LF or CRLF, found a carriage"
+                " return inside one; convert the line ends"
+            )
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def read_token_file(path: Path) -> CaptionFile:
@@ -83,28 +79,39 @@ def read_token_file(path: Path) -> CaptionFile:
     Raises:
         ValueError: no captions, a malformed line, one number with two different captions, or not UTF-8.
     """
+    numbered, repeated = read_numbered_captions(path)
+    ordered = {image: tuple(text for _, text in sorted(texts.items())) for image, texts in numbered.items()}
+    return CaptionFile(path, ordered, repeated)
+
+
+def read_numbered_captions(path: Path) -> tuple[dict[str, dict[int, str]], int]:
+    """Captions of a token file by image and number, and how many lines repeat another.
+
+    Raises:
+        ValueError: as `read_token_file`.
+    """
     numbered: dict[str, dict[int, str]] = {}
     repeated = 0
-    for number, line in read_lines(path):
+    for line_number, line in read_lines(path):
         key, tab, caption = line.partition("\t")
         match = _TOKEN_KEY.fullmatch(key)
         if not tab or not match:
             raise ValueError(
-                f"{shown(path)}, line {number}: expected 'name.jpg#0<TAB>caption', found {line[:80]!r};"
+                f"{shown(path)}, line {line_number}: expected 'name.jpg#0<TAB>caption', found {line[:80]!r};"
                 " correct or remove the line"
             )
-        captions, index = numbered.setdefault(match["image"], {}), int(match["number"])
-        if index not in captions:
-            captions[index] = caption
-        elif captions[index] == caption:
+        captions, number = numbered.setdefault(match["image"], {}), int(match["number"])
+        if number not in captions:
+            captions[number] = caption
+        elif captions[number] == caption:
             repeated += 1
         else:
             raise ValueError(
-                f"{shown(path)}, line {number}: expected one caption for {key}, found a second,"
-                f" {caption[:80]!r} after {captions[index][:80]!r}; remove the wrong line"
+                f"{shown(path)}, line {line_number}: expected one caption for {printable(key)}, found a"
+                f" second, {caption[:80]!r} after {captions[number][:80]!r}; remove the wrong line"
             )
-    ordered = {image: tuple(text for _, text in sorted(texts.items())) for image, texts in numbered.items()}
-    return _not_empty(CaptionFile(path, ordered, repeated))
+    _check_any(numbered, path)
+    return numbered, repeated
 
 
 def read_caption_csv(path: Path) -> CaptionFile:
@@ -113,27 +120,48 @@ def read_caption_csv(path: Path) -> CaptionFile:
     Rows have no caption number, so two equal rows may be two people's equal captions: all are kept.
 
     Raises:
-        ValueError: no captions, another header, a malformed row, or not UTF-8.
+        ValueError: no captions, another header, a malformed row, a quotation mark that is not closed, or
+            not UTF-8.
     """
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     captions: dict[str, list[str]] = {}
-    try:
-        header = next(rows, None)
-        if header not in (None, ["image", "caption"]):
-            raise ValueError(
-                f"{shown(path)}, line 1: expected the header 'image,caption', found"
-                f" {','.join(header)[:80]!r}; add the header, or remove the file if it is another's"
+    for number, row in _csv_rows(path):
+        if len(row) != 2 or not row[0]:
+            raise _bad_row(path, number, f"{len(row)} fields in {','.join(row)[:80]!r}")
+        if swallowed := _SWALLOWED_ROW.search(row[1]):
+            raise _bad_row(
+                path,
+                number,
+                "a quotation mark that is not closed before the next row,"
+                f" {row[1][swallowed.start() :].strip()[:40]!r}",
             )
-        for row in filter(None, rows):  # a blank line is an empty row
-            if len(row) != 2 or not row[0]:
-                raise csv.Error(f"{len(row)} fields in {','.join(row)[:80]!r}")
-            captions.setdefault(row[0], []).append(row[1])
+        captions.setdefault(row[0], []).append(row[1])
+    _check_any(captions, path)
+    return CaptionFile(path, {image: tuple(texts) for image, texts in captions.items()})
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows under the header that are not blank, each with the number of the line that it begins on."""
+    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    start = 1
+    try:
+        for row in rows:
+            if start == 1 and row != ["image", "caption"]:
+                raise ValueError(
+                    f"{shown(path)}, line 1: expected the header 'image,caption', found"
+                    f" {','.join(row)[:80]!r}; add the header, or remove the file if it is another's"
+                )
+            if start > 1 and row:  # a blank line is an empty row
+                yield start, row
+            start = rows.line_num + 1
     except csv.Error as error:
-        raise ValueError(
-            f"{shown(path)}, line {rows.line_num}: expected 'name.jpg,caption' with captions that hold"
-            f" commas or quotes in double quotes, found {error}; correct or remove the line"
-        ) from error
-    return _not_empty(CaptionFile(path, {image: tuple(texts) for image, texts in captions.items()}))
+        raise _bad_row(path, start, str(error)) from error
+
+
+def _bad_row(path: Path, number: int, found: str) -> ValueError:
+    return ValueError(
+        f"{shown(path)}, line {number}: expected 'name.jpg,caption' with captions that hold commas or quotes"
+        f" in double quotes, found {found}; correct or remove the line"
+    )
 
 
 def read_split_list(path: Path) -> tuple[tuple[str, ...], int]:
@@ -152,10 +180,9 @@ def read_split_list(path: Path) -> tuple[tuple[str, ...], int]:
     return unique, len(names) - len(unique)
 
 
-def _not_empty(file: CaptionFile) -> CaptionFile:
-    if not file.captions:
+def _check_any(captions: dict, path: Path) -> None:
+    if not captions:
         raise ValueError(
-            f"{shown(file.path)}: expected captions, found none; get the file from the original"
-            " distribution again, or remove it if another caption file is beside it"
+            f"{shown(path)}: expected captions, found none; get the file from the original distribution"
+            " again, or remove it if another caption file is beside it"
         )
-    return file

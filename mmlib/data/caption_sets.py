@@ -4,13 +4,15 @@ A loader reads captions by image and official image names by split; `build_datas
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mmlib import paths
 from mmlib.data.caption_files import CaptionFile
 from mmlib.data.dataset import SPLITS, Dataset, Split
 from mmlib.data.fingerprint import dataset_fingerprint, file_digests
-from mmlib.data.image_folder import ImageFolder
+from mmlib.data.image_folder import ImageFolder, match_names, normal_form
+from mmlib.files import printable, read_bounded
 from mmlib.paths import shown
 
 Splits = dict[str, tuple[str, ...]]  # image names by split
@@ -41,10 +43,9 @@ def only_copy(found: Sequence[Path]) -> Path | None:
     Raises:
         ValueError: their contents differ.
     """
-    if len(found) > 1 and len({path.read_bytes() for path in found}) > 1:
+    if len(found) > 1 and len({read_bounded(path) for path in found}) > 1:
         raise ValueError(
-            f"expected one {found[0].name}, found {', '.join(map(shown, found))} with different content;"
-            " keep one"
+            f"expected one {found[0].name}, found {_listed(found)} with different content; keep one"
         )
     return found[0] if found else None
 
@@ -82,33 +83,50 @@ def build_dataset(
 ) -> Dataset:
     """The data set of checked parts; the first call hashes every image, later ones what has changed.
 
+    Images are named as the splits name them, in Unicode's composed form (NFC); captions and files are
+    matched to them as a person would (`match_names`), so the fingerprint is the same on every disk.
+
     Args:
         name: of the data set.
         splits: image names by split, in order.
         captions: the file to use first; others only make notes where they disagree.
         folder: of the images.
-        files: image names in it.
+        files: names of the image files in it, in any Unicode form and case (`match_names`).
         notes: what the loader has noted so far.
 
     Raises:
         FileNotFoundError: the image of a split is missing.
-        ValueError: an image is in two splits or has no caption.
+        ValueError: an image is in two splits or has no caption, or its name fits several files.
     """
+    splits = {split: tuple(dict.fromkeys(map(normal_form, names))) for split, names in splits.items()}
     _check_disjoint(splits)
-    used, *others = captions
     wanted = [image for split in splits for image in splits[split]]
+    on_disk = match_names(wanted, files, shown(folder))
+    files = (files - set(on_disk.values())) | set(on_disk)
+    used, *others = [_by_image(source, wanted) for source in captions]
     _check_complete(wanted, files, folder, used)
     notes = [*notes, *_note_left_out(wanted, files, used)]
     notes += [_note_other(wanted, used, other) for other in others]
-    digests = file_digests([folder / image for image in wanted], paths.CACHE / f"{name}-digests.json")
+    paths_of = [folder / on_disk[image] for image in wanted]
+    digests = dict(zip(wanted, file_digests(paths_of, paths.CACHE / f"{name}-digests.json")))
     built = {split: _build_split(split, images, used) for split, images in splits.items()}
     return Dataset(
         name=name,
         splits=built,
-        source=ImageFolder(folder),
-        fingerprint=dataset_fingerprint(built, dict(zip(wanted, digests))),
+        source=ImageFolder(
+            folder, digests, {image: file for image, file in on_disk.items() if image != file}
+        ),
+        fingerprint=dataset_fingerprint(built, digests),
         notes=tuple(notes),
     )
+
+
+def _by_image(source: CaptionFile, wanted: list[str]) -> CaptionFile:
+    """`source` with the images of the splits under the names that the splits give them."""
+    image_of = {
+        theirs: image for image, theirs in match_names(wanted, source.captions, source.path.name).items()
+    }
+    return replace(source, captions={image_of.get(name, name): t for name, t in source.captions.items()})
 
 
 def _check_disjoint(splits: Splits) -> None:
@@ -121,18 +139,13 @@ def _check_disjoint(splits: Splits) -> None:
     if twice:
         name, first, second = twice[0]
         raise ValueError(
-            f"expected every image in one split, found {name} in {first} and {second}{and_more(twice)};"
-            " get the split files again"
+            f"expected every image in one split, found {printable(name)} in {first} and {second}"
+            f"{and_more(twice)}; get the split files again"
         )
 
 
-def note_ignored(folder: Path, ignored: Sequence[Path]) -> list[str]:
-    """A sentence on folders of images beside the one that is read."""
-    if not ignored:
-        return []
-    return [
-        f"Images are read from {shown(folder)}; {', '.join(map(shown, ignored))} hold images too, unread."
-    ]
+def _listed(files: Sequence[Path]) -> str:
+    return printable(", ".join(map(shown, files)))
 
 
 def note_sizes(splits: Splits, usual: dict[str, int], of: str) -> list[str]:
@@ -152,24 +165,27 @@ def _check_complete(wanted: list[str], files: set[str], folder: Path, captions: 
     missing = [name for name in wanted if name not in files]
     if missing:
         raise FileNotFoundError(
-            f"expected every image of the splits in {shown(folder)}, found no {missing[0]}"
+            f"expected every image of the splits in {shown(folder)}, found no {printable(missing[0])}"
             f"{and_more(missing)}; complete the folder"
         )
     silent = [name for name in wanted if not captions.captions.get(name)]
     if silent:
         raise ValueError(
             f"expected captions of every image of the splits in {shown(captions.path)}, found none of"
-            f" {silent[0]}{and_more(silent)}; get the file again"
+            f" {printable(silent[0])}{and_more(silent)}; get the file again"
         )
 
 
 def _note_left_out(wanted: list[str], files: set[str], captions: CaptionFile) -> list[str]:
-    """A sentence for each thing that is in the folder and in no split."""
+    """A sentence for each thing that is in no split, and on captions that are repeated or empty."""
     known = set(wanted)
     unsplit = files - known
     absent = [name for name in captions.captions if name not in files and name not in known]
     unused = [name for name in captions.captions if name in unsplit]
+    empty = [name for name in wanted for text in captions.captions[name] if not text.strip()]
     notes = []
+    if empty:
+        notes.append(f"Captions without text: {len(empty):,}, of {printable(empty[0])}{and_more(empty)}.")
     if unsplit:
         notes.append(f"Left out: {count(len(unsplit), 'image')} in no split.")
     if unused:
@@ -179,7 +195,7 @@ def _note_left_out(wanted: list[str], files: set[str], captions: CaptionFile) ->
         number = sum(len(captions.captions[name]) for name in absent)
         notes.append(
             f"Left out: {count(number, 'caption')} of {count(len(absent), 'image')} without a file:"
-            f" {absent[0]}{and_more(absent)}."
+            f" {printable(absent[0])}{and_more(absent)}."
         )
     if captions.repeated:
         notes.append(f"Left out: {count(captions.repeated, 'repeated caption')} in {captions.path.name}.")
@@ -192,7 +208,7 @@ def _note_other(wanted: list[str], used: CaptionFile, other: CaptionFile) -> str
     says = "the same captions of the splits"
     if different:
         number = count(len(different), "image")
-        says = f"other captions of {number} of the splits: {different[0]}{and_more(different)}"
+        says = f"other captions of {number} of the splits: {printable(different[0])}{and_more(different)}"
     return f"Captions are read from {used.path.name}; {other.path.name} has {says}."
 
 

@@ -5,16 +5,17 @@ Lin et al. (2014), "Microsoft COCO: Common Objects in Context", ECCV; captions: 
 Generating Image Descriptions".
 """
 
-import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mmlib.data.caption_files import CaptionFile, read_json
+from mmlib.data.caption_files import CaptionFile, excerpt, read_json
 from mmlib.data.caption_sets import Splits, build_dataset, find_file, find_root, note_sizes
 from mmlib.data.dataset import Dataset
-from mmlib.data.image_folder import SUFFIXES
+from mmlib.data.image_folder import list_images, note_skipped
 from mmlib.data.karpathy import read_karpathy
+from mmlib.files import checked_name
 from mmlib.paths import shown
 
 KARPATHY_FILE = "dataset_coco.json"
@@ -65,9 +66,15 @@ def load_coco(root: str | Path) -> Dataset:
             *note_sizes(splits, SPLIT_SIZES[year], f"COCO's own of {year}"),
         ]
     parts = sorted({name.rpartition("/")[0] for names in splits.values() for name in names})
+    for part in parts:
+        checked_name(part, "image folder")
     folder = _find_images(root, parts)
-    files = {f"{part}/{name}" for part in parts for name in _image_names(folder / part)}
-    return build_dataset("coco", splits, [captions], folder, files, notes)
+    files, skipped = set(), Counter()
+    for part in parts:
+        names, _, others = list_images(folder / part)
+        files |= {f"{part}/{name}" for name in names}
+        skipped += others
+    return build_dataset("coco", splits, [captions], folder, files, notes + note_skipped(skipped))
 
 
 def _find_official(root: Path) -> tuple[str, dict[str, Path]]:
@@ -105,16 +112,20 @@ def _caption_file(split: str, year: str) -> str:
 def _read_official(files: dict[str, Path]) -> tuple[CaptionFile, Splits]:
     """Captions and splits of the official files; the captions go by the folder of the first."""
     captions: dict[str, tuple[str, ...]] = {}
-    splits = {}
+    splits, repeated = {}, 0
     for split, (part, path) in zip(("train", "val"), files.items()):
-        texts = _read_annotations(path, part)
+        texts, more = _read_annotations(path, part)
         splits[split] = tuple(texts)
         captions |= texts
-    return CaptionFile(next(iter(files.values())).parent, captions), splits
+        repeated += more
+    return CaptionFile(next(iter(files.values())).parent, captions, repeated), splits
 
 
-def _read_annotations(path: Path, part: str) -> dict[str, tuple[str, ...]]:
-    """Image names, with the folder `part` before them, to captions in the order of their ids."""
+def _read_annotations(path: Path, part: str) -> tuple[dict[str, tuple[str, ...]], int]:
+    """Captions in the order of their ids by image name, with the folder `part` before it; how many repeat.
+
+    An image file may have several entries, each with an id and captions of its own: they are joined.
+    """
     content = read_json(path)
     if not isinstance(content, dict) or not all(
         isinstance(content.get(key), list) and content[key] for key in ("images", "annotations")
@@ -124,31 +135,42 @@ def _read_annotations(path: Path, part: str) -> dict[str, tuple[str, ...]]:
             " found another; is it COCO's caption file?"
         )
     name_of: dict[int, str] = {}
-    texts: dict[int, dict[int, str]] = {}
+    texts: dict[str, dict[int, str]] = {}
+    repeated = 0
     for number, image in enumerate(content["images"], start=1):
         key, name = _fields(path, f"image {number}", image, {"id": int, "file_name": str})
-        if key in name_of:
-            raise ValueError(f"{shown(path)}, image {number}: expected each id once, found {key} again")
-        name_of[key], texts[key] = f"{part}/{name}", {}
+        if name_of.setdefault(key, f"{part}/{name}") != f"{part}/{name}":
+            raise ValueError(
+                f"{shown(path)}, image {number}: expected one file of each id, found"
+                f" {excerpt(key)} again with another; get the file again"
+            )
+        texts.setdefault(name_of[key], {})
     for number, said in enumerate(content["annotations"], start=1):
         what = f"annotation {number}"
         key, image, text = _fields(path, what, said, {"id": int, "image_id": int, "caption": str})
-        if image not in texts:
+        if image not in name_of:
             raise ValueError(
-                f"{shown(path)}, {what}: expected a caption of an image of the file, found image_id {image};"
-                " get the file again"
+                f"{shown(path)}, {what}: expected a caption of an image of the file, found image_id"
+                f" {excerpt(image)}; get the file again"
             )
-        if key in texts[image]:
-            raise ValueError(f"{shown(path)}, {what}: expected each id once, found {key} again")
-        texts[image][key] = text
-    return {name: tuple(text for _, text in sorted(texts[key].items())) for key, name in name_of.items()}
+        if key not in texts[name_of[image]]:
+            texts[name_of[image]][key] = text
+        elif texts[name_of[image]][key] == text:
+            repeated += 1
+        else:
+            raise ValueError(
+                f"{shown(path)}, {what}: expected one caption of each id, found {excerpt(key)} again with"
+                " another; get the file again"
+            )
+    ordered = {name: tuple(text for _, text in sorted(said.items())) for name, said in texts.items()}
+    return ordered, repeated
 
 
 def _fields(path: Path, what: str, entry: Any, kinds: dict[str, type]) -> list:
     """The values of an entry, checked."""
     if not isinstance(entry, dict) or any(type(entry.get(key)) is not kind for key, kind in kinds.items()):
         raise ValueError(
-            f"{shown(path)}, {what}: expected {', '.join(map(repr, kinds))}, found {json.dumps(entry)[:80]};"
+            f"{shown(path)}, {what}: expected {', '.join(map(repr, kinds))}, found {excerpt(entry)};"
             " get the file again"
         )
     return [entry[key] for key in kinds]
@@ -156,17 +178,12 @@ def _fields(path: Path, what: str, entry: Any, kinds: dict[str, type]) -> list:
 
 def _find_images(root: Path, parts: list[str]) -> Path:
     """The folder that holds all the image folders."""
-    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+    folders = [root, *list_images(root)[1]]
     for folder in folders:
-        if all((folder / part).is_dir() for part in parts):
+        if all(os.path.isdir(folder / part) for part in parts):  # False where it may not be read
             return folder
-    there = [shown(folder / part) for folder in folders for part in parts if (folder / part).is_dir()]
+    there = [shown(folder / part) for folder in folders for part in parts if os.path.isdir(folder / part)]
     raise FileNotFoundError(
         f"expected the image folders {', '.join(f'{part}/' for part in parts)} side by side in"
         f" {shown(root)} or a folder of it, found {', '.join(there) or 'none'}; unpack COCO's zip files there"
     )
-
-
-def _image_names(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES)]

@@ -23,11 +23,12 @@ class ImageSource(Protocol):
     def load(self, name: str, size: int | None = None) -> Image.Image:
         """The image `name` as an RGB picture.
 
-        `size` is a wish in pixels: a source that draws its images may draw at that size;
-        one that reads files returns them as they are.
+        `size` is a wish in pixels: a source that draws its images may draw at that size; one that
+        reads files returns them as they are, or reduced as `decode_image` says.
 
         Raises:
-            OSError: the image cannot be read or decoded.
+            OSError: the image cannot be read.
+            ValueError: it cannot be decoded, or is not the one that was hashed.
         """
         ...
 

@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from mmlib.data.array_file import ArrayFile
 from mmlib.data.split_rows import SplitRows
-from mmlib.files import write_text_atomic
+from mmlib.files import read_json, write_text_atomic
 from mmlib.paths import shown
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raised when the meaning of the values changes
+FORMAT = 2  # raised when the meaning of the values changes, or that of the pixels they are made of
 RECORD_SECONDS = 5.0  # between two records of the rows done, each of which waits for the disk
 
 Compute = Callable[[int, int], np.ndarray]  # rows start to stop - 1 → their features
@@ -144,7 +144,7 @@ def _record(file: ArrayFile, part: Path, output, done: int) -> None:
 def _rows_done(file: ArrayFile, part: Path, row_bytes: int) -> int:
     """Rows of an unfinished file that can be kept."""
     try:
-        record = json.loads(_record_path(part).read_bytes())
+        record = read_json(_record_path(part))
         if record["header"] == file.header and part.stat().st_size >= record["rows"] * row_bytes:
             return record["rows"]
     except (OSError, ValueError, KeyError, TypeError):

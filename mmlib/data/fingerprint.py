@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,11 +12,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mmlib.data.dataset import Split
-from mmlib.files import write_text_atomic
+from mmlib.files import read_json, write_text_atomic
+from mmlib.paths import shown
 
 logger = logging.getLogger(__name__)
 
 THREADS = 8  # hashing releases the interpreter lock; more readers than this do not help a disk
+SETTLED_NS = 2_000_000_000  # the coarsest clock of a file system (FAT) ticks every 2 s
 
 
 def dataset_fingerprint(splits: Mapping[str, Split], digests: Mapping[str, str]) -> str:
@@ -56,32 +59,42 @@ def dataset_fingerprint(splits: Mapping[str, Split], digests: Mapping[str, str])
 def file_digests(paths: Sequence[Path], cache_file: Path) -> list[str]:
     """SHA-256 (64 hex digits) of each file's bytes, in the order of `paths`.
 
-    Digests are kept in `cache_file` under the file's absolute path and reused while its size and
-    modification time (ns) are unchanged, so that a second call only stats the files.  A cache that
-    is damaged is built anew; one that cannot be written costs time at the next call and no more.
+    Digests are kept in `cache_file` under the file's absolute path and reused while its size, time of
+    modification and time of inode change (both ns) are what they were, so that a second call only stats
+    the files.  The system sets the inode's time at each write, rename and change of times, and no program
+    can set it back: a file replaced by one of equal size and time is caught.  Not caught is what never
+    passes through this system's clock: a clock that was set back, or a network or FAT disk that does not
+    keep that time and whose size and time of modification are made equal.  A file that was changed less
+    than `SETTLED_NS` before it was read, or while it was, is hashed again the next time, since its time
+    may be too coarse to tell a second change.  A cache that is damaged is built anew; one that cannot be
+    written costs time at the next call and no more.
 
     Raises:
         OSError: a file is missing or cannot be read.
     """
     keys = [os.path.abspath(path) for path in paths]
-    stats = [os.stat(key) for key in keys]
     cached = _read_cache(cache_file)
-    stale = [
-        (key, stat)
-        for key, stat in dict(zip(keys, stats)).items()
-        if cached.get(key, [])[:2] != [stat.st_size, stat.st_mtime_ns]
-    ]
+    marks = {key: _mark(os.stat(key)) for key in keys}
+    stale = [key for key, mark in marks.items() if cached.get(key, [])[:3] != mark]
     if stale:
+        latest_ns = time.time_ns() - SETTLED_NS
         with ThreadPoolExecutor(THREADS) as pool:
-            digests = pool.map(_sha256, [key for key, _ in stale])
-            bar = tqdm(digests, total=len(stale), desc="fingerprint", unit="file", disable=None)
-            for (key, stat), digest in zip(stale, bar):
-                cached[key] = [stat.st_size, stat.st_mtime_ns, digest]
+            bar = tqdm(
+                pool.map(_sha256, stale), total=len(stale), desc="fingerprint", unit="file", disable=None
+            )
+            for key, digest in zip(stale, bar):
+                cached[key] = [*marks[key], digest]
+        unsettled = {key for key in stale if marks[key][2] > latest_ns or _mark(os.stat(key)) != marks[key]}
+        kept = {key: entry for key, entry in cached.items() if key not in unsettled}
         try:
-            write_text_atomic(cache_file, json.dumps(cached))
+            write_text_atomic(cache_file, json.dumps(kept))
         except OSError as error:
             logger.warning("digests are not kept for the next time: %s", error)
-    return [cached[key][2] for key in keys]
+    return [cached[key][3] for key in keys]
+
+
+def _mark(status: os.stat_result) -> list[int]:
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _sha256(path: str) -> str:
@@ -90,21 +103,23 @@ def _sha256(path: str) -> str:
 
 
 def _read_cache(cache_file: Path) -> dict[str, list]:
-    """Path to `[size, mtime_ns, sha256]`; empty if the file is missing or not such a table."""
+    """Path to `[size, mtime_ns, ctime_ns, sha256]`; empty if the file is missing or not such a table."""
     try:
-        cached = json.loads(cache_file.read_bytes())
+        cached = read_json(cache_file)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        logger.warning("%s cannot be read (%s) and is built anew", cache_file, error)
+        logger.warning("%s cannot be read (%s) and is built anew", shown(cache_file), error)
         return {}
-    if not isinstance(cached, dict) or not all(_is_entry(entry) for entry in cached.values()):
-        logger.warning("%s is not a table of digests and is built anew", cache_file)
+    if not all(_is_entry(entry) for entry in cached.values()):
+        logger.warning("%s is not a table of digests and is built anew", shown(cache_file))
         return {}
     return cached
 
 
 def _is_entry(entry: object) -> bool:
     return (
-        isinstance(entry, list) and [type(part) for part in entry] == [int, int, str] and len(entry[2]) == 64
+        isinstance(entry, list)
+        and [type(part) for part in entry] == [int, int, int, str]
+        and len(entry[3]) == 64
     )

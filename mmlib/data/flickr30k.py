@@ -13,13 +13,13 @@ from mmlib.data.caption_sets import (
     build_dataset,
     find_file,
     find_root,
-    note_ignored,
     note_sizes,
     only_copy,
     read_official_splits,
 )
 from mmlib.data.dataset import SPLITS, Dataset
-from mmlib.data.image_folder import SUFFIXES, find_image_folder
+from mmlib.data.decoding import SUFFIXES
+from mmlib.data.image_folder import find_image_folder
 from mmlib.data.karpathy import read_karpathy
 from mmlib.paths import shown
 
@@ -38,7 +38,7 @@ SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing":
 def load_flickr30k(root: str | Path) -> Dataset:
     """Loads Flickr30k (29,000/1,014/1,000 images, 5 captions each) with its usual splits.
 
-    `root` holds one folder of JPEG files, at any of the usual names and also nested in itself, and
+    `root` holds one folder of images, at any of the usual names and also nested in itself, and
     text files, in `root` or in a folder of it:
 
     - captions from `results_20130124.token` (the original), else `dataset_flickr30k.json` (Karpathy);
@@ -64,8 +64,8 @@ def load_flickr30k(root: str | Path) -> Dataset:
     root = find_root(root, "Flickr30k")
     captions, karpathy = _read_captions(root)
     splits, notes = _read_splits(root, karpathy)
-    folder, files, ignored = find_image_folder(root, IMAGE_FOLDERS)
-    notes += note_ignored(folder, ignored) + note_sizes(splits, SPLIT_SIZES, "Karpathy's")
+    folder, files, found = find_image_folder(root, IMAGE_FOLDERS, sum(splits.values(), ()))
+    notes += found + note_sizes(splits, SPLIT_SIZES, "Karpathy's")
     return build_dataset("flickr30k", splits, captions, folder, files, notes)
 
 
@@ -115,5 +115,5 @@ def _find_lists(root: Path) -> dict[str, Path]:
 
 
 def _image_name(entry: str) -> str:
-    """`1000092795.jpg` from itself or from its number."""
+    """`1000092795.jpg` from itself or from its number; other image files by name alone."""
     return entry if entry.lower().endswith(SUFFIXES) else f"{entry}.jpg"

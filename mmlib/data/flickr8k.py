@@ -11,7 +11,6 @@ from mmlib.data.caption_sets import (
     build_dataset,
     find_file,
     find_root,
-    note_ignored,
     read_official_splits,
 )
 from mmlib.data.dataset import Dataset
@@ -33,7 +32,7 @@ IMAGE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")
 def load_flickr8k(root: str | Path) -> Dataset:
     """Loads Flickr8k (6,000/1,000/1,000 images, 5 captions each) with its official splits.
 
-    `root` holds one folder of JPEG files, at any of the usual names and also nested in itself, and
+    `root` holds one folder of images, at any of the usual names and also nested in itself, and
     text files, in `root` or in a folder of it such as `Flickr8k_text/`:
 
     - captions from `Flickr8k.token.txt` (the original, with caption numbers), else `captions.txt`
@@ -57,8 +56,8 @@ def load_flickr8k(root: str | Path) -> Dataset:
     root = find_root(root, "Flickr8k")
     sources = _read_captions(root)
     splits, notes = _read_splits(root, sources)
-    folder, files, ignored = find_image_folder(root, IMAGE_FOLDERS)
-    notes += note_ignored(folder, ignored)
+    folder, files, found = find_image_folder(root, IMAGE_FOLDERS, sum(splits.values(), ()))
+    notes += found
     return build_dataset("flickr8k", splits, [captions for captions, _ in sources], folder, files, notes)
 
 

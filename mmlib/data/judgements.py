@@ -7,6 +7,7 @@ their numbers, without the numbers.
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmlib.data.caption_files import read_numbered_captions
 from mmlib.data.dataset import Dataset
 from mmlib.data.flickr8k import TOKEN_FILE, find_file
 from mmlib.paths import from_root
@@ -43,6 +44,17 @@ def find_judgements(root: str | Path) -> JudgementFiles | None:
         find_file(from_root(root), name) for name in (EXPERT_FILE, CROWDFLOWER_FILE, TOKEN_FILE)
     )
     return JudgementFiles(expert, crowdflower, tokens) if expert or crowdflower else None
+
+
+def captions_by_number(tokens: Path) -> dict[str, str]:
+    """Text by caption id from `Flickr8k.token.txt`; spaces around a text are removed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as `mmlib.data.caption_files.read_token_file`.
+    """
+    numbered, _ = read_numbered_captions(tokens)
+    return {f"{image}#{n}": text.strip() for image, texts in numbered.items() for n, text in texts.items()}
 
 
 def captions_by_order(dataset: Dataset) -> dict[str, str]:

@@ -2,9 +2,7 @@
 
 Flickr30k's training split holds 943 of Flickr8k's 1,000 test photos: a model trained on the one and
 tested on the other has seen the answers.  Three signs give an image away, the surest first: the id of
-the photo in its file name, the bytes of its file, its look.
-
-Look is that of `mmlib.data.lookalikes`.
+the photo in its file name (`photo_id`), the bytes of its file, its look (`mmlib.data.lookalikes`).
 
 Shapes: N images and M captions of the training split.
 """
@@ -12,16 +10,14 @@ Shapes: N images and M captions of the training split.
 import hashlib
 import json
 import re
+import urllib.parse
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from mmlib import paths
 from mmlib.data.dataset import Dataset, Split
-from mmlib.data.fingerprint import file_digests
 from mmlib.data.image_folder import ImageFolder
 from mmlib.data.lookalikes import SIDE, near_duplicates
 from mmlib.data.store import open_store
@@ -29,8 +25,11 @@ from mmlib.data.store import open_store
 KINDS = ("id", "bytes", "look")
 HELD_OUT = ("val", "test")
 
-_FLICKR_STEM = re.compile(r"([1-9][0-9]{4,})(?:_.*)?")
-_COCO_STEM = re.compile(r"(?:COCO_[a-z]+[0-9]{4}_)?(0[0-9]{11})")
+_ENDING = r"(?:\.[A-Za-z]{3,4})?"
+_FLICKR_NAME = re.compile(rf"([1-9][0-9]{{2,11}})_[0-9a-f]{{10}}(?:_[a-z0-9]{{1,2}})?{_ENDING}")
+_COCO_NAME = re.compile(rf"(?:COCO_(?:train|val|test)20[0-9]{{2}}_|(?=0{{6}}))([0-9]{{12}}){_ENDING}")
+_FLICKR30K_NAME = re.compile(rf"([1-9][0-9]{{2,11}}){_ENDING}")
+_FLICKR_PAGE = re.compile(r"/photos/[^/]+/([1-9][0-9]{2,11})(?:/.*)?")
 
 
 @dataclass(frozen=True)
@@ -164,18 +163,41 @@ def without_leaks(dataset: Dataset, leaks: Sequence[Leak]) -> Dataset:
     )
 
 
-def photo_id(image: str) -> str | None:
-    """`flickr:<number>` or `coco:<number>` from an image's name, None where it holds no such id.
+def photo_id(image: str, dataset: str | None = None) -> str | None:
+    """`flickr:<number>` or `coco:<number>` from the name or address of an image, None where it holds no id.
 
-    Flickr8k names begin with the id of the photo on Flickr (`667626_18933d713e.jpg`), Flickr30k's
-    consist of it; COCO's are twelve digits from 0 with or without `COCO_<split>_`.  COCO's numbers
-    are its own, hence the prefix.
+    Many names begin with a number that is no id, such as the dates of phones (`20230101_120000.jpg`).  So
+    a name counts only in a form of these:
+
+    - Flickr, and Flickr8k: number, secret of ten hex digits, perhaps a size (`667626_18933d713e_b.jpg`);
+    - COCO: `COCO_val2014_000000391895.jpg`, or its twelve digits alone (`000000391895.jpg`);
+    - Flickr30k: the number alone (`667626.jpg`), in that data set only;
+    - an address at flickr.com, staticflickr.com or cocodataset.org that ends in such a name, or that of a
+      photo's page (`https://www.flickr.com/photos/<user>/667626/`).
+
+    Args:
+        image: a file name, also with folders before it, or an address (`https://…`).
+        dataset: name of the data set that it belongs to, where that is known.
     """
-    stem = Path(image).stem
-    if match := _COCO_STEM.fullmatch(stem):
+    if "://" in image:
+        return _id_in_address(image)
+    name = image.rpartition("/")[2]
+    if match := _COCO_NAME.fullmatch(name):
         return f"coco:{int(match[1])}"
-    match = _FLICKR_STEM.fullmatch(stem)
+    match = _FLICKR_NAME.fullmatch(name) or (dataset == "flickr30k" and _FLICKR30K_NAME.fullmatch(name))
     return f"flickr:{match[1]}" if match else None
+
+
+def _id_in_address(address: str) -> str | None:
+    try:
+        parts = urllib.parse.urlsplit(address)
+        host = f".{parts.hostname or ''}"
+    except ValueError:
+        return None
+    if not host.endswith((".flickr.com", ".staticflickr.com", ".cocodataset.org")):
+        return None
+    page = _FLICKR_PAGE.fullmatch(parts.path) if host.endswith(".flickr.com") else None
+    return f"flickr:{page[1]}" if page else photo_id(parts.path)
 
 
 def _lookalikes(train: Dataset, held_out: Dataset, images: list[str], workers: int | None) -> list[tuple]:
@@ -203,14 +225,13 @@ def _equals(kind: str, train: Dataset, held_out: Dataset, images: list[str]) -> 
 
 
 def _ids(dataset: Dataset, images: Sequence[str]) -> list[str | None]:
-    return [photo_id(image) for image in images]
+    return [photo_id(image, dataset.name) for image in images]
 
 
 def _digests(dataset: Dataset, images: Sequence[str]) -> list[str | None]:
     if not isinstance(dataset.source, ImageFolder):
         return [None] * len(images)
-    files = [dataset.source.folder / image for image in images]
-    return file_digests(files, paths.CACHE / f"{dataset.name}-digests.json")
+    return [dataset.source.digest(image) for image in images]
 
 
 def _places(leaks: Sequence[Leak]) -> str:

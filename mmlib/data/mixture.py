@@ -168,7 +168,7 @@ def _note_photos(parts: Sequence[Dataset]) -> list[str]:
     seen: set[str] = set()
     twice = 0
     for part in parts:
-        photos = {photo_id(image) for image in part.splits["train"].images} - {None}
+        photos = {photo_id(image, part.name) for image in part.splits["train"].images} - {None}
         twice += len(photos & seen)
         seen |= photos
     if not twice:

@@ -57,7 +57,7 @@ def pack_chunk(
     for row, name in enumerate(names):
         try:
             images_NHWC[row] = resize_image(source.load(name, size).convert("RGB"), size, resize)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             failures.append((name, str(error)))
     # A plain write: on a full disk, writing through a memory map kills the process (SIGBUS).
     with open(file, "r+b") as output:
@@ -102,9 +102,9 @@ def _run(job: tuple, chunks: list, workers: int) -> Iterator[tuple[int, list[Fai
         return
     # spawn, not fork: a forked copy of a process with torch's threads can hang for ever.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(job,))
     try:
-        tasks = [pool.submit(pack_chunk, *job, *chunk) for chunk in chunks]
+        tasks = [pool.submit(_pack, *chunk) for chunk in chunks]
         yield from (task.result() for task in as_completed(tasks))
     except BrokenProcessPool as error:
         raise RuntimeError(
@@ -116,8 +116,20 @@ def _run(job: tuple, chunks: list, workers: int) -> Iterator[tuple[int, list[Fai
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent, and ends with it: a pool whose parent is killed would wait for ever."""
+_job: tuple = ()  # of this worker process: a source may hold a digest of every image, too much for each chunk
+
+
+def _pack(start: int, names: list[str]) -> tuple[int, list[Failure]]:
+    return pack_chunk(*_job, start, names)
+
+
+def _start_worker(job: tuple) -> None:
+    """Keep the job, leave Ctrl-C to the parent, and end with it.
+
+    A pool whose parent is killed would wait for ever.
+    """
+    global _job
+    _job = job
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

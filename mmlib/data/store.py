@@ -4,6 +4,7 @@ A store is two files under `data/cache/`: the pixels, and beside them a JSON hea
 they are (`mmlib.data.array_file`).
 """
 
+import glob
 import hashlib
 import json
 import logging
@@ -25,7 +26,7 @@ from mmlib.paths import shown
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raised when the meaning of the bytes changes, including how images are resized
+FORMAT = 2  # raised when the meaning of the bytes changes, including how images are resized
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _pack(
 ) -> None:
     """Makes the store; the caller holds its lock."""
     # Under the lock, unfinished files can only be a killed process's.
-    for stale in file.path.parent.glob(f"{file.path.name}.*.part"):
+    for stale in file.path.parent.glob(f"{glob.escape(file.path.name)}.*.part"):
         stale.unlink()
     file.check_space(f"pack {len(names):,} images of {dataset.name}")
     workers = workers or min(os.cpu_count() or 1, math.ceil(len(names) / (4 * CHUNK)))

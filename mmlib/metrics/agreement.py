@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mmlib.files import read_text
+
 
 @dataclass(frozen=True, eq=False)
 class Judgements:
@@ -38,16 +40,6 @@ class Judgements:
         return _rows(self.images, image_names, "image"), _rows(self.captions, caption_ids, "caption")
 
 
-def read_caption_texts(path) -> dict[str, str]:
-    """`Flickr8k.token.txt`: text by caption id.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line without a tab, by number.
-    """
-    return {key: text.strip() for key, text in _table(path, columns=2)}
-
-
 def read_expert(path, text_of_caption: dict[str, str]) -> Judgements:
     """`ExpertAnnotations.txt`: three rows per pair; pairs with one of the image's own captions left out.
 
@@ -56,7 +48,7 @@ def read_expert(path, text_of_caption: dict[str, str]) -> Judgements:
 
     Args:
         path: the file.
-        text_of_caption: from `read_caption_texts`.
+        text_of_caption: text by caption id, without spaces around it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -154,10 +146,10 @@ def kendall_agreement(
 
 
 def _table(path, columns: int) -> list[list[str]]:
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    lines = read_text(Path(path)).split("\n")
     table = []
     for number, line in enumerate(lines, start=1):
-        fields = line.rstrip("\r").split("\t", columns - 1)  # a caption may hold tabs
+        fields = line.rstrip("\r").split("\t")
         if len(fields) != columns and line.strip():
             raise ValueError(
                 f"{path}, line {number}: expected {columns} fields between tabs, found {len(fields)};"

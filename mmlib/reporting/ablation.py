@@ -7,7 +7,7 @@ import pandas as pd
 from mmlib.reporting.scope import DIRECTIONS, percent, recall_text, scope
 from mmlib.reporting.style import DIRECTION_NAMES
 from mmlib.reporting.tables import SMALL_RUN, Table
-from mmlib.training.grid_plan import PlannedRun, arms_of, candidates
+from mmlib.training.ablation_plan import PlannedRun, arms_of, candidates
 
 INTERVALS = {
     "queries": "rows of one seed: 95 % interval over queries alone, which says nothing of other seeds",

@@ -9,7 +9,7 @@ from typing import Any
 from mmlib import paths
 from mmlib.config import CONFIG_OF_NOTEBOOK, AblationConfig, ParameterError, build
 from mmlib.params import notebook_defaults, read_yaml
-from mmlib.training.grid_plan import plan_grid
+from mmlib.training.ablation_plan import plan_grid
 
 ON_DISK = {"flickr8k": "Flickr8k", "flickr30k": "Flickr30k", "coco": "MS-COCO"}
 

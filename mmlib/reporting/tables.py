@@ -8,6 +8,7 @@ import pandas as pd
 from pydantic import BaseModel
 
 from mmlib.data import Dataset
+from mmlib.data.tokenizers import loss_shares, losses_warning
 from mmlib.reporting import published
 from mmlib.reporting.scope import (
     DIRECTIONS,
@@ -88,16 +89,21 @@ def dataset_table(dataset: Dataset) -> Table:
 
 
 def lineage_table(*runs: str) -> Table:
-    """Where runs come from: data, model size, epochs, parent.
+    """Where runs come from: data, model size, epochs, parent, and what the tokenizer loses of the captions.
 
     Raises:
         FileNotFoundError, ValueError: a run that is missing or damaged.
     """
-    rows = []
+    rows, warnings = [], []
     for run in runs:
         config, environment = stored_config(run), stored_environment(run)
         parent = environment["parent"]
         data = environment["data"]
+        losses = environment.get("tokenizer_losses")
+        unknown, cut = ("–", "–")  # older runs did not count
+        if losses:
+            unknown, cut = (f"{percent(share)} %" for share in loss_shares(losses))
+            warnings += [f"{run}: {warning}"] if (warning := losses_warning(losses)) else []
         rows.append(
             {
                 "run": run,
@@ -105,12 +111,18 @@ def lineage_table(*runs: str) -> Table:
                 "epochs": config.epochs,
                 "first lr": f"{config.lr:g}",
                 "tokenizer": config.tokenizer,
+                "unknown tokens": unknown,
+                "cut captions": cut,
                 "weights": f"{environment['trainable_weights']:,}",
                 "data": f"{data['name']} {data['fingerprint']}",
                 "images": " / ".join(f"{n['images']:,}" for n in data["splits"].values()),
             }
         )
-    return Table(pd.DataFrame(rows), "Weights: those that training changes. Images: train / val / test.")
+    caption = (
+        "Unknown and cut: of the validation captions. Weights: those that training changes."
+        " Images: train / val / test."
+    )
+    return Table(pd.DataFrame(rows), " ".join([caption, *warnings]))
 
 
 def results_table(results: list[dict], protocol: str = "standard") -> Table:

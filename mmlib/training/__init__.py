@@ -8,7 +8,7 @@ import importlib
 import warnings
 
 from mmlib.training.ablation import read_ablation
-from mmlib.training.grid_plan import plan_grid
+from mmlib.training.ablation_plan import plan_grid
 from mmlib.training.runs import (
     read_arrays,
     read_history,

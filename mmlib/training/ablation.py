@@ -9,8 +9,8 @@ from mmlib.config import AblationConfig
 from mmlib.files import write_json
 from mmlib.metrics import RetrievalRanks, summarise_seeds
 from mmlib.metrics.summary import DIRECTIONS
+from mmlib.training.ablation_plan import PlannedRun, arms_of, candidates
 from mmlib.training.claims import judge_claims
-from mmlib.training.grid_plan import PlannedRun, arms_of, candidates
 from mmlib.training.grid_state import best_epoch, chosen_run, final_runs
 from mmlib.training.runs import now, read_history, read_result, run_folder, run_state, stored_environment
 from mmlib.training.stored import Record, read_stored

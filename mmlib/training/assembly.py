@@ -10,7 +10,7 @@ import torch
 
 from mmlib.config import TrainConfig
 from mmlib.data import Dataset, Tokenizer, open_store
-from mmlib.data.augment import Augment
+from mmlib.data.augment import VERSION, Augment
 from mmlib.data.batches import Batch, PairSource, SplitTensors
 from mmlib.data.prefetch import prefetched
 from mmlib.data.shards import ShardStream
@@ -139,7 +139,8 @@ def split_tensors(
             rows = range(first, first + len(pixels_BHWC))
             return augment(pixels_BHWC, config.seed, number, rows, image.mean, image.std)
 
-        what = f"{config.crop_area} {config.flip} {config.colour} {config.randaugment} {config.seed}"
+        settings = (config.crop_area, config.flip, config.colour, config.randaugment, config.seed)
+        what = f"version {VERSION}: {settings}"
         features["image_features"] = open_features(
             image.to(processes.device), store, views, view if views > 1 else None, what
         )

@@ -17,7 +17,12 @@ PACKAGES = (
 
 
 def describe(
-    seed: int, device: torch.device, data: dict, parent: dict | None, trainable_weights: int
+    seed: int,
+    device: torch.device,
+    data: dict,
+    parent: dict | None,
+    trainable_weights: int,
+    tokenizer_losses: dict,
 ) -> dict:
     """The content of `environment.json`.
 
@@ -27,6 +32,7 @@ def describe(
         data: `Dataset.identity`.
         parent: `{"run", "checkpoint", "epoch", "optimizer_state"}`, or None for a first phase.
         trainable_weights: numbers that training changes.
+        tokenizer_losses: `count_losses` of the validation captions.
     """
     commit, dirty = _commit()
     return {
@@ -39,6 +45,7 @@ def describe(
         "threads": torch.get_num_threads(),
         "seed": seed,
         "data": data,
+        "tokenizer_losses": tokenizer_losses,
         "parent": parent,
         "trainable_weights": trainable_weights,
         "started": now(),

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from mmlib import paths
+from mmlib.data.augment import normalise
 from mmlib.data.dataset import Dataset
 from mmlib.data.feature_store import FeatureStore, open_array
-from mmlib.data.pixels import normalise
 from mmlib.data.store import ImageStore
 from mmlib.data.tokenizers import Tokenizer
 from mmlib.model.encoders import Encoder
@@ -82,7 +82,9 @@ def open_features(
     def compute(start: int, stop: int) -> np.ndarray:
         device = next(encoder.parameters()).device
         pixels_BHWC = torch.from_numpy(np.array(store.images[start:stop])).to(device)
-        feature = read(normalise(pixels_BHWC, encoder.mean, encoder.std, channels_last=True))
+        feature = read(
+            normalise(pixels_BHWC, encoder.mean, encoder.std).to(memory_format=torch.channels_last)
+        )
         feature_BV = np.repeat(feature[:, None], views, axis=1)
         if is_train_N[start:stop].any():
             for view in range(1, views):

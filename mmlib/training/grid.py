@@ -1,20 +1,15 @@
-"""Running an ablation: each run trained once, each final one evaluated once, by one process or several.
+"""Running an ablation: each run trained once, each final one evaluated once.
 
-Each run is an ordinary run folder.  Processes that run the same ablation at the same time share the
-work: one takes a run by locking it, the others pass it over and come back to it.  A process that is
-killed frees its lock, and whoever comes next goes on with the run where it stopped.
+Each run is an ordinary run folder: an ablation that was stopped goes on with the run where it stopped.
 """
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
-
-from filelock import FileLock, Timeout
 
 from mmlib.config import AblationConfig, EvaluateConfig, ParameterError, build, differences
 from mmlib.training.ablation import ablation_record, record_status, write_ablation
+from mmlib.training.ablation_plan import PlannedRun, arms_of, candidates, plan_grid
 from mmlib.training.evaluation import evaluate
-from mmlib.training.grid_plan import PlannedRun, arms_of, candidates, plan_grid
 from mmlib.training.grid_state import (
     CHECKPOINT,
     best_epoch,
@@ -31,8 +26,6 @@ __all__ = ["plan_grid", "run_grid"]
 
 Log = Callable[[str], None]
 Arms = dict[str, list[PlannedRun]]
-
-FIRST_WAIT, LONGEST_WAIT = 0.05, 5.0  # seconds between looks at runs that other processes hold
 
 
 def run_grid(config: AblationConfig, log: Log = print) -> dict:
@@ -52,13 +45,13 @@ def run_grid(config: AblationConfig, log: Log = print) -> dict:
         ParameterError, FileNotFoundError: as `plan_grid`; or under torchrun, whose processes train one
             run together.
         FileExistsError: a run of the ablation is there with other parameters.
+        RuntimeError: another process is running this ablation, or one of its runs.
         KeyboardInterrupt: stopped on request; the same call goes on.
     """
     if process_count() > 1:
         raise ParameterError(
-            f"ablation {config.run!r}: expected processes that are started by themselves, found"
-            f" {process_count()} of torchrun, which train one run together; start the same command several"
-            " times instead"
+            f"ablation {config.run!r}: expected one process, found {process_count()} of torchrun, which train"
+            " one run together; start the command without torchrun"
         )
     planned = plan_grid(config)
     if config.overwrite:
@@ -91,11 +84,9 @@ def _check_folders(config: AblationConfig, planned: list[PlannedRun]) -> None:
 
 @contextlib.contextmanager
 def _announced(config: AblationConfig, arms: Arms) -> Iterator[None]:
-    """Keeps the ablation's own `status.json` true; one of its processes holds the folder's lock."""
-    with contextlib.ExitStack() as held:
-        with contextlib.suppress(RuntimeError):  # another process of this ablation has it
-            held.enter_context(open_run(config.run))
-        if not all(_is_done(work, config.split) for work in _due(arms)):
+    """Holds the ablation's folder and keeps its `status.json` true."""
+    with open_run(config.run):
+        if not all(_is_done(run, final, config.split) for run, final in _due(arms)):
             record_status(config.run, "running")
         try:
             yield
@@ -110,91 +101,37 @@ def _announced(config: AblationConfig, arms: Arms) -> Iterator[None]:
             record_status(config.run, "complete")
 
 
-Work = tuple[PlannedRun, bool]  # a run, and whether it is a final one, which is evaluated too
+def _due(arms: Arms) -> Iterator[tuple[PlannedRun, bool]]:
+    """Each run, and whether it is a final one, which is evaluated too.
 
-
-def _due(arms: Arms) -> list[Work]:
-    """All that can be done by now: the final runs of a tuned arm come when its values are chosen."""
-    due = []
+    The final runs of a tuned arm are asked for when its candidates have ended.
+    """
     for arm in arms.values():
         tried = candidates(arm)
-        due += [(run, False) for run in tried] if len(tried) > 1 else []
-        due += [(run, True) for run in final_runs(arm)]
-    return due
+        if len(tried) > 1:
+            yield from ((run, False) for run in tried)
+        yield from ((run, True) for run in final_runs(arm))
 
 
-def _is_done(work: Work, split: str) -> bool:
-    run, final = work
+def _is_done(run: PlannedRun, final: bool, split: str) -> bool:
     if not has_ended(run.name):
         return False
     return not final or has_diverged(run.name) or is_evaluated(run, split)
 
 
 def _work_through(config: AblationConfig, arms: Arms, log: Log) -> None:
-    done, wait = set(), FIRST_WAIT
     total = sum(
         len({run.config.seed for run in arm}) + len(candidates(arm)) * (len(candidates(arm)) > 1)
         for arm in arms.values()
     )
-    while due := [work for work in _due(arms) if (work[0].name, work[1]) not in done]:
-        before = len(done)
-        for run, final in due:
-            with _taken(config.run, run.name) as ours:
-                if not (ours and _carry_out(run, final, config)):
-                    continue
-            done.add((run.name, final))
-            log(f"{len(done)}/{total}  {_line(run, final)}")
-        if len(done) == before:
-            time.sleep(wait)
-            wait = min(2 * wait, LONGEST_WAIT)
-        else:
-            wait = FIRST_WAIT
-
-
-@contextlib.contextmanager
-def _taken(ablation: str, run: str) -> Iterator[bool]:
-    """Whether this process has the run to itself while the block lasts.
-
-    The run's own lock comes too late for this: it is taken when data and model are ready, and says
-    nothing of the evaluation.
-    """
-    locks = run_folder(ablation) / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks / run)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
-def _carry_out(run: PlannedRun, final: bool, config: AblationConfig) -> bool:
-    """Trains and evaluates what is missing; False if a process outside the ablation has the run."""
-    if not has_ended(run.name):
-        try:
-            train(run.config, _quiet, if_complete="show")
-        except FloatingPointError:
-            pass  # its status.json says so
-        except RuntimeError:
-            if _is_held(run.name):
-                return False
-            raise
-    if not _is_done((run, final), config.split):
-        wanted = {"split": config.split, "checkpoint": CHECKPOINT, "device": config.device}
-        evaluate(build(EvaluateConfig, {"runs": [run.name], "data_root": config.data_root, **wanted}))
-    return True
-
-
-def _is_held(run: str) -> bool:
-    try:
-        with open_run(run):
-            return False
-    except RuntimeError:
-        return True
+    for number, (run, final) in enumerate(_due(arms), 1):
+        if not has_ended(run.name):
+            with contextlib.suppress(FloatingPointError):  # its status.json says so
+                train(run.config, _quiet, if_complete="show")
+        if not _is_done(run, final, config.split):
+            wanted = {"split": config.split, "checkpoint": CHECKPOINT, "device": config.device}
+            evaluate(build(EvaluateConfig, {"runs": [run.name], "data_root": config.data_root, **wanted}))
+        log(f"{number}/{total}  {_line(run, final)}")
 
 
 def _quiet(line: str) -> None:

@@ -1,7 +1,7 @@
 """How far the runs of an ablation are, read from their folders alone, so that all processes see the same."""
 
 from mmlib.metrics import RetrievalRanks, summarise
-from mmlib.training.grid_plan import PlannedRun, candidates
+from mmlib.training.ablation_plan import PlannedRun, candidates
 from mmlib.training.runs import read_history, read_result, run_folder, run_state
 
 CHECKPOINT = "best"  # of each final run, which is evaluated

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mmlib.data import Dataset, Split
-from mmlib.data.judgements import JudgementFiles, captions_by_order
+from mmlib.data.judgements import JudgementFiles, captions_by_number, captions_by_order
 from mmlib.metrics import RetrievalRanks
 from mmlib.metrics.agreement import (
     Judgements,
     kendall_agreement,
-    read_caption_texts,
     read_crowdflower,
     read_expert,
 )
@@ -59,7 +58,7 @@ def agreement_with_people(
             has no text in any split.
     """
     split = dataset.splits[split_name]
-    texts = read_caption_texts(files.tokens) if files.tokens else captions_by_order(dataset)
+    texts = captions_by_number(files.tokens) if files.tokens else captions_by_order(dataset)
     numbers = files.tokens.name if files.tokens else "the order of an image's captions"
     result = {"caption_numbers": numbers, "expert": None, "crowdflower": None, "human_aware": None}
     for name, variant in (("expert", "c"), ("crowdflower", "b")):

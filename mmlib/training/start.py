@@ -16,6 +16,7 @@ from lightning_fabric import seed_everything
 from mmlib.config import ParameterError, TrainConfig, build, continued, differences
 from mmlib.data import Dataset, Tokenizer, load_dataset, tokenizer_for
 from mmlib.data.shards import ShardStream
+from mmlib.data.tokenizers import count_losses, loss_shares, losses_warning
 from mmlib.model import build_loss, build_model, load_learned
 from mmlib.params import training_of
 from mmlib.training import environment
@@ -257,7 +258,20 @@ def _is_finished(config: TrainConfig, lineage: dict | None, if_complete: str, lo
     if if_complete == "refuse":
         raise FileExistsError(f"run {config.run!r} exists and is complete; {what_to_do}")
     log(f"run {config.run!r} is complete: its results are shown, nothing is trained again")
+    _log_losses(stored_environment(config.run).get("tokenizer_losses"), log)
     return True
+
+
+def _log_losses(losses: dict | None, log: Log) -> None:
+    """One line on what the tokenizer loses, if that was counted, and another where it is much."""
+    if losses:
+        unknown, cut = loss_shares(losses)
+        log(
+            f"tokenizer {losses['tokenizer']}: of the validation captions {100 * unknown:.1f} % of the tokens"
+            f" are unknown, {100 * cut:.1f} % are cut at {losses['max_tokens']} tokens"
+        )
+        if warning := losses_warning(losses):
+            log(warning)
 
 
 def _parent_path(parent: Parent | None) -> Path | None:
@@ -280,12 +294,15 @@ def _load_modules(
 
 def _start_folder(training: Training, parent: Parent | None, data_identity: dict) -> None:
     folder, config = training.folder, training.config
+    losses = count_losses(training.tokenizer, training.val_data.split.captions, config.max_tokens)
+    _log_losses(losses, training.log)
     described = environment.describe(
         config.seed,
         training.fabric.device,
         data_identity,
         parent.lineage if parent else None,
         sum(p.numel() for group in training.optimizer.param_groups for p in group["params"]),
+        losses,
     )
     folder.clear()
     write_json(folder.path / "environment.json", described)

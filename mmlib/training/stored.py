@@ -110,12 +110,25 @@ class Origin(Stored):
     epoch: Count
 
 
+class TokenizerLosses(Stored):
+    """Of `mmlib.data.tokenizers.count_losses`."""
+
+    tokenizer: Words
+    max_tokens: Count
+    captions: Count
+    cut: Count
+    tokens: Count
+    unknown: Count
+    longest: Count
+
+
 class Environment(Stored):
     """`environment.json`."""
 
     data: Data
     parent: Origin | None
     trainable_weights: Count
+    tokenizer_losses: TokenizerLosses | None = None  # older runs did not count
 
 
 class Epoch(Stored):

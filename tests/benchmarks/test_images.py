@@ -37,7 +37,7 @@ def test_both_deliver_every_image_in_equal_batches(augmented):
 def test_without_augmentation_both_deliver_the_same_pictures():
     from torchvision import transforms
 
-    from mmlib.data.pixels import normalise
+    from mmlib.data.augment import normalise
 
     files, kind = images.jpegs(3)
     assert "drawn scenes" in kind

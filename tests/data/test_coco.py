@@ -74,6 +74,25 @@ def test_the_official_splits_have_no_test(official):
     assert dataset.split("val") is dataset.splits["val"]
 
 
+def test_captions_of_an_official_image_with_several_entries_are_joined(official):
+    """An entry a caption, as converters write them: other ids, or the same one again, for one file."""
+    content = tiny.annotations("train2014")
+    images, said = content["images"], content["annotations"]
+    for number, annotation in enumerate(said):
+        if annotation["id"] % 10:
+            images.append(
+                {"id": 500 + number, "file_name": tiny.coco_name("train2014", annotation["image_id"])}
+            )
+            annotation["image_id"] = 500 + number
+    tiny.write_json(
+        official / "annotations" / "captions_train2014.json",
+        content | {"images": [*images, images[0]], "annotations": [*said, said[0]]},
+    )
+    dataset = load_coco(official)
+    assert_splits(dataset, train=tiny.coco_images("train"), val=tiny.coco_images("restval", "val", "test"))
+    assert dataset.notes[-1] == "Left out: 1 repeated caption in annotations."
+
+
 def test_what_follows_needs_no_test_split(official):
     dataset = load_coco(official)
     assert dataset.identity["splits"].keys() == {"train", "val"}
@@ -183,11 +202,17 @@ def test_images_without_captions(official):
         ([], "captions_val2014.json: expected a JSON object with lists 'images' and 'annotations' that are"),
         ({"images": [1], "annotations": []}, "lists 'images' and 'annotations' that are not empty"),
         ({"images": [{"id": 4}]}, "image 1: expected 'id', 'file_name', found {\"id\": 4};"),
-        ({"images": [{"id": 4, "file_name": "a.jpg"}] * 2}, "image 2: expected each id once, found 4 again"),
+        (
+            {"images": [{"id": 4, "file_name": "a.jpg"}, {"id": 4, "file_name": "b.jpg"}]},
+            "image 2: expected one file of each id, found 4 again with another; get",
+        ),
         ({"annotations": [3]}, "annotation 1: expected 'id', 'image_id', 'caption', found 3; get"),
         ({"annotations": [SAID | {"caption": None}]}, "annotation 1: expected 'id',"),
         ({"annotations": [SAID | {"image_id": 9}]}, "image of the file, found image_id 9; get"),
-        ({"annotations": [SAID, SAID]}, "annotation 2: expected each id once, found 1 again"),
+        (
+            {"annotations": [SAID, SAID | {"caption": "b"}]},
+            "annotation 2: expected one caption of each id, found 1 again with another; get",
+        ),
     ],
 )
 def test_a_malformed_official_file(official, content, message):
@@ -199,7 +224,7 @@ def test_a_malformed_official_file(official, content, message):
 def test_an_official_file_cut_short(official):
     path = official / "annotations" / "captions_train2014.json"
     path.write_text(path.read_text()[:100])
-    assert_refused(official, ValueError, "captions_train2014.json: expected JSON, found")
+    assert_refused(official, ValueError, "captions_train2014.json is damaged: expected JSON, found")
 
 
 def test_a_malformed_entry_of_karpathy(karpathy):
@@ -208,4 +233,4 @@ def test_a_malformed_entry_of_karpathy(karpathy):
     tiny.write_coco_karpathy(karpathy, entries)
     assert_refused(karpathy, ValueError, "image 2: expected 'filename', 'filepath', 'split' and 'sentences'")
     tiny.write_coco_karpathy(karpathy, [*tiny.coco_entries(), tiny.coco_entries()[0] | {"split": "rest"}])
-    assert_refused(karpathy, ValueError, "a split of train, val, test, restval and texts, found split 'rest'")
+    assert_refused(karpathy, ValueError, 'a split of train, val, test, restval and texts, found split "rest"')

@@ -173,10 +173,13 @@ def _edit_header(key, value):
     [
         (lambda path: os.truncate(path, path.stat().st_size - 1), "it has 65 bytes, expected 66"),
         (lambda path: path.write_bytes(bytes(2 * N * F)), "its features do not match their checksum"),
-        (_edit_header("format", 0), "its header has format 0, expected 1"),
+        (_edit_header("format", 0), "its header has format 0, expected 2"),
         (_edit_header("precision", "bf16"), "its header has precision 'bf16', expected 'fp32'"),
         (lambda path: path.with_name(path.name + ".json").unlink(), "there is no tiny.float16.json"),
-        (lambda path: path.with_name(path.name + ".json").write_text("{"), "its header is not JSON ("),
+        (
+            lambda path: path.with_name(path.name + ".json").write_text("{"),
+            "its header is damaged: expected JSON, found ",
+        ),
     ],
 )
 def test_a_damaged_store_is_computed_again_with_a_warning(path, caplog, damage, reason):

@@ -82,6 +82,12 @@ def read(monkeypatch):
     return names
 
 
+@pytest.fixture(autouse=True)
+def _settled(monkeypatch):
+    """Files that were just written are taken for old ones."""
+    monkeypatch.setattr(fingerprint, "SETTLED_NS", 0)
+
+
 def expected(files):
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
 
@@ -107,6 +113,39 @@ def test_only_changed_files_are_read_again(files, tmp_path, read):
     assert sorted(read) == ["empty", "one"]
 
 
+def test_a_file_replaced_by_one_of_equal_size_and_time_is_read_again(files, tmp_path, read):
+    cache = tmp_path / "cache.json"
+    before = file_digests(files, cache)
+    for target, content in ((files[0], b"x"), (tmp_path / "other", b"y")):  # in place, and moved there
+        there = files[0].stat()
+        target.write_bytes(content)
+        os.utime(target, ns=(there.st_atime_ns, there.st_mtime_ns))
+        while target.stat().st_ctime_ns == there.st_ctime_ns:  # within one tick of the clock
+            os.utime(target, ns=(there.st_atime_ns, there.st_mtime_ns))
+        os.replace(target, files[0])
+        here = files[0].stat()
+        assert (here.st_size, here.st_mtime_ns) == (1, there.st_mtime_ns)
+        read.clear()
+        assert file_digests(files, cache) == expected(files) != before
+        assert read == ["one"]
+
+
+def test_a_file_that_was_just_changed_is_not_remembered(files, tmp_path, read, monkeypatch):
+    """A coarse clock may give the next change the same time."""
+    cache = tmp_path / "cache.json"
+    monkeypatch.setattr(fingerprint, "SETTLED_NS", 3600 * 10**9)
+    for _ in range(2):
+        assert file_digests(files, cache) == expected(files)
+    assert sorted(read) == ["empty", "empty", "one", "one", "two", "two"]
+    assert json.loads(cache.read_text()) == {}
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprint, "_sha256", lambda path: os.utime(path, ns=(1, 1)) or "0" * 64)
+    assert file_digests(files[:1], tmp_path / "cache.json") == ["0" * 64]
+    assert json.loads((tmp_path / "cache.json").read_text()) == {}
+
+
 def test_other_files_stay_in_the_cache(files, tmp_path, read):
     cache = tmp_path / "cache.json"
     file_digests(files[:1], cache)
@@ -117,7 +156,17 @@ def test_other_files_stay_in_the_cache(files, tmp_path, read):
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b'{"cut', b"\xff\xfe", b"[]", b'{"x": 3}', b'{"x": [1, 2]}', b'{"x": [1, 2, "short"]}']
+    "damage",
+    [
+        b"",
+        b'{"cut',
+        b"\xff\xfe",
+        b"[]",
+        b'{"x": 3}',
+        b'{"x": [1, 2]}',
+        b'{"x": [1, 2, 3, "short"]}',
+        b"[" * 9999,
+    ],
 )
 def test_damaged_cache_is_built_anew_with_a_warning(files, tmp_path, damage, caplog):
     cache = tmp_path / "cache.json"

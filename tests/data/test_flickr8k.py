@@ -5,9 +5,11 @@ import os
 
 import pytest
 import tiny_flickr as tiny
+from PIL import Image
 
 from mmlib import paths
 from mmlib.data.flickr8k import load_flickr8k
+from mmlib.data.store import open_store
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +47,7 @@ def test_original_layout(tmp_path, images, text):
     dataset = load_flickr8k(tiny.write_original(tmp_path, images, text))
     assert_tiny(dataset)
     assert dataset.notes == (
+        tiny.EMPTY,
         "Left out: 1 image in no split.",
         "Left out: 1 caption of 1 image in no split.",
     )
@@ -67,7 +70,10 @@ def test_kaggle_layout_with_karpathys_splits(tmp_path):
 def test_karpathy_layout(tmp_path):
     dataset = load_flickr8k(tiny.write_karpathy(tmp_path))
     assert_tiny(dataset)
-    assert dataset.notes == ("Left out: 1 image in no split.",)
+    assert dataset.notes == (
+        tiny.EMPTY,
+        "Left out: 1 image in no split.",
+    )
 
 
 def test_karpathy_order_is_that_of_the_file(tmp_path):
@@ -146,6 +152,24 @@ def test_repeated_lines_are_taken_once_and_noted(tmp_path):
     assert "Left out: 1 repeated caption in Flickr8k.token.txt." in dataset.notes
 
 
+def test_captions_spread_over_a_karpathy_file_are_joined_by_image(tmp_path):
+    """A caption an entry, those of an image apart, one entry twice; ids tell equal captions from repeats."""
+    said = tiny.captions() | {"40_d.jpg": ["same .", "same .", "other ."]}
+    entries = [
+        {"filename": name, "split": split, "sentences": [{"raw": said[name][row], "sentid": row}]}
+        for row in range(3)
+        for split, images in tiny.SPLITS.items()
+        for name in images
+        if row < len(said[name])
+    ]
+    tiny.write_karpathy_file(tiny.write_karpathy(tmp_path), [*entries, entries[0]])
+    dataset = load_flickr8k(tmp_path)
+    for split, images in tiny.SPLITS.items():
+        assert dataset.splits[split].images == images
+        assert list(dataset.splits[split].captions) == [text for name in images for text in said[name]]
+    assert dataset.notes[-1] == "Left out: 1 repeated caption in dataset_flickr8k.json."
+
+
 def test_repeated_karpathy_entry_is_taken_once_and_noted(tmp_path):
     entries = tiny.karpathy_entries()
     tiny.write_karpathy_file(tiny.write_karpathy(tmp_path), [*entries, entries[1]])
@@ -186,7 +210,9 @@ def test_other_image_folders_are_noted_and_zip_leftovers_passed_over(tmp_path):
     tiny.write_images(tmp_path / "thumbs")
     for leftover in ("__MACOSX/Flicker8k_Dataset", ".trash"):
         tiny.write_images(tmp_path / leftover)
-    (tmp_path / "Flicker8k_Dataset" / "._40_d.jpg").write_bytes(b"finder")
+    for name in ("._40_d.jpg", "._50_e.jpg", "Thumbs.db", ".DS_Store"):
+        (tmp_path / "Flicker8k_Dataset" / name).write_bytes(b"of a system")
+    tiny.write_images(tmp_path / "Flicker8k_Dataset" / "@eaDir" / "40_d.jpg")
     os.symlink(tmp_path, tmp_path / "self")
     dataset = load_flickr8k(tmp_path)
     assert_tiny(dataset)
@@ -194,7 +220,11 @@ def test_other_image_folders_are_noted_and_zip_leftovers_passed_over(tmp_path):
     assert dataset.notes[0] == (
         f"Images are read from {folder}; {tmp_path / 'thumbs'} hold images too, unread."
     )
-    assert dataset.notes[1] == "Left out: 1 image in no split."
+    assert dataset.notes[1:4] == (
+        "Skipped, since they are no images of the set: 2 ._*, 1 *.db, 1 .DS_Store and 3 of other kinds.",
+        tiny.EMPTY,
+        "Left out: 1 image in no split.",
+    )
 
 
 def test_equal_copies_of_a_text_file_are_one(tmp_path):
@@ -203,7 +233,29 @@ def test_equal_copies_of_a_text_file_are_one(tmp_path):
     assert_tiny(load_flickr8k(tmp_path))
 
 
+def test_an_image_replaced_by_one_of_equal_size_and_time_changes_the_fingerprint_and_the_pixels(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("mmlib.data.fingerprint.SETTLED_NS", 0)
+    before = load_flickr8k(tiny.write_original(tmp_path))
+    packed = open_store(before, 8, workers=1)
+    photo = tmp_path / "Flicker8k_Dataset" / "40_d.jpg"
+    status = photo.stat()
+    with Image.open(photo) as image:
+        image.rotate(180).save(photo, quality=20)
+    photo.write_bytes(photo.read_bytes().ljust(status.st_size, b"\0"))
+    os.utime(photo, ns=(status.st_atime_ns, status.st_mtime_ns))
+    while photo.stat().st_ctime_ns == status.st_ctime_ns:  # within one tick of the clock
+        os.utime(photo, ns=(status.st_atime_ns, status.st_mtime_ns))
+    after = load_flickr8k(tmp_path)
+    assert after.fingerprint != before.fingerprint
+    again = open_store(after, 8, workers=1)
+    changed_N = (packed.images != again.images).any(axis=(1, 2, 3))
+    assert [name for name, row in again.index.items() if changed_N[row]] == ["40_d.jpg"]
+
+
 def test_second_load_reads_no_image(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmlib.data.fingerprint.SETTLED_NS", 0)
     first = load_flickr8k(tiny.write_original(tmp_path))
     monkeypatch.setattr("mmlib.data.fingerprint._sha256", None)
     assert load_flickr8k(tmp_path).fingerprint == first.fingerprint

@@ -168,7 +168,13 @@ def test_image_without_captions(original):
 
 def test_no_image_folder(original):
     (original / "Flicker8k_Dataset").rename(original.parent / f"{original.name}_moved")
-    message = f"expected a folder with JPEG images under {original}, usually Flicker8k_Dataset/, found none"
+    for seed in range(3):  # a NAS box makes a folder for each picture
+        tiny.write_images(original / "@eaDir" / f"{seed}.jpg")
+    (original / "IMG_1.HEIC").write_bytes(b"a phone's")
+    message = (
+        f"expected a folder with images (JPEG, PNG, WebP, GIF, BMP or TIFF) under {original}, usually"
+        " Flicker8k_Dataset/, found 1 *.heic, 1 @eaDir/; unpack the images there"
+    )
     assert_refused(original, FileNotFoundError, message)
 
 
@@ -185,7 +191,7 @@ def test_several_image_folders_of_unusual_names(original):
 def test_karpathy_file_cut_short(karpathy):
     path = karpathy / "dataset_flickr8k.json"
     path.write_text(path.read_text()[:200])
-    assert_refused(karpathy, ValueError, "dataset_flickr8k.json: expected JSON, found")
+    assert_refused(karpathy, ValueError, "dataset_flickr8k.json is damaged: expected JSON, found")
 
 
 @pytest.mark.parametrize("content", [[], {"annotations": []}, {"images": None}])
@@ -208,16 +214,26 @@ def test_unknown_karpathy_split(karpathy):
     entry = {"filename": "x.jpg", "split": "restval", "sentences": []}
     tiny.write_karpathy_file(karpathy, [entry])
     message = (
-        "image 1: expected a split of train, val, test and texts, found split 'restval' and file name 'x.jpg'"
+        'image 1: expected a split of train, val, test and texts, found split "restval" and file name "x.jpg"'
     )
     assert_refused(karpathy, ValueError, message)
 
 
-def test_one_karpathy_image_twice_with_a_difference(karpathy):
+def test_one_karpathy_image_in_two_splits(karpathy):
     entries = tiny.karpathy_entries()
     tiny.write_karpathy_file(karpathy, [*entries, entries[0] | {"split": "test"}])
-    message = "image 9: expected one entry for 40_d.jpg, found a second one with another split or other"
+    message = (
+        "image 9: expected the entries of 40_d.jpg in one split, found test after train; remove the wrong one"
+    )
     assert_refused(karpathy, ValueError, message)
+
+
+@pytest.mark.parametrize("name", ["../40_d.jpg", "/etc/40_d.jpg", "a/../../40_d.jpg"])
+def test_karpathy_image_outside_the_folder(karpathy, name):
+    tiny.write_karpathy_file(karpathy, [tiny.karpathy_entries()[0] | {"filename": name}])
+    assert_refused(
+        karpathy, ValueError, f'image 1: expected an image below the data set\'s folder, found "{name}"'
+    )
 
 
 def test_karpathy_split_empty(karpathy):

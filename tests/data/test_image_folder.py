@@ -1,83 +1,152 @@
-"""Reading image files: every kind of picture comes out as upright RGB, every damage as an OSError."""
+"""Folders of images: names that a person would call the same, what is skipped, and files that changed."""
 
-import numpy as np
+import hashlib
+import os
+import re
+import unicodedata
+from collections import Counter
+
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image
 
-from mmlib.data.image_folder import ImageFolder
+from mmlib.data.image_folder import ImageFolder, find_image_folder, list_images, match_names, normal_form
 
-RED, GREEN = (255, 0, 0), (0, 128, 0)
-
-
-def load(folder, image, **options):
-    """Saves without loss and loads by the library."""
-    image.save(folder / "x.jpg", format=options.pop("format", "PNG"), **options)
-    return ImageFolder(folder).load("x.jpg")
+COMPOSED = "café 0.JPG"
+DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "LA", "RGBA", "CMYK"])
-def test_every_mode_becomes_rgb(tmp_path, mode):
-    image = Image.new("RGB", (6, 4), "white").convert(mode)
-    loaded = load(tmp_path, image, format="TIFF" if mode == "CMYK" else "PNG")
-    assert loaded.mode == "RGB"
-    assert np.array_equal(np.asarray(loaded), np.full((4, 6, 3), 255))
-
-
-def test_colours_survive(tmp_path):
-    image = Image.new("RGB", (2, 1), RED)
-    image.putpixel((1, 0), GREEN)
-    for loaded in (
-        load(tmp_path, image),
-        load(tmp_path, image.quantize(2)),
-        load(tmp_path, image.convert("RGBA")),
-    ):
-        assert np.array_equal(np.asarray(loaded), [[RED, GREEN]])
-
-
-def test_transparent_parts_lie_over_white(tmp_path):
-    image = Image.new("RGBA", (3, 1), (*RED, 255))
-    image.putpixel((1, 0), (0, 0, 0, 0))
-    image.putpixel((2, 0), (0, 0, 0, 51))
-    assert np.array_equal(np.asarray(load(tmp_path, image)), [[RED, (255,) * 3, (204,) * 3]])
-    palette = Image.new("P", (2, 1))
-    palette.putpalette([0, 0, 0, *RED])
-    palette.putpixel((1, 0), 1)
-    loaded = load(tmp_path, palette, format="GIF", transparency=0)
-    assert np.array_equal(np.asarray(loaded), [[(255,) * 3, RED]])
-
-
-def test_exif_orientation_is_applied(tmp_path):
-    image = Image.new("RGB", (2, 1), RED)
-    image.putpixel((1, 0), GREEN)
+def test_an_image_is_read_by_its_name_upright_and_in_rgb(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    assert np.array_equal(np.asarray(load(tmp_path, image, exif=exif)), [[RED], [GREEN]])
-
-
-@pytest.fixture
-def photo(tmp_path):
-    """A JPEG of noise, long enough to be cut anywhere."""
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "x.jpg")
-    return tmp_path / "x.jpg"
-
-
-@pytest.mark.parametrize("kept", [0, 3, 100, 2000])
-@pytest.mark.parametrize("tolerant", [False, True])
-def test_a_file_cut_short_is_an_error_even_where_pil_would_tolerate_it(photo, monkeypatch, kept, tolerant):
-    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)
-    photo.write_bytes(photo.read_bytes()[:kept])
-    with pytest.raises(OSError):  # noqa: PT011 - PIL words it differently at each length
-        ImageFolder(photo.parent).load(photo.name)
-    assert ImageFile.LOAD_TRUNCATED_IMAGES is tolerant
-
-
-def test_other_decoder_errors_become_os_errors(photo, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64)
-    with pytest.raises(OSError, match=r"cannot decode x\.jpg: Image size \(4096 pixels\) exceeds limit"):
-        ImageFolder(photo.parent).load(photo.name)
-
-
-def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
+    exif[0x0112] = 6
+    Image.new("L", (6, 4), 7).save(tmp_path / "x.jpg", "PNG", exif=exif)
+    image = ImageFolder(tmp_path).load("x.jpg", 2)
+    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (4, 6), (7, 7, 7))
+    content = (tmp_path / "x.jpg").read_bytes()
+    assert ImageFolder(tmp_path).read("x.jpg") == content
+    assert ImageFolder(tmp_path).digest("x.jpg") == hashlib.sha256(content).hexdigest()
+    with pytest.raises(FileNotFoundError, match=r"expected the file .*gone\.jpg, found nothing there"):
         ImageFolder(tmp_path).load("gone.jpg")
+    (tmp_path / "x.jpg").write_bytes(content[:-30])
+    with pytest.raises(ValueError, match=r"cannot decode x\.jpg: "):
+        ImageFolder(tmp_path).load("x.jpg")
+
+
+def test_a_file_that_changed_since_it_was_hashed_is_refused(tmp_path):
+    Image.new("L", (1, 1)).save(tmp_path / "a b.png")
+    source = ImageFolder(tmp_path, {"A.png": ImageFolder(tmp_path).digest("a b.png")}, {"A.png": "a b.png"})
+    assert source.load("A.png").size == (1, 1)
+    Image.new("L", (1, 1), 9).save(tmp_path / "a b.png")
+    with pytest.raises(
+        ValueError, match=r"a b\.png has changed since the data set was loaded: expected the b"
+    ):
+        source.load("A.png")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "expected"),
+    [
+        ("a.jpg", ["a.jpg", "A.jpg"], "a.jpg"),
+        ("a.jpg", ["A.JPG", "b.jpg"], "A.JPG"),
+        (COMPOSED, [DECOMPOSED, "b.jpg"], DECOMPOSED),
+        (DECOMPOSED, [COMPOSED], COMPOSED),
+        (COMPOSED, [DECOMPOSED.lower()], DECOMPOSED.lower()),
+        (COMPOSED, [COMPOSED, DECOMPOSED.lower()], COMPOSED),
+        ("straße.jpg", ["STRASSE.jpg"], "STRASSE.jpg"),
+        ("d/a.jpg", ["a.jpg", "d/A.jpg"], "d/A.jpg"),
+        ("a.jpg", ["a.jpeg", "b.jpg"], None),
+    ],
+)
+def test_names_that_a_person_would_call_the_same(wanted, there, expected):
+    assert match_names([wanted], there, "photos").get(wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "message"),
+    [
+        (["a.jpg"], ["A.jpg", "a.JPG"],
+         "expected one name like 'a.jpg' in photos, found 'A.jpg' and 'a.JPG', which differ in upper"
+         " and lower case or Unicode form alone; rename or remove the others"),
+        ([COMPOSED], [COMPOSED, DECOMPOSED],
+         r"expected one name like 'caf\xe9 0.JPG' in photos, found 'caf\xe9 0.JPG' and 'cafe\u0301 0.JPG',"),
+        (["a.jpg", "A.jpg"], ["a.jpg"],
+         "expected an image for each of 'a.jpg' and 'A.jpg', found only 'a.jpg' in photos; give them names"),
+    ],
+)  # fmt: skip
+def test_names_that_could_be_several_are_shown_in_both_spellings(wanted, there, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        match_names(wanted, there, "photos")
+
+
+def make(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+def test_what_is_no_image_of_the_set_is_skipped_and_counted(tmp_path):
+    root = tmp_path / "photos [2024]*"
+    strays = ("._a.jpg", "._b.PNG", "Thumbs.db", ".DS_Store", "clip.mov", "LICENSE")
+    make(root / "Images", "a.jpg", "b.PNG", "c.webp", "d.tif", "e.bmp", "f.gif", "captions.txt", *strays)
+    make(root / "Images", *(f"@eaDir/{name}.jpg/SYNOPHOTO_THUMB_M.jpg" for name in "abc"))
+    make(root, "__MACOSX/Images/._a.jpg", ".Trash-0/files/a.jpg", "#recycle/b.png")
+    make(root, "Images/folder.jpg/note.txt")  # a folder with an image's name
+    folder, names, notes = find_image_folder(root, ("Images",))
+    assert (folder, names) == (root / "Images", {"a.jpg", "b.PNG", "c.webp", "d.tif", "e.bmp", "f.gif"})
+    assert notes == [
+        "Skipped, since they are no images of the set: 2 ._*, 1 #recycle/, 1 *.db and 6 of other kinds."
+    ]
+    names, folders, skipped = list_images(root / "Images")
+    assert folders == [root / "Images" / "folder.jpg"]
+    kinds = ["*.db", "*.mov", ".DS_Store", "@eaDir/", "LICENSE"]
+    assert skipped == Counter({"._*": 2, **dict.fromkeys(kinds, 1)})
+
+
+def test_a_folder_that_may_not_be_read_is_skipped(tmp_path, monkeypatch):
+    """As a disk's lost+found; the data set's own folder must be readable."""
+    make(tmp_path, "Images/a.jpg", "lost+found/b.jpg")
+    closed = [tmp_path / "lost+found"]
+    real = os.scandir
+
+    def scandir(folder):
+        if folder in closed:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert find_image_folder(tmp_path, ("Images",))[1:] == (
+        {"a.jpg"},
+        ["Skipped, since they are no images of the set: 1 unreadable lost+found/."],
+    )
+    closed.append(tmp_path)
+    with pytest.raises(PermissionError):
+        find_image_folder(tmp_path, ("Images",))
+
+
+def test_nothing_left_ends_with_what_was_found_instead(tmp_path):
+    make(tmp_path, "Images/1.HEIC", "Images/2.heic", *(f"@eaDir/{n}.jpg/THUMB.jpg" for n in range(40)))
+    with pytest.raises(
+        FileNotFoundError, match=r"usually Images/, found 2 \*\.heic, 1 @eaDir/; unpack the images"
+    ):
+        find_image_folder(tmp_path, ("Images",))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="usually Images/, found none; unpack the images there"):
+        find_image_folder(tmp_path / "empty", ("Images",))
+
+
+def test_of_several_folders_those_with_listed_images_count(tmp_path):
+    for number in range(5):
+        make(tmp_path, f"figures {number}/plot.png")
+    make(tmp_path, "images/logo.png", "my photos/IMG_1.JPG")
+    folder, _, notes = find_image_folder(tmp_path, ("Images", "images"), ["img_1.jpg"])
+    assert folder == tmp_path / "my photos"
+    others = ", ".join(str(tmp_path / f"figures {number}") for number in range(3))
+    assert notes == [f"Images are read from {folder}; {others} and 3 more hold images too, unread."]
+    assert find_image_folder(tmp_path, ("Images", "images"))[0] == tmp_path / "images"
+    with pytest.raises(
+        ValueError, match=r"expected one folder with images .*, found 7: .* and 4 more; rename"
+    ):
+        find_image_folder(tmp_path, ("Images",))
+
+
+def test_normal_form_leaves_plain_names():
+    assert (normal_form(DECOMPOSED), normal_form("A b.jpg")) == (COMPOSED, "A b.jpg")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmlib.data import Dataset, Split
-from mmlib.data.judgements import captions_by_order, find_judgements
+from mmlib.data.judgements import captions_by_number, captions_by_order, find_judgements
 
 
 def test_files_are_found_in_the_root_or_a_folder_of_it(tmp_path):
@@ -25,6 +25,18 @@ def test_two_different_copies_are_refused(tmp_path):
     (tmp_path / "text" / "CrowdFlowerAnnotations.txt").write_text("b\n")
     with pytest.raises(ValueError, match=r"expected one CrowdFlowerAnnotations\.txt, found .* different"):
         find_judgements(tmp_path)
+
+
+def test_the_token_file_gives_the_texts_of_caption_ids(tmp_path):
+    (tmp_path / "token.txt").write_text(
+        "a.jpg#0\tA dog runs .\nb.jpg#2\tA cat\na.jpg#1\tA dog \nc.jpg.1#0\ttab\there\n"
+    )
+    assert captions_by_number(tmp_path / "token.txt") == {
+        "a.jpg#0": "A dog runs .", "a.jpg#1": "A dog", "b.jpg#2": "A cat", "c.jpg.1#0": "tab\there",
+    }  # fmt: skip
+    (tmp_path / "token.txt").write_text("a.jpg#0 A dog\n")
+    with pytest.raises(ValueError, match=r"token\.txt, line 1: expected 'name.jpg#0<TAB>caption', found"):
+        captions_by_number(tmp_path / "token.txt")
 
 
 def test_order_gives_the_numbers_where_no_file_has_them():

@@ -2,7 +2,7 @@
 
 import pytest
 from PIL import ImageOps
-from test_lookalikes import jpeg, picture
+from test_lookalikes import jpeg, picture, screenshot
 
 from mmlib import paths
 from mmlib.data.dataset import Dataset, Split
@@ -40,42 +40,100 @@ def image_bytes(folder, file):
 
 
 @pytest.mark.parametrize(
-    ("image", "expected"),
+    ("image", "dataset", "expected"),
     [
-        ("667626_18933d713e.jpg", "flickr:667626"),  # Flickr8k
-        ("2258277193_586949ec62.jpg.1", "flickr:2258277193"),
-        ("667626.jpg", "flickr:667626"),  # Flickr30k
-        ("36979.jpg", "flickr:36979"),
-        ("train/667626_18933d713e_b.jpg", "flickr:667626"),
-        ("COCO_val2014_000000391895.jpg", "coco:391895"),
-        ("val2014/COCO_val2014_000000391895.jpg", "coco:391895"),
-        ("000000391895.jpg", "coco:391895"),
-        ("391895.jpg", "flickr:391895"),
-        ("test_00012.png", None),  # shapes
-        ("0012.jpg", None),
-        ("7.jpg", None),
-        ("photo 667626.jpg", None),
+        ("667626_18933d713e.jpg", "flickr8k", "flickr:667626"),
+        ("train/667626_18933d713e_b.jpg", None, "flickr:667626"),
+        ("667626_18933d713e", None, "flickr:667626"),
+        ("667626.jpg", "flickr30k", "flickr:667626"),
+        ("36979.jpg", "flickr30k", "flickr:36979"),
+        ("667626.jpg", None, None),  # a number of anybody's
+        ("667626.jpg", "flickr8k", None),
+        ("COCO_val2014_000000391895.jpg", None, "coco:391895"),
+        ("val2014/COCO_val2014_000000391895.jpg", "coco", "coco:391895"),
+        ("000000391895.jpg", None, "coco:391895"),
+        ("https://farm4.staticflickr.com/3153/2970183120_ed15b2c7e5_z.jpg", None, "flickr:2970183120"),
+        ("https://www.flickr.com/photos/someone/2970183120/in/album-1/", None, "flickr:2970183120"),
+        ("http://images.cocodataset.org/train2017/000000391895.jpg?size=1", None, "coco:391895"),
+        ("https://notflickr.com/2970183120_ed15b2c7e5.jpg", None, None),
+        ("https://example.org/photos/a/2970183120", None, None),
+        ("https://[/667626_18933d713e.jpg", None, None),  # no address
+        ("20230101_120000.jpg", None, None),  # dates, as phones and cameras write them
+        ("20230101_120000.jpg", "flickr30k", None),
+        ("20230101_120000123_hdr.jpg", None, None),
+        ("IMG_20230101_120000.jpg", None, None),
+        ("20230101.jpg", None, None),
+        ("202301011200.jpg", None, None),
+        ("1672531200_photo.jpg", None, None),
+        ("391895_dog.jpg", None, None),
+        ("test_00012.png", None, None),  # shapes
+        ("000000012.jpg", None, None),  # img2dataset
+        ("7.jpg", None, None),
+        ("photo 667626.jpg", None, None),
     ],
 )
-def test_the_id_of_a_photo_is_read_from_its_name(image, expected):
-    assert photo_id(image) == expected
+def test_the_id_of_a_photo_is_read_from_names_of_known_forms_alone(image, dataset, expected):
+    assert photo_id(image, dataset) == expected
+
+
+def test_photos_named_by_date_stay_in_the_training_split(dataset_of):
+    """Three of a phone's photos of one day share what looks like an id."""
+    day = [f"20230101_12000{n}.jpg" for n in range(9)]
+    dataset = dataset_of(
+        "phone",
+        train={name: picture(seed) for seed, name in enumerate(day[:6])},
+        val={name: picture(seed) for seed, name in enumerate(day[6:8], 6)},
+        test={day[8]: picture(8)},
+    )
+    assert find_leaks(dataset, dataset) == []
+
+
+def test_flickr30k_gives_away_what_flickr8k_holds_out(dataset_of):
+    """REFERENCE, trap (a); both ways, and whatever the picture looks like."""
+    flickr8k = dataset_of(
+        "flickr8k",
+        train={"1000268201_693b08cb0e.jpg": picture(1)},
+        test={"2970183120_ed15b2c7e5.jpg": picture(2)},
+    )
+    flickr30k = dataset_of(
+        "flickr30k",
+        train={"2970183120.jpg": picture(3), "4000000004.jpg": picture(4)},
+        test={"1000268201.jpg": picture(5)},
+    )
+    assert find_leaks(flickr30k, flickr8k) == [
+        Leak("id", "2970183120.jpg", "2970183120_ed15b2c7e5.jpg", "flickr8k", "test")
+    ]
+    assert find_leaks(flickr8k, flickr30k) == [
+        Leak("id", "1000268201_693b08cb0e.jpg", "1000268201.jpg", "flickr30k", "test")
+    ]
+
+
+def test_drawings_that_differ_are_no_leaks(dataset_of):
+    """One frame with other words in it: the same at low frequencies, another picture."""
+    train = {f"{n}.jpg": screenshot(n) for n in range(6)}
+    test = {"copy.jpg": jpeg(screenshot(2).resize((480, 300)), 60), "other.jpg": screenshot(7)}
+    dataset = dataset_of("screens", train=train, test=test)
+    assert [(leak.kind, leak.train_image, leak.held_out_image) for leak in find_leaks(dataset, dataset)] == [
+        ("look", "2.jpg", "copy.jpg")
+    ]
 
 
 def test_each_sign_finds_its_own_and_the_surest_names_the_pair(dataset_of, tmp_path):
     test = dataset_of(
         "old",
-        train={"111111_aa.jpg": picture(1)},
-        val={"222222_aa.jpg": picture(2)},
+        train={"111111_00000000a0.jpg": picture(1)},
+        val={"222222_00000000a0.jpg": picture(2)},
         test={
-            name: picture(seed) for seed, name in enumerate(["333333_aa.jpg", "c.jpg", "d.jpg", "e.jpg"], 3)
+            name: picture(seed)
+            for seed, name in enumerate(["333333_00000000a0.jpg", "c.jpg", "d.jpg", "e.jpg"], 3)
         },
     )
     train = dataset_of(
-        "new",
+        "flickr30k",
         train={
             "111111.jpg": picture(1),  # training there too: no leak
             "222222.jpg": picture(20),  # id alone, another picture
-            "333333.jpg": image_bytes(tmp_path / "old", "333333_aa.jpg"),  # all three signs
+            "333333.jpg": image_bytes(tmp_path / "old", "333333_00000000a0.jpg"),  # all three signs
             "x.jpg": image_bytes(tmp_path / "old", "c.jpg"),  # bytes and look
             "y.jpg": jpeg(picture(5).resize((70, 50)), 60),  # look alone
             "z.jpg": ImageOps.mirror(picture(5)),  # the same photo again
@@ -89,8 +147,8 @@ def test_each_sign_finds_its_own_and_the_surest_names_the_pair(dataset_of, tmp_p
     assert looks.keys() == {("y.jpg", "d.jpg"), ("z.jpg", "d.jpg")}
     assert looks["z.jpg", "d.jpg"] == 0
     assert leaks[:3] == [
-        Leak("id", "222222.jpg", "222222_aa.jpg", "old", "val"),
-        Leak("id", "333333.jpg", "333333_aa.jpg", "old", "test"),
+        Leak("id", "222222.jpg", "222222_00000000a0.jpg", "old", "val"),
+        Leak("id", "333333.jpg", "333333_00000000a0.jpg", "old", "test"),
         Leak("bytes", "x.jpg", "c.jpg", "old", "test"),
     ]
     assert len(leaks) == 5
@@ -102,12 +160,14 @@ def test_each_sign_finds_its_own_and_the_surest_names_the_pair(dataset_of, tmp_p
 
 
 def test_an_image_may_be_held_out_twice(dataset_of):
-    one = dataset_of("one", train={"555555.jpg": picture(0)}, test={"a.jpg": picture(1)})
-    two = dataset_of("two", val={"555555_b.jpg": picture(2)}, test={"555555_c.jpg": picture(3)})
+    one = dataset_of("flickr30k", train={"555555.jpg": picture(0)}, test={"a.jpg": picture(1)})
+    two = dataset_of(
+        "two", val={"555555_00000000b0.jpg": picture(2)}, test={"555555_00000000c0.jpg": picture(3)}
+    )
     leaks = find_leaks(one, [one, two, two], kinds=["id"])
     assert [(leak.held_out_image, leak.split) for leak in leaks] == [
-        ("555555_b.jpg", "val"),
-        ("555555_c.jpg", "test"),
+        ("555555_00000000b0.jpg", "val"),
+        ("555555_00000000c0.jpg", "test"),
     ] * 2
 
 

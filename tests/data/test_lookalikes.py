@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 from mmlib.data.lookalikes import MAX_DISTANCE, SIDE, near_duplicates, perceptual_hash
 
@@ -14,6 +14,24 @@ def picture(seed: int) -> Image.Image:
     rng = np.random.default_rng(seed)
     soft = Image.fromarray(rng.integers(0, 200, (6, 8, 3), dtype=np.uint8)).resize((120, 90), 3)
     return Image.fromarray((np.asarray(soft) + rng.integers(0, 30, (90, 120, 3))).astype(np.uint8))
+
+
+def screenshot(number: int) -> Image.Image:
+    """A window with a bar and a menu, the same for all, and a large number in it."""
+    image = Image.new("RGB", (640, 400), "white")
+    draw = ImageDraw.Draw(image)
+    draw.rectangle([0, 0, 640, 40], fill=(40, 44, 52))
+    draw.rectangle([0, 40, 120, 400], fill=(225, 228, 235))
+    for line in range(8):
+        draw.text((10, 60 + 30 * line), f"entry {line}", fill=(60, 60, 60), font_size=16)
+    draw.text((240, 150), str(7919 * (number + 1)), fill=(20, 20, 20), font_size=80)
+    return image
+
+
+def disc(colour: str) -> Image.Image:
+    image = Image.new("RGB", (480, 360), "white")
+    ImageDraw.Draw(image).ellipse([160, 80, 360, 280], fill=colour)
+    return image
 
 
 def jpeg(image, quality):
@@ -82,6 +100,40 @@ def test_one_hash_is_not_enough():
     assert near_duplicates(strong, faint).shape == (0, 3)
 
 
+@pytest.mark.parametrize(
+    "drawings",
+    [[screenshot(n) for n in range(6)], [disc(c) for c in ("red", "blue", "green", "black", "orange")]],
+    ids=["screenshots", "discs"],
+)
+def test_of_flat_pictures_the_pixels_decide(drawings):
+    """The hash calls most of these the same; smaller, mirrored and recompressed copies are found."""
+    bits = perceptual_hash(packed(*drawings))
+    distance = np.bitwise_count(bits[:, None] ^ bits)[np.triu_indices(len(bits), 1)]
+    assert np.median(distance) <= MAX_DISTANCE
+    same = [(row, row) for row in range(len(drawings))]
+    for copies in (
+        drawings,
+        [ImageOps.mirror(image) for image in drawings],
+        [jpeg(image.resize((image.width // 2, image.height // 2)), 60) for image in drawings],
+    ):
+        found = near_duplicates(packed(*drawings), packed(*copies))
+        assert sorted(map(tuple, found[:, :2].tolist())) == same
+
+
+def test_a_common_frame_is_not_the_picture():
+    """One window, other pages: a large part that correlates alone."""
+    rng = np.random.default_rng(0)
+
+    def page():
+        shades = rng.integers(120, 255, (20, 24, 1), dtype=np.uint8).repeat(3, 2)
+        return np.pad(shades, ((8, 4), (6, 2), (0, 0)))
+
+    frames = np.stack([page() for _ in range(40)])
+    bits = perceptual_hash(frames)
+    assert np.median(np.bitwise_count(bits[:, None] ^ bits)) <= 2 * MAX_DISTANCE
+    assert near_duplicates(frames, frames)[:, :2].tolist() == [[row, row] for row in range(40)]
+
+
 def test_pictures_of_one_colour_have_no_look():
     plain = np.stack([np.full((SIDE, SIDE, 3), colour, np.uint8) for colour in ((9, 90, 200), (50, 50, 50))])
     assert len(near_duplicates(plain, plain)) == 0
@@ -92,6 +144,7 @@ def test_pairs_are_the_same_however_many_distances_are_held(monkeypatch):
     whole = near_duplicates(train, held_out)
     assert whole.tolist() == [[5, 0, 0], [5, 4, 0], [6, 1, 0], [7, 2, 0], [8, 3, 0]]
     monkeypatch.setattr("mmlib.data.lookalikes.PAIRS", 1)
+    monkeypatch.setattr("mmlib.data.lookalikes.LOOKS", 1)
     assert np.array_equal(near_duplicates(train, held_out), whole)
 
 

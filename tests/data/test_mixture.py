@@ -41,9 +41,9 @@ def made(tmp_path, monkeypatch):
 def old(made):
     return made(
         "flickr8k",
-        train={"111111_aa.jpg": 1, "222222_aa.jpg": 2},
-        val={"333333_aa.jpg": 3},
-        test={"444444_aa.jpg": 4},
+        train={"111111_00000000aa.jpg": 1, "222222_00000000aa.jpg": 2},
+        val={"333333_00000000aa.jpg": 3},
+        test={"444444_00000000aa.jpg": 4},
     )
 
 
@@ -66,7 +66,7 @@ def test_training_splits_are_joined_and_cleaned_of_what_any_set_holds_out(old, n
     mixed = mix(old, [(new, 0.5), (other, 2)])
     train = mixed.splits["train"]
     assert train.images == (
-        "flickr8k/222222_aa.jpg",  # 111111 is in Flickr30k's val
+        "flickr8k/222222_00000000aa.jpg",  # 111111 is in Flickr30k's val
         "flickr30k/555555.jpg", "flickr30k/222222.jpg", "flickr30k/666666.jpg",
         "coco/train2014/COCO_train2014_000000000009.jpg",
     )  # fmt: skip
@@ -90,12 +90,12 @@ def test_images_are_read_from_their_own_set(old, new, other):
     mixed = mix(old, [(new, 1), (other, 1)])
     source = pickle.loads(pickle.dumps(mixed.source))
     expected = {
-        "flickr8k/222222_aa.jpg": (old, "222222_aa.jpg"),
+        "flickr8k/222222_00000000aa.jpg": (old, "222222_00000000aa.jpg"),
         "flickr30k/666666.jpg": (new, "666666.jpg"),
         "coco/train2014/COCO_train2014_000000000009.jpg": (
             other, "train2014/COCO_train2014_000000000009.jpg"
         ),
-        "333333_aa.jpg": (old, "333333_aa.jpg"),
+        "333333_00000000aa.jpg": (old, "333333_00000000aa.jpg"),
     }  # fmt: skip
     for name, (dataset, image) in expected.items():
         assert source.load(name).tobytes() == dataset.source.load(image).tobytes()

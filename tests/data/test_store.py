@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -171,10 +172,11 @@ def _write_header(content):
         (_cut, "it has 1,679 bytes, expected 1,680"),
         (_zero_the_end, "its pixels do not match their checksum"),
         (_replace_by_other_names, "its header has names_sha256 "),
-        (_edit_header("format", 0), "its header has format 0, expected 1"),
+        (_edit_header("format", 0), "its header has format 0, expected 2"),
         (_edit_header("shape", [1, 4, 4, 3]), "its header has shape [1, 4, 4, 3], expected [35, 4, 4, 3]"),
         (_edit_header("checksum", None), "its pixels do not match their checksum"),
-        (_write_header('{"cut'), "its header is not JSON ("),
+        (_write_header('{"cut'), "its header is damaged: expected JSON, found "),
+        (_write_header("[" * 9999), "its header is damaged: expected JSON, found brackets nested too deeply"),
         (_write_header("[]"), "its header is not a JSON object"),
         (lambda path: path.with_name(path.name + ".json").unlink(), f"there is no {STORE}.json"),
     ],
@@ -206,6 +208,16 @@ kind, at, size, count, workers, cache = sys.argv[1:]
 dataset = tiny_flickr.dataset_of(getattr(tiny_flickr, kind)(at), tiny_flickr.numbered(int(count)))
 open_store(dataset, int(size), workers=int(workers), cache=Path(cache))
 """
+
+
+def test_leftovers_of_a_data_set_whose_name_is_a_pattern_are_removed(tmp_path):
+    dataset = replace(DRAWN, name="set [1]")
+    path = open_store(dataset, SIZE, cache=tmp_path).path
+    path.unlink()
+    for name in (f"{path.name}.7.part", "set 1.7.part"):
+        (tmp_path / name).write_bytes(b"")
+    open_store(dataset, SIZE, cache=tmp_path)
+    assert [file.name for file in tmp_path.glob("*.part")] == ["set 1.7.part"]
 
 
 def test_killed_packing_starts_clean(tmp_path):
@@ -313,13 +325,36 @@ def test_unreadable_images_are_named_and_counted(tmp_path, workers):
     dataset = tiny.dataset_of(ImageFolder(tmp_path / "images"), names)
     with pytest.raises(ValueError, match=r"expected 40 readable images in tiny, found 3 .*") as caught:
         open_store(dataset, SIZE, workers=workers, cache=tmp_path / "cache")
-    assert re.search(r"are not: 5\.jpg \(cannot identify .*\) and 2 more; get them again", str(caught.value))
+    assert re.search(
+        r"are not: 5\.jpg \(cannot decode 5\.jpg: expected .*\) and 2 more; get them again", str(caught.value)
+    )
     assert stores_in(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_image_that_changed_after_it_was_hashed_is_not_packed_under_that_fingerprint(tmp_path, workers):
+    """Not even one of equal size and time."""
+    tiny.write_images(tmp_path)
+    digests = {name: ImageFolder(tmp_path).digest(name) for name in tiny.names()}
+    dataset = tiny.dataset_of(ImageFolder(tmp_path, digests), tiny.names())
+    assert open_store(dataset, SIZE, cache=tmp_path / "before", workers=workers).images.any()
+    photo = tmp_path / "60_f.jpg"
+    content, status = bytearray(photo.read_bytes()), photo.stat()
+    content[-40] ^= 1
+    photo.write_bytes(content)
+    os.utime(photo, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(
+        ValueError, match=r"are not: 60_f\.jpg \(.*60_f\.jpg has changed since the data set was l"
+    ):
+        open_store(dataset, SIZE, cache=tmp_path / "after", workers=workers)
+    assert stores_in(tmp_path / "after") == []
 
 
 def test_one_unreadable_image_is_named_alone(tmp_path):
     dataset = tiny.dataset_of(ImageFolder(tmp_path), ["gone.jpg"])
-    with pytest.raises(ValueError, match=r"gone\.jpg'\); get them again"):
+    with pytest.raises(
+        ValueError, match=r"gone\.jpg \(expected the file .*gone\.jpg, found nothing there\); get them again"
+    ):
         open_store(dataset, SIZE, cache=tmp_path)
 
 

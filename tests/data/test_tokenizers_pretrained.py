@@ -9,11 +9,14 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies
+from tokenizers import Tokenizer as LibraryTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from mmlib import paths
 from mmlib.config import ParameterError
 from mmlib.data import Tokenizer, build_tokenizer
-from mmlib.data.tokenizers import encoder_tokenizer
+from mmlib.data.tokenizers import count_losses, encoder_tokenizer, losses_warning
+from mmlib.data.tokenizers.encoder import EncoderTokenizer
 
 CAPTIONS = [
     "A dog runs over the grass!",
@@ -33,8 +36,6 @@ def clip():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A text encoder's folder with a WordPiece tokenizer whose padding is not 0."""
-    from tokenizers import Tokenizer as LibraryTokenizer
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     words = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "a", "dog", "##s", "cat", "runs", "grass", "!", ",", "?"]
@@ -277,3 +278,13 @@ def test_a_tokenizer_with_rules_of_its_own_is_refused(folder, tmp_path):
     name = local_clip(folder, tmp_path, hf_tokenizer_name="", tokenizer_kwargs={"reduction_mask": "random"})
     with pytest.raises(ValueError, match="found a SimpleTokenizer with settings of its own"):
         encoder_tokenizer(f"open_clip:{name}")
+
+
+def test_what_an_encoder_does_not_know_is_counted(tokenizer):
+    """WordPiece by its token's name; Unigram by number; CLIP's bytes know everything."""
+    losses = count_losses(tokenizer, ["a dog !", "zebra 北京"], 20)
+    assert (losses["tokens"], losses["unknown"]) == (10, 3)  # two special ones each; a character a token
+    assert "another text_encoder" in losses_warning(losses)
+    pieces = LibraryTokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -1.5)], unk_id=0))
+    assert EncoderTokenizer(pieces.to_str(), 1).unknown_id == 0
+    assert count_losses(EncoderTokenizer(pieces.to_str(), 1), ["ab", "az"], 9)["unknown"] == 1

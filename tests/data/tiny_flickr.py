@@ -27,6 +27,7 @@ ODD = [
     "#0 and # and a#1",
     " spaces ",
 ]
+EMPTY = "Captions without text: 2, of 40_d.jpg and 1 more."  # the note on them
 SPLIT_FILES = {split: f"Flickr_8k.{word}Images.txt" for split, word in zip(SPLITS, ("train", "dev", "test"))}
 
 

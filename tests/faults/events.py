@@ -96,8 +96,8 @@ def watched(folders: list[Path], happens: Happens) -> Iterator[None]:
 def _training_calls() -> list[tuple[object, str, str]]:
     from lightning_fabric import Fabric
 
-    from mmlib.model.encoders.base import PretrainedEncoder
-    from mmlib.model.losses.base import Loss
+    from mmlib.model.losses import Loss
+    from mmlib.model.pretrained import PretrainedEncoder
     from mmlib.training import loop
 
     return [

@@ -4,14 +4,11 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from mmlib.metrics.agreement import kendall_agreement, read_caption_texts, read_crowdflower, read_expert
+from mmlib.metrics.agreement import kendall_agreement, read_crowdflower, read_expert
 
 
 @pytest.fixture
 def files(tmp_path):
-    (tmp_path / "token.txt").write_text(
-        "a.jpg#0\tA dog runs .\na.jpg#1\tA dog \nb.jpg#0\tA cat\nb.jpg#1\tA dog\nc.jpg#0\ttab\there\n"
-    )
     (tmp_path / "expert.txt").write_text(
         "a.jpg\tb.jpg#0\t1\t1\t2\n"
         "a.jpg\ta.jpg#0\t4\t4\t4\n"  # its own caption
@@ -23,9 +20,7 @@ def files(tmp_path):
 
 
 def test_expert_ratings_are_rows_of_their_own_without_own_captions(files):
-    texts = read_caption_texts(files / "token.txt")
-    assert texts["a.jpg#1"] == "A dog"
-    assert texts["c.jpg#0"] == "tab\there"
+    texts = {"a.jpg#0": "A dog runs .", "a.jpg#1": "A dog", "b.jpg#0": "A cat", "b.jpg#1": "A dog"}
     judged = read_expert(files / "expert.txt", texts)
     assert judged.images == ("a.jpg",) * 3 + ("b.jpg",) * 3
     assert judged.captions == ("b.jpg#0",) * 3 + ("a.jpg#0",) * 3
@@ -57,10 +52,11 @@ def test_judged_images_that_are_missing_are_named(files):
         ("a.jpg\tb.jpg#0\t1\t1\n", r"line 1: expected 5 fields between tabs, found 4"),
         ("a.jpg\ta.jpg#0\tx\t1\t1\n", "expected ratings as numbers, found could not convert"),
         ("\n", "expected lines of 5 fields, found none; the file is empty"),
+        ("a.jpg\ta.jpg#0\t1\t1\t1\n\udce9", r"bad\.txt, line 2: expected UTF-8 text, found byte 0xe9"),
     ],
 )
 def test_malformed_judgements_are_refused(tmp_path, content, message):
-    (tmp_path / "bad.txt").write_text(content)
+    (tmp_path / "bad.txt").write_text(content, errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         read_crowdflower(tmp_path / "bad.txt")
     with pytest.raises(FileNotFoundError):

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmlib.config import ParameterError
-from mmlib.model.encoders import build_image_encoder
+from mmlib.model import build_image_encoder
 
 # What each library calls to bring weights from its cache or the network.
 TORCHVISION = "torchvision.models._api.load_state_dict_from_url"
@@ -290,7 +290,7 @@ def test_a_restored_run_needs_no_weights(monkeypatch, name, weights):
         TORCHVISION,
         TIMM,
         OPEN_CLIP,
-        "mmlib.model.encoders.weights.read_weights",
+        "mmlib.model.weights.read_weights",
     ):
         monkeypatch.setattr(loader, refuse)
     settings = config(image_encoder=name, image_weights=weights, image_size=224)

@@ -9,8 +9,8 @@ from encoder_samples import config, randomise
 from safetensors.torch import save_file
 
 from mmlib import paths
-from mmlib.model.encoders import build_image_encoder
-from mmlib.model.encoders.weights import is_file, read_weights
+from mmlib.model import build_image_encoder
+from mmlib.model.weights import is_file, read_weights
 
 
 def build(weights, name="timm:test_resnet"):

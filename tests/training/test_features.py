@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from mmlib.data import load_dataset, open_store
-from mmlib.data.pixels import normalise
+from mmlib.data.augment import normalise
 from mmlib.data.tokenizers import build_tokenizer
-from mmlib.model.encoders import build_image_encoder, build_text_encoder
+from mmlib.model import build_image_encoder, build_text_encoder
 from mmlib.training.features import open_features, open_text_features
 
 TRAIN, VAL, TEST, SIZE = 6, 3, 2, 32
@@ -145,8 +145,10 @@ def test_features_of_what_is_tuned_are_refused(store, tmp_path):
     encoder.set_tune("last-1")
     with pytest.raises(ValueError, match=r"an encoder that is not tuned, found 9 trained parameters"):
         open_features(encoder, store, cache=tmp_path)
-    with pytest.raises(ValueError, match="found ConvolutionalEncoder, which has no features to store"):
-        open_features(build_image_encoder(settings(image_encoder="resnet10")), store, cache=tmp_path)
+    with pytest.raises(ValueError, match="found ImageEncoder, which has no features to store"):
+        open_features(
+            build_image_encoder(settings(image_encoder="vit", patch_size=SIZE)), store, cache=tmp_path
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,18 @@
-"""Ablations end to end: trained once, evaluated once, resumed, shared by processes, failures kept."""
+"""Ablations end to end: trained once, evaluated once, resumed, failures kept."""
 
 import os
 
 import pytest
 import torch
-from faults.forked import SERVER, ended, settle
+from faults.forked import ended, settle
 from tiny_grids import CLAIM, tiny_grid, write_base
-from tiny_runs import before_step, left_behind, press_ctrl_c, quiet, tiny_train
+from tiny_runs import before_step, left_behind, press_ctrl_c, quiet
 
 from mmlib.config import ParameterError
 from mmlib.training import grid, read_ablation, read_history, read_result, run_folder, run_grid, run_state
 from mmlib.training.grid_state import is_evaluated
 from mmlib.training.loop import Training
+from mmlib.training.runs import open_run
 
 pytestmark = pytest.mark.usefixtures("tiny_place")
 
@@ -171,62 +172,14 @@ def test_runs_with_other_parameters_are_named_before_anything_is_trained(base, w
 
 def test_torchrun_is_refused(base, monkeypatch):
     monkeypatch.setattr(grid, "process_count", lambda: 2)
-    with pytest.raises(ParameterError, match="start the same command several times instead"):
+    with pytest.raises(ParameterError, match="start the command without torchrun"):
         run_grid(tiny_grid(base), quiet)
 
 
-def test_a_run_that_another_program_holds_is_waited_for(base, monkeypatch):
-    waits = []
-
-    def finish(seconds):
-        waits.append(seconds)
-        if len(waits) == 3:
-            monkeypatch.undo()
-
-    def busy(*_, **__):
-        raise RuntimeError("run 'grid.a.s0' is being written by another process")
-
-    monkeypatch.setattr(grid, "train", busy)
-    monkeypatch.setattr(grid, "_is_held", lambda run: True)
-    monkeypatch.setattr(grid.time, "sleep", finish)
-    record = run_grid(tiny_grid(base, arms={"a": {}}), quiet)
-    assert record["arms"][0]["runs"][0]["state"] == "complete"
-    assert waits == [grid.FIRST_WAIT, 2 * grid.FIRST_WAIT, 4 * grid.FIRST_WAIT]
-
-
-def test_several_processes_share_the_runs_and_see_one_result(base, tiny_place, tiny_cache):
-    tiny_train(run="packs-the-images")
-    config = tiny_grid(base, seeds=[0, 1], tune=TUNE)
-    processes = [SERVER.Process(target=_share, args=(tiny_place, tiny_cache, config, n)) for n in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(100)
-    assert [process.exitcode for process in processes] == [0, 0]
-    trained = [line for n in range(2) for line in (tiny_place / f"{n}.txt").read_text().splitlines()]
-    assert len(trained) == len(set(trained))
-    runs = {line.split()[1] for line in trained}
-    assert len([line for line in trained if line.startswith("train")]) == len(runs) == 5
-    records = [(tiny_place / f"{n}.json").read_text() for n in range(2)]
-    assert records[0] == records[1] == repr(read_ablation("grid"))
-
-
-def _share(runs, cache, config, number):
-    settle(runs, cache)
-    done = []
-    for name in ("train", "evaluate"):
-        setattr(grid, name, _noted(getattr(grid, name), name, done))
-    record = grid.run_grid(config, quiet)
-    (runs / f"{number}.txt").write_text("\n".join(done))
-    (runs / f"{number}.json").write_text(repr(record))
-
-
-def _noted(function, name, done):
-    def noted(config, *more, **named):
-        done.append(f"{name} {getattr(config, 'run', None) or config.runs[0]}")
-        return function(config, *more, **named)
-
-    return noted
+def test_an_ablation_that_another_process_runs_is_refused(base, work):
+    with open_run("grid"), pytest.raises(RuntimeError, match="'grid' is being written by another process"):
+        run_grid(tiny_grid(base), quiet)
+    assert work == []
 
 
 def test_what_a_killed_process_leaves_is_finished_by_the_next(base, tiny_place, tiny_cache):

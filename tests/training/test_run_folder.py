@@ -16,7 +16,10 @@ from tiny_runs import (
 
 from mmlib.config import ParameterError
 from mmlib.data import shapes
+from mmlib.data.tokenizers import loss_shares, losses_warning
 from mmlib.files import read_json
+from mmlib.reporting import lineage_table
+from mmlib.reporting.scope import percent
 from mmlib.training import read_history, read_result, run_state, stored_config
 from mmlib.training.loop import Training
 from mmlib.training.runs import STATES, open_run, parse_history, require_complete
@@ -57,10 +60,40 @@ def test_what_a_run_leaves_behind(folder):
     assert (environment["device"], environment["seed"], environment["parent"]) == ("cpu", 0, None)
     assert environment["data"]["splits"]["train"] == {"images": 24, "captions": 120}
     assert environment["versions"]["torch"]
+    assert environment["tokenizer_losses"]["captions"] == 40
     row = history[0]
     assert (row["epoch"], row["phase"], row["steps"], row["run"]) == (1, 1, 4, "tiny")
     assert row["seconds"] > 0
     assert row["pairs_per_s"] > 0
+
+
+def test_what_the_tokenizer_loses_is_counted_said_and_shown(folder):
+    """At the start, again where the complete run is shown, and in the table of where runs come from."""
+    lines = []
+    tiny_train(lines.append, epochs=1, tokenizer="word", min_word_count=400, max_tokens=12)
+    losses = read_json(folder / "environment.json")["tokenizer_losses"]
+    unknown, cut = loss_shares(losses)
+    assert unknown > 0.5
+    assert cut > 0.05
+    said = [line for line in lines if line.startswith(("tokenizer word", "Warning"))]
+    assert said == [
+        f"tokenizer word: of the validation captions {100 * unknown:.1f} % of the tokens are unknown,"
+        f" {100 * cut:.1f} % are cut at 12 tokens",
+        losses_warning(losses),
+    ]
+    assert "take tokenizer: bpe" in said[1]
+    assert "raise max_tokens" in said[1]
+    again = []
+    tiny_train(again.append, "show", epochs=1, tokenizer="word", min_word_count=400, max_tokens=12)
+    assert again[1:] == said
+    table = lineage_table("tiny")
+    assert table.frame["unknown tokens"].tolist() == [f"{percent(unknown)} %"]
+    assert table.frame["cut captions"].tolist() == [f"{percent(cut)} %"]
+    assert table.caption.endswith(f"tiny: {losses_warning(losses)}")
+    environment = read_json(folder / "environment.json")
+    del environment["tokenizer_losses"]  # a run of before it was counted
+    (folder / "environment.json").write_text(json.dumps(environment))
+    assert lineage_table("tiny").frame["unknown tokens"].tolist() == ["–"]
 
 
 def test_a_complete_run_is_refused(folder):
@@ -77,7 +110,7 @@ def test_a_complete_run_is_shown(folder):
     history = tiny_train(epochs=1)
     before, lines = contents(folder), []
     assert tiny_train(epochs=1, if_complete="show", log=lines.append) == history
-    assert lines == ["run 'tiny' is complete: its results are shown, nothing is trained again"]
+    assert lines[0] == "run 'tiny' is complete: its results are shown, nothing is trained again"
     assert contents(folder) == before
 
 

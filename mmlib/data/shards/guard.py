@@ -8,9 +8,7 @@ import hashlib
 import numpy as np
 from PIL import Image
 
-from mmlib import paths
 from mmlib.data.dataset import Dataset
-from mmlib.data.fingerprint import file_digests
 from mmlib.data.image_folder import ImageFolder
 from mmlib.data.leaks import HELD_OUT, photo_id
 from mmlib.data.lookalikes import MAX_DISTANCE, SIDE, near_duplicates, perceptual_hash
@@ -30,7 +28,7 @@ class LeakGuard:
 
     def __init__(self, held_out: Dataset):
         names = [n for split in HELD_OUT if split in held_out.splits for n in held_out.splits[split].images]
-        self._ids = {photo_id(name) for name in names} - {None}
+        self._ids = {photo_id(name, held_out.name) for name in names} - {None}
         self._digests = set(_digests(held_out, names))
         self._look_KHWC = np.zeros((0, SIDE, SIDE, 3), dtype=np.uint8)
         if names:
@@ -39,15 +37,18 @@ class LeakGuard:
         both_KHWC = np.concatenate([self._look_KHWC, self._look_KHWC[:, :, ::-1]])
         self._bits_2K = perceptual_hash(both_KHWC) if names else np.zeros(0, dtype=np.uint64)
 
-    def sign(self, name: str | None, content: bytes, image: Image.Image) -> str | None:
+    def sign(
+        self, name: str | None, content: bytes, image: Image.Image, dataset: str | None = None
+    ) -> str | None:
         """The surest sign that gives a training image away (`id`, `bytes`, `look`), None if there is none.
 
         Args:
             name: of its file where it came from, if that is known.
             content: the bytes of its file.
             image: the picture in them.
+            dataset: name of the data set that it came from, if that is known.
         """
-        if name is not None and photo_id(name) in self._ids:
+        if name is not None and photo_id(name, dataset) in self._ids:
             return "id"
         if hashlib.sha256(content).hexdigest() in self._digests:
             return "bytes"
@@ -62,8 +63,7 @@ class LeakGuard:
 
 def _digests(dataset: Dataset, names: list[str]) -> list[str]:
     if isinstance(dataset.source, ImageFolder):
-        files = [dataset.source.folder / name for name in names]
-        return file_digests(files, paths.CACHE / f"{dataset.name}-digests.json")
+        return [dataset.source.digest(name) for name in names]
     if isinstance(dataset.source, TarImages):
         return [hashlib.sha256(dataset.source.read(name)).hexdigest() for name in names]
     return []

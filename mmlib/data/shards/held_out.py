@@ -180,7 +180,7 @@ def _list_shard(path: Path) -> _Listing:
                     decode_image(content, sample.key)
                 except Broken as error:
                     broken.append((error.reason, sample.key))
-                except OSError:
+                except ValueError:
                     broken.append(("image", sample.key))
                 else:
                     name = meta.name or f"{path.stem}/{sample.key}.{sample.image_suffix}"

@@ -135,9 +135,9 @@ class SampleReader:
         image_bytes = content[found.image_suffix]
         try:
             image = decode_image(image_bytes, found.key)
-        except OSError:
+        except ValueError:
             return "image"
-        if is_new and self._guard and (sign := self._guard.sign(meta.name, image_bytes, image)):
+        if is_new and self._guard and (sign := self._guard.sign(meta.name, image_bytes, image, meta.dataset)):
             return sign
         return Loaded(meta.captions, resize_image(image, self._size, self._resize))
 

@@ -21,12 +21,13 @@ class TarImages:
     members: dict[str, tuple[str, int, int]]
 
     def load(self, name: str, size: int | None = None) -> Image.Image:
-        """The image `name` in RGB, at its own size and upright.
+        """The image `name` as `decode_image` gives it.
 
         Raises:
-            OSError: the tar is missing or cut short, or the image cannot be decoded.
+            OSError: the tar is missing or cut short.
+            ValueError: the image cannot be decoded.
         """
-        return decode_image(self.read(name), name)
+        return decode_image(self.read(name), name, size)
 
     def read(self, name: str) -> bytes:
         """The bytes of the image's file.

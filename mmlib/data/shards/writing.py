@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mmlib.data.dataset import Dataset, ImageSource, Split
+from mmlib.data.decoding import image_suffix
 from mmlib.data.image_folder import ImageFolder
 from mmlib.data.shards.index import FORMAT, MANIFEST, run_lengths
 from mmlib.data.shards.source import TarImages
@@ -144,18 +145,9 @@ def _write_shard(
 
 def _image_bytes(source: ImageSource, name: str) -> tuple[str, bytes]:
     """Suffix and bytes of an image's file, or of a PNG of it where there is no file."""
-    if isinstance(source, ImageFolder):
-        return "jpg", (source.folder / name).read_bytes()
-    if isinstance(source, TarImages):
+    if isinstance(source, ImageFolder | TarImages):
         content = source.read(name)
-        return _suffix_of(content), content
+        return image_suffix(content, name), content
     file = io.BytesIO()
     source.load(name).save(file, format="PNG")
     return "png", file.getvalue()
-
-
-def _suffix_of(content: bytes) -> str:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content)) as image:
-        return {"PNG": "png", "WEBP": "webp"}.get(image.format, "jpg")

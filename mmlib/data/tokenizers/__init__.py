@@ -14,5 +14,14 @@
 
 from mmlib.data.tokenizers.base import Tokenizer
 from mmlib.data.tokenizers.build import KINDS, build_tokenizer, encoder_tokenizer
+from mmlib.data.tokenizers.losses import count_losses, loss_shares, losses_warning
 
-__all__ = ["KINDS", "Tokenizer", "build_tokenizer", "encoder_tokenizer"]
+__all__ = [
+    "KINDS",
+    "Tokenizer",
+    "build_tokenizer",
+    "count_losses",
+    "encoder_tokenizer",
+    "loss_shares",
+    "losses_warning",
+]

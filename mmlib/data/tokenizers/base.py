@@ -22,11 +22,13 @@ class Tokenizer(ABC):
     Attributes:
         kind: one of `mmlib.data.tokenizers.KINDS`.
         padding_id: what fills a row behind its caption.
+        unknown_id: what stands for everything that the vocabulary lacks; None: it lacks nothing.
         context_length: most tokens that the encoder this tokenizer belongs to can read; None: no limit.
     """
 
     kind: str
     padding_id: int = 0
+    unknown_id: int | None = None
     context_length: int | None = None
 
     @property

@@ -24,7 +24,7 @@ class ClosedTokenizer(Tokenizer):
         self.kind = kind
         self.vocabulary = tuple(vocabulary)
         self._id = {token: i for i, token in enumerate(self.vocabulary)}
-        self._unknown = self._id.get(UNKNOWN, 0)
+        self.unknown_id = self._id.get(UNKNOWN, 0)
 
     @property
     def size(self) -> int:
@@ -42,7 +42,7 @@ class ClosedTokenizer(Tokenizer):
 
     def token_ids(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
         """The ids of each caption without padding, at most `max_tokens` of them."""
-        get, unknown = self._id.get, self._unknown
+        get, unknown = self._id.get, self.unknown_id
         return [[get(token, unknown) for token in self.split(c)[:max_tokens]] for c in captions]
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -1,6 +1,9 @@
 """The tokenizer of a pretrained text encoder, whole in its state: no folder is needed to restore it."""
 
+import json
 from collections.abc import Callable, Iterable, Sequence
+
+from tokenizers import Tokenizer as LibraryTokenizer
 
 from mmlib.data.tokenizers.base import Tokenizer
 from mmlib.data.tokenizers.library import from_json
@@ -34,6 +37,7 @@ class EncoderTokenizer(Tokenizer):
         self._library = from_json(content)
         self._content = self._library.to_str()
         self.padding_id = padding_id
+        self.unknown_id = _unknown_id(self._library, self._content)
         self.context_length = context_length
         self._clean, self._blank_id = clean, blank_id
 
@@ -86,6 +90,14 @@ class EncoderTokenizer(Tokenizer):
         while ids and ids[-1] == self.padding_id:
             ids.pop()
         return self._library.decode(ids, skip_special_tokens=True)
+
+
+def _unknown_id(library: LibraryTokenizer, content: str) -> int | None:
+    """The id for what the vocabulary lacks: a token by name (WordPiece, BPE) or a number (Unigram)."""
+    model = json.loads(content)["model"]
+    if (token := model.get("unk_token")) is not None:
+        return library.token_to_id(token)
+    return model.get("unk_id")
 
 
 def _clean_function(clean: str | None) -> Callable[[str], str]:

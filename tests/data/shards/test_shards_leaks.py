@@ -21,11 +21,11 @@ def sample(key, content, **facts):
 @pytest.fixture
 def held_out(tmp_path):
     """Three photos in val and test, in a folder."""
-    for name, number in (("3333333333_ab.jpg", 0), ("b.jpg", 1), ("c.jpg", 2)):
+    for name, number in (("3333333333_00000000ab.jpg", 0), ("b.jpg", 1), ("c.jpg", 2)):
         (tmp_path / name).write_bytes(encoded(picture(number, 80), "JPEG", quality=95))
     return dataset_of(
         ImageFolder(tmp_path),
-        val=[("3333333333_ab.jpg", ["v"])],
+        val=[("3333333333_00000000ab.jpg", ["v"])],
         test=[("b.jpg", ["w"]), ("c.jpg", ["x"])],
     )
 
@@ -33,11 +33,11 @@ def held_out(tmp_path):
 @pytest.fixture
 def shards(held_out, tmp_path):
     copy = (tmp_path / "b.jpg").read_bytes()
-    url = "https://live.staticflickr.com/7/3333333333_ab_b.jpg"
+    url = "https://live.staticflickr.com/7/3333333333_00000000ab_b.jpg"
     samples = [
         sample("0", encoded(picture(10))),
         sample("1", encoded(picture(11)), url=url),  # id by its address
-        sample("2", encoded(picture(12)), name="3333333333.jpg"),  # id by its name
+        sample("2", encoded(picture(12)), name="3333333333.jpg", dataset="flickr30k"),  # id by its name
         sample("3", copy),
         sample("4", encoded(ImageOps.mirror(picture(2, 80)), "JPEG", quality=60)),
         sample("5", encoded(picture(13)), url="https://elsewhere.org/3333333333.jpg"),  # no id

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from mmlib.data.shapes_draw import PALETTE, draw
-from mmlib.data.shapes_scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Scene, Thing
+from mmlib.data.shapes.draw import PALETTE, draw
+from mmlib.data.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Scene, Thing
 
 
 def picture(size=64, background="paper", variation=7, **changes) -> np.ndarray:

@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmlib.config import ParameterError
-from mmlib.model.encoders.backbone import (
+from mmlib.model.encoders import real_positions
+from mmlib.model.image_towers import cnn_blocks, timm_blocks
+from mmlib.model.pretrained import (
     Backbone,
     NamedBlocks,
     is_loaded,
@@ -19,10 +21,7 @@ from mmlib.model.encoders.backbone import (
     positions,
     wrong_size,
 )
-from mmlib.model.encoders.timm_towers import timm_blocks
-from mmlib.model.encoders.torchvision_towers import cnn_blocks
-from mmlib.model.encoders.transformer import real_positions
-from mmlib.model.encoders.weights import downloading, fit, is_file, quiet, read_weights, unknown_name
+from mmlib.model.weights import downloading, fit, is_file, quiet, read_weights, unknown_name
 
 NO_TOWER = ("logit_scale", "logit_bias")  # of the pair, not of a tower
 
@@ -187,7 +186,7 @@ def _image_blocks(visual: nn.Module) -> NamedBlocks:
 
 def _text_blocks(text: nn.Module) -> NamedBlocks:
     if not hasattr(text.transformer, "resblocks"):  # a transformers model
-        from mmlib.model.encoders.hf_towers import transformer_blocks
+        from mmlib.model.hf_towers import transformer_blocks
 
         blocks = transformer_blocks(text.transformer, "transformer.")
         known = {name for _, names in blocks for name in names}

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from random import Random
 
-from mmlib.data.shapes_scene import Scene, Thing, pick
+from mmlib.data.shapes.scene import Scene, Thing, pick
 
 CAPTIONS_PER_IMAGE = 5
 MAX_LENGTH = 76  # characters

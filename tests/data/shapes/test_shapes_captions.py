@@ -6,8 +6,8 @@ from random import Random
 import pytest
 
 from mmlib.data.shapes import load_shapes
-from mmlib.data.shapes_captions import describe
-from mmlib.data.shapes_scene import SHAPES, Scene, Thing
+from mmlib.data.shapes.captions import describe
+from mmlib.data.shapes.scene import SHAPES, Scene, Thing
 
 WHERE = {
     "meadow": "green field|grass|meadow|lawn",

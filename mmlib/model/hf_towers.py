@@ -16,16 +16,16 @@ from torch import nn
 
 from mmlib import paths
 from mmlib.config import ParameterError
-from mmlib.model.encoders.backbone import Backbone, NamedBlocks, is_loaded
-from mmlib.model.encoders.transformer import real_positions
-from mmlib.model.encoders.weights import downloading, fit, is_file, read_weights
+from mmlib.model.encoders import real_positions
+from mmlib.model.pretrained import Backbone, NamedBlocks, is_loaded
+from mmlib.model.weights import downloading, fit, is_file, read_weights
 
 POOLING_FILE = "1_Pooling/config.json"
 LEGACY = {  # names in older pooling files, in the order in which several are joined
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",  # this and those below are refused
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
@@ -178,29 +178,9 @@ class _Read:
         )
 
 
-def _sum(x_BLF: torch.Tensor, real_BL: torch.Tensor) -> torch.Tensor:
-    return (x_BLF * real_BL[..., None]).sum(1)
-
-
-def _weighted(x_BLF: torch.Tensor, real_BL: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
-    weight_BL = real_BL * torch.arange(1, real_BL.shape[1] + 1, device=x_BLF.device)
-    return (x_BLF * weight_BL[..., None]).sum(1) / weight_BL.sum(1, keepdim=True)
-
-
-def _highest(x_BLF: torch.Tensor, real_BL: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
-    return x_BLF.masked_fill(~real_BL[..., None], torch.finfo(x_BLF.dtype).min).amax(1)
-
-
-def _last(x_BLF: torch.Tensor, real_BL: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
-    return x_BLF[torch.arange(len(x_BLF), device=x_BLF.device), length_B - 1]
-
-
 # Token vectors (B, L, F), real positions (B, L) and lengths (B,) to (B, F): sentence-transformers' modes.
 POOLINGS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "mean": lambda x, real, length: _sum(x, real) / length[:, None],
+    "mean": lambda x, real, length: (x * real[..., None]).sum(1) / length[:, None],
     "cls": lambda x, real, length: x[:, 0],
-    "max": _highest,
-    "mean_sqrt_len_tokens": lambda x, real, length: _sum(x, real) / length[:, None].sqrt(),
-    "weightedmean": _weighted,
-    "lasttoken": _last,
+    "max": lambda x, real, length: x.masked_fill(~real[..., None], torch.finfo(x.dtype).min).amax(1),
 }

@@ -1,10 +1,9 @@
-"""Encoders by the names that the parameters give them.
+"""The network of a config, with encoders by the names that the parameters give them.
 
 | image_encoder | what it is |
 |---|---|
 | `vit` | the reference experiment's, from scratch |
-| `resnet10`, `resnet18`, `resnet34`, `resnet50`, `convnext_atto`, … | convolutional, from scratch |
-| `torchvision:<name>`, `timm:<name>`, `open_clip:<name>` | of another library, with or without its weights |
+| `timm:<name>`, `torchvision:<name>`, `open_clip:<name>` | of a library; weights `none`: from scratch |
 
 | text_encoder | what it is |
 |---|---|
@@ -15,27 +14,51 @@
 
 from typing import Any
 
-from mmlib.config import ParameterError
-from mmlib.model.encoders import convolutional
-from mmlib.model.encoders.backbone import PretrainedImageEncoder, PretrainedTextEncoder
-from mmlib.model.encoders.base import Encoder
-from mmlib.model.encoders.hf_towers import build_hf_text
-from mmlib.model.encoders.open_clip_towers import build_open_clip_image, build_open_clip_text
-from mmlib.model.encoders.timm_towers import build_timm
-from mmlib.model.encoders.torchvision_towers import build_torchvision
-from mmlib.model.encoders.transformer import TextEncoder
-from mmlib.model.encoders.vit import ImageEncoder
-from mmlib.model.encoders.weights import unknown_name
-from mmlib.model.encoders.words import GRUEncoder, WordsEncoder
+from mmlib.config import ParameterError, TrainConfig
+from mmlib.model.encoders import Encoder, GRUEncoder, ImageEncoder, TextEncoder, WordsEncoder
+from mmlib.model.network import DualEncoder, MemoryNetwork
+from mmlib.model.weights import unknown_name
 
-IMAGE_LIBRARIES = {
-    "torchvision": build_torchvision,
-    "timm": build_timm,
-    "open_clip": build_open_clip_image,
-}
+IMAGE_LIBRARIES = ("timm", "torchvision", "open_clip")
 TEXT_LIBRARIES = ("open_clip", "hf")
-IMAGE_NAMES = ("vit", *convolutional.NAMES, *(f"{library}:<name>" for library in IMAGE_LIBRARIES))
+IMAGE_NAMES = ("vit", *(f"{library}:<name>" for library in IMAGE_LIBRARIES))
 TEXT_NAMES = ("transformer", "gru", "words", *(f"{library}:<name>" for library in TEXT_LIBRARIES))
+
+
+def build_model(
+    config: TrainConfig,
+    vocabulary: int,
+    padding: int = 0,
+    load_pretrained: bool = True,
+    architecture: dict | None = None,
+) -> DualEncoder:
+    """A network of the config's sizes for `vocabulary` token ids, freshly initialised.
+
+    Args:
+        config: its encoders, sizes and what of the encoders is tuned.
+        vocabulary: number of token ids.
+        padding: the token id of padding.
+        load_pretrained: read the weights of pretrained encoders; not needed where a checkpoint follows.
+        architecture: of the text encoder, as a checkpoint keeps it; else it is read where the weights are.
+
+    Raises:
+        ParameterError: an unknown encoder, weights that it does not have, or an image size that it
+            cannot take.
+        FileNotFoundError, ValueError: weights that are not there or do not fit.
+    """
+    image = build_image_encoder(config, load_pretrained=load_pretrained)
+    text = build_text_encoder(
+        config, vocabulary, padding=padding, load_pretrained=load_pretrained, architecture=architecture
+    )
+    for name, encoder in (("image_tune", image), ("text_tune", text)):
+        try:
+            encoder.set_tune(getattr(config, name))
+        except ParameterError as error:
+            raise ParameterError(f"{name}: {error}") from None
+    if not config.memory_slots:
+        return DualEncoder(image, text)
+    names = ("latent_dim", "num_heads", "dropout", "memory_slots", "feedback_steps", "memory_write")
+    return MemoryNetwork(image, text, **{name: getattr(config, name) for name in names})
 
 
 def build_image_encoder(config: Any, *, load_pretrained: bool = True) -> Encoder:
@@ -55,12 +78,18 @@ def build_image_encoder(config: Any, *, load_pretrained: bool = True) -> Encoder
     name, sizes = config.image_encoder, (config.latent_dim, config.num_heads, config.dropout)
     library, _, model = name.partition(":")
     if library in IMAGE_LIBRARIES and model:
-        backbone = IMAGE_LIBRARIES[library](
+        from mmlib.model import image_towers, open_clip_towers
+        from mmlib.model.pretrained import PretrainedImageEncoder
+
+        build = {
+            "timm": image_towers.build_timm,
+            "torchvision": image_towers.build_torchvision,
+            "open_clip": open_clip_towers.build_open_clip_image,
+        }[library]
+        backbone = build(
             model, config.image_weights, config.image_size, config.image_pooling, load_pretrained
         )
         return PretrainedImageEncoder(backbone, config)
-    if name in convolutional.NAMES:
-        return convolutional.ConvolutionalEncoder(name, config.image_size, *sizes, config.image_pooling)
     if name != "vit":
         raise unknown_name("image_encoder", name, IMAGE_NAMES)
     if config.image_pooling != "encoder":
@@ -98,10 +127,15 @@ def build_text_encoder(
     name, weights, width = config.text_encoder, config.text_weights, config.latent_dim
     library, _, model = name.partition(":")
     if library in TEXT_LIBRARIES and model:
+        from mmlib.model import hf_towers, open_clip_towers
+        from mmlib.model.pretrained import PretrainedTextEncoder
+
         if library == "hf":
-            built = build_hf_text(model, weights, config.max_tokens, load_pretrained, architecture)
+            built = hf_towers.build_hf_text(model, weights, config.max_tokens, load_pretrained, architecture)
         else:
-            built = build_open_clip_text(model, weights, config.max_tokens, padding, load_pretrained)
+            built = open_clip_towers.build_open_clip_text(
+                model, weights, config.max_tokens, padding, load_pretrained
+            )
         backbone, features, ids = built
         if vocabulary > ids:
             raise ParameterError(

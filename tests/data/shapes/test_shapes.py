@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmlib.data.shapes import load_shapes
-from mmlib.data.shapes_scene import BACKGROUNDS, COLOURS, RADII, SHAPES, TEXTURES
+from mmlib.data.shapes.scene import BACKGROUNDS, COLOURS, RADII, SHAPES, TEXTURES
 
 # Change these only together with RENDERER_VERSION: runs and reports refer to the set by its bytes.
 PIXELS = {

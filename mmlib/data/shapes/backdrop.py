@@ -13,7 +13,7 @@ from random import Random
 
 import numpy as np
 
-from mmlib.data.shapes_scene import between, pick
+from mmlib.data.shapes.scene import between, pick
 
 Colour = tuple[int, int, int]
 

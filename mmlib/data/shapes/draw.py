@@ -2,7 +2,7 @@
 
 Every shape is a signed distance (negative inside), built from half-planes and circles; edges are
 smoothed by that distance, and by averaging `SUPERSAMPLE`² integers to a pixel. Only operations that
-IEEE 754 rounds exactly are used, one at a time (see `shapes_backdrop`).
+IEEE 754 rounds exactly are used, one at a time (see `mmlib.data.shapes.backdrop`).
 
 Shapes: x_HW and y_HW are a thing's own coordinates, its radius being 1, y down.
 """
@@ -10,8 +10,8 @@ Shapes: x_HW and y_HW are a thing's own coordinates, its radius being 1, y down.
 import numpy as np
 from PIL import Image
 
-from mmlib.data.shapes_backdrop import blend, cover, paint_backdrop, wave
-from mmlib.data.shapes_scene import Scene, Thing
+from mmlib.data.shapes.backdrop import blend, cover, paint_backdrop, wave
+from mmlib.data.shapes.scene import Scene, Thing
 
 RENDERER_VERSION = 2  # raise it with every change of what a scene looks like
 SUPERSAMPLE = 2

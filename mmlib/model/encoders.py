@@ -1,0 +1,272 @@
+"""Encoders of images and captions: what every encoder is, and those that are trained from scratch.
+
+An encoder gives one vector of the latent's width for each image or caption.  Around a pretrained model
+(`mmlib.model.pretrained`) it is in two parts: the *backbone*, whose output for an input is that input's
+*features*, and the *head*, which is always trained.  The features of a frozen backbone can be computed
+once and passed in place of the pixels or token ids.  An encoder that is trained from scratch has no such
+border.
+
+To add one: a class here, and its name in `mmlib.model.build`.
+
+Shapes: B items, C channels, H, W pixels, P patches or positions, L tokens, F feature channels, D width.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from mmlib.config import ParameterError
+from mmlib.data.augment import PIXEL_MEAN, PIXEL_STD
+
+Block = tuple[str, list[nn.Parameter]]
+
+
+class Encoder(nn.Module):
+    """Base of all encoders; as it stands, one that is trained from scratch.
+
+    Attributes:
+        width: D.
+        feature_shape: (F,) or (P, F) of one item's features; None where there is no backbone.
+        architecture: what is needed to build the same encoder again where neither weights nor their
+            folder are at hand, as JSON types; None if its name and the config are enough.
+        mean, std: images: what is subtracted from and divides RGB values in 0..1 before `forward`.
+        image_size: images: side in pixels.
+    """
+
+    width: int
+    feature_shape: tuple[int, ...] | None = None
+    architecture: dict | None = None
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The backbone's parameters in groups, from input to output; none where there is no backbone."""
+        return []
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of the pretrained part."""
+        return iter(())
+
+    def features(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """What a frozen backbone always gives for the input; without a backbone, the output itself."""
+        return self(*inputs)
+
+    def from_features(self, feature: torch.Tensor) -> torch.Tensor:
+        """(B, D) of what `features` returned."""
+        return feature
+
+    def set_tune(self, tune: str) -> None:
+        """Chooses what is trained.
+
+        Raises:
+            ParameterError: anything but `all` for an encoder without a backbone.
+        """
+        if tune != "all":
+            raise ParameterError(
+                f"tune {tune!r} needs a pretrained encoder: {type(self).__name__} is trained from scratch,"
+                " use 'all'"
+            )
+
+    def fingerprint(self) -> str:
+        """16 hex digits over architecture and weights of what makes the features."""
+        return fingerprint_of(type(self).__name__, self.state_dict())
+
+
+def fingerprint_of(name: str, state: Mapping[str, torch.Tensor]) -> str:
+    """16 hex digits over a name and the names, types, shapes and bytes of tensors."""
+    digest = hashlib.sha256(name.encode())
+    for key in sorted(state):
+        tensor = state[key].detach().cpu().contiguous()
+        digest.update(f"\n{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def transformer(width: int, layers: int, heads: int, mlp_ratio: int, dropout: float) -> nn.TransformerEncoder:
+    """`layers` post-norm encoder layers with GELU, batch first."""
+    layer = nn.TransformerEncoderLayer(
+        width, heads, mlp_ratio * width, dropout, activation="gelu", batch_first=True, norm_first=False
+    )
+    return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+
+
+def real_positions(tokens_BL: torch.Tensor, length_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which positions are no padding, (B, L) bool, and how many, (B,).
+
+    An empty caption keeps its first position, so that its attention and mean are defined.
+    """
+    length_B = length_B.clamp(min=1)
+    return torch.arange(tokens_BL.shape[1], device=tokens_BL.device) < length_B[:, None], length_B
+
+
+class TextEncoder(Encoder):
+    """Token embedding and learned positions, transformer, mean over positions, LayerNorm, Linear.
+
+    Args:
+        vocabulary: number of token ids, padding included.
+        max_tokens: number of positions; longer inputs are an error of the caller.
+        padding_mask: whether padding is left out of the attention and of the mean.  The reference
+            experiment has no mask (REFERENCE §3.9): its mean runs over all positions.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        max_tokens: int,
+        width: int,
+        layers: int,
+        heads: int,
+        mlp_ratio: int,
+        dropout: float,
+        padding_mask: bool,
+    ):
+        super().__init__()
+        self.width = width
+        self.token = nn.Embedding(vocabulary, width)
+        self.position_LD = nn.Parameter(torch.randn(max_tokens, width) * 0.02)
+        self.layers = transformer(width, layers, heads, mlp_ratio, dropout)
+        self.norm = nn.LayerNorm(width)
+        self.project = nn.Linear(width, width)
+        self.padding_mask = padding_mask
+
+    def forward(self, tokens_BL: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
+        """Token ids (B, L) and the number of real tokens of each (B,) → (B, D)."""
+        x_BLD = self.token(tokens_BL) + self.position_LD[: tokens_BL.shape[1]]
+        if not self.padding_mask:
+            return self.project(self.norm(self.layers(x_BLD).mean(1)))
+        real_BL, length_B = real_positions(tokens_BL, length_B)
+        x_BLD = self.layers(x_BLD, src_key_padding_mask=~real_BL)
+        mean_BD = (x_BLD * real_BL[..., None]).sum(1) / length_B[:, None]
+        return self.project(self.norm(mean_BD))
+
+
+class ImageEncoder(Encoder):
+    """ViT: square patches, a class token, learned positions; the class token out, LayerNorm.
+
+    Raises:
+        ValueError: the patch does not divide the image.
+    """
+
+    mean, std = PIXEL_MEAN, PIXEL_STD
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        mlp_ratio: int,
+        dropout: float,
+    ):
+        super().__init__()
+        if image_size % patch_size:
+            raise ValueError(
+                f"patch_size must divide image_size: {image_size} is not a multiple of {patch_size};"
+                f" choose image_size {image_size - image_size % patch_size} or another patch_size"
+            )
+        self.image_size, self.width = image_size, width
+        patches = (image_size // patch_size) ** 2
+        self.patch = nn.Conv2d(3, width, patch_size, stride=patch_size)
+        self.class_token_11D = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.position_1PD = nn.Parameter(torch.randn(1, patches + 1, width) * 0.02)
+        self.layers = transformer(width, layers, heads, mlp_ratio, dropout)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        """Normalised images (B, 3, H, W) → (B, D)."""
+        patch_BPD = self.patch(image_BCHW).flatten(2).transpose(1, 2)
+        class_B1D = self.class_token_11D.expand(len(patch_BPD), -1, -1)
+        x_BPD = torch.cat([class_B1D, patch_BPD], dim=1) + self.position_1PD
+        for layer in self.layers.layers[:-1]:
+            x_BPD = layer(x_BPD)
+        return self.norm(self._last_layer(x_BPD))
+
+    def _last_layer(self, x_BPD: torch.Tensor) -> torch.Tensor:
+        """The last layer's output for the class token, (B, D): nobody reads that of the patches."""
+        layer, class_B1D = self.layers.layers[-1], x_BPD[:, :1]
+        read_B1D, _ = layer.self_attn(class_B1D, x_BPD, x_BPD, need_weights=False)
+        class_B1D = layer.norm1(class_B1D + layer.dropout1(read_B1D))
+        return layer.norm2(class_B1D + layer._ff_block(class_B1D))[:, 0]
+
+
+TOKEN_DEVIATION = 0.1  # of the first token vectors
+
+
+class GRUEncoder(Encoder):
+    """Word vectors read by a GRU in both directions; mean and maximum over positions, LayerNorm, Linear.
+
+    The backward GRU reads each caption's own tokens from the last to the first: the same numbers as
+    packed sequences, without lengths on the host.
+
+    Args:
+        vocabulary: number of token ids, padding included.
+        width: D, also of the word vectors and of each direction's state.
+        dropout: of word vectors and of what is pooled, probability.
+    """
+
+    def __init__(self, vocabulary: int, width: int, dropout: float):
+        super().__init__()
+        self.width = width
+        self.token = _token_vectors(vocabulary, width)
+        self.dropout = nn.Dropout(dropout)
+        self.ahead = nn.GRU(width, width, batch_first=True)
+        self.back = nn.GRU(width, width, batch_first=True)
+        self.norm = nn.LayerNorm(4 * width)
+        self.project = nn.Linear(4 * width, width)
+
+    def forward(self, tokens_BL: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
+        """Token ids (B, L) and the number of real tokens of each (B,) → (B, D)."""
+        real_BL, length_B = real_positions(tokens_BL, length_B)
+        x_BLD = self.dropout(self.token(tokens_BL))
+        place_L = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
+        mirror_BL = torch.where(real_BL, length_B[:, None] - 1 - place_L, place_L)
+        ahead_BLD, _ = self.ahead(x_BLD)
+        back_BLD, _ = self.back(_gather(x_BLD, mirror_BL))
+        state_BLE = torch.cat([ahead_BLD, _gather(back_BLD, mirror_BL)], dim=-1)
+        mean_BE = (state_BLE * real_BL[..., None]).sum(1) / length_B[:, None]
+        lowest = torch.finfo(state_BLE.dtype).min
+        highest_BE = state_BLE.masked_fill(~real_BL[..., None], lowest).amax(1)
+        return self.project(self.dropout(self.norm(torch.cat([mean_BE, highest_BE], dim=-1))))
+
+
+def _token_vectors(vocabulary: int, width: int) -> nn.Embedding:
+    """Small first vectors: those of torch's own size are hardly moved by an adaptive optimizer's steps."""
+    token = nn.Embedding(vocabulary, width)
+    nn.init.normal_(token.weight, std=TOKEN_DEVIATION)
+    return token
+
+
+def _gather(x_BLD: torch.Tensor, place_BL: torch.Tensor) -> torch.Tensor:
+    return x_BLD.gather(1, place_BL[..., None].expand_as(x_BLD))
+
+
+class WordsEncoder(Encoder):
+    """Mean of the token vectors, LayerNorm, and a feed-forward network; the order of words is lost.
+
+    Args:
+        vocabulary: number of token ids, padding included.
+        width: D, also of the token vectors.
+        mlp_ratio: hidden width over D.
+        dropout: of the mean and of the hidden layer, probability.
+    """
+
+    def __init__(self, vocabulary: int, width: int, mlp_ratio: int, dropout: float):
+        super().__init__()
+        self.width = width
+        self.token = _token_vectors(vocabulary, width)
+        self.norm = nn.LayerNorm(width)
+        self.feed_forward = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(width, mlp_ratio * width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(mlp_ratio * width, width),
+        )
+
+    def forward(self, tokens_BL: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
+        """Token ids (B, L) and the number of real tokens of each (B,) → (B, D)."""
+        real_BL, length_B = real_positions(tokens_BL, length_B)
+        mean_BD = (self.token(tokens_BL) * real_BL[..., None]).sum(1) / length_B[:, None]
+        return self.feed_forward(self.norm(mean_BD))
