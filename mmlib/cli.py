@@ -273,14 +273,24 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
 
 
 def _report(options: argparse.Namespace) -> int:
+    from mmlib.files import checked_name, printable, read_json
     from mmlib.paths import shown
     from mmlib.reporting.index import write_index
     from mmlib.reporting.report import write_report
 
+    problems = []
     if options.experiment:
-        print(shown(write_report(Path(options.experiment).name)))
+        try:
+            name = checked_name(Path(options.experiment).name, "experiment")
+        except ValueError as error:
+            raise ParameterError(str(error)) from None
+        report = write_report(name)
+        print(shown(report))
+        problems = read_json(report / "results.json")["problems"]
     print(shown(write_index()))
-    return 0
+    for problem in problems:
+        print(f"error: {printable(problem)}", file=sys.stderr)
+    return EXIT_FAILED if problems else 0
 
 
 def _shard(options: argparse.Namespace) -> int:

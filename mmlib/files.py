@@ -10,6 +10,7 @@ import difflib
 import errno
 import fcntl
 import json
+import math
 import os
 import re
 import socket
@@ -26,6 +27,7 @@ MAX_JSON_BYTES = 256 << 20  # a results file has thousands of rows; COCO's capti
 MAX_NAME_BYTES = 100  # leaves room for endings and temporary names in the 255 bytes of a file name
 
 _MOVING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories: controls, marks of direction, line breaks
+NAME_RULE = f"a name of letters, digits, '-', '_' and dots inside, at most {MAX_NAME_BYTES} bytes long"
 _NAME = re.compile(r"[^\W_](?:[\w.-]*[\w-])?")  # starts with a letter or digit and does not end in a dot
 
 _WHAT_TO_DO = {
@@ -306,14 +308,22 @@ def parse_json(data: bytes | str, where: str) -> Any:
         where: the file (and the place in it) that errors name.
 
     Raises:
-        ValueError: not JSON, not UTF-8, nested too deeply, or a number of too many digits.
+        ValueError: not JSON, not UTF-8, nested too deeply, or a number of too many digits; NaN and
+            infinity too, which JSON has not, although Python reads them.
     """
     try:
-        return json.loads(data)
+        return json.loads(data, parse_constant=_finite, parse_float=_finite)
     except RecursionError:
         raise ValueError(f"{where} is damaged: expected JSON, found brackets nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{where} is damaged: expected JSON, found {error}") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]}")
+    return value
 
 
 def read_json(path: Path) -> dict:
@@ -352,12 +362,14 @@ def checked_name(name: str, what: str) -> str:
     Raises:
         ValueError: it is empty, too long, starts or ends with a dot, or holds anything else, such as `/`.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name.encode()) > MAX_NAME_BYTES:
-        raise ValueError(
-            f"{what}: expected a name of letters, digits, '-', '_' and dots inside, at most {MAX_NAME_BYTES}"
-            f" bytes long, found {printable(repr(name))[:200]}"
-        )
+    if not is_name(name):
+        raise ValueError(f"{what}: expected {NAME_RULE}, found {printable(repr(name))[:200]}")
     return name
+
+
+def is_name(name: Any) -> bool:
+    """Whether `checked_name` lets a value pass."""
+    return isinstance(name, str) and bool(_NAME.fullmatch(name)) and len(name.encode()) <= MAX_NAME_BYTES
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.5) -> str:

@@ -90,7 +90,7 @@ def test_another_trainers_word_is_no_hint_where_its_parameter_does_not_exist():
         ("epochs", 2**63, "expected a number that fits into 64 bits", "found 9223372036854775808 (int)"),
         ("lr", "1e999", "expected a number that fits into 64 bits", "found '1e999' (str)"),
         ("data_root", "a\0b", "expected text in UTF-8, without NUL", r"found 'a\x00b' (str)"),
-        ("run", "\x1b[31m" + "x" * 10_000, "at most 100 characters", r"found '\x1b[31mxxx"),
+        ("run", "\x1b[31m" + "x" * 10_000, "at most 100 bytes long, f", r"found '\x1b[31mxxx"),
         (
             "run",
             True,
@@ -107,8 +107,8 @@ def test_another_trainers_word_is_no_hint_where_its_parameter_does_not_exist():
             "expected text; put it in quotes in Python, or give it with papermill's -r",
             "found 7 (int)",
         ),
-        ("run", "../elsewhere", "match pattern", "found '../elsewhere' (str)"),
-        ("run", "", "match pattern", "found '' (str)"),
+        ("run", "../elsewhere", "expected a name of letters, digits", "found '../elsewhere' (str)"),
+        ("run", "", "expected a name of letters, digits", "found '' (str)"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_was_expected_and_what_came(name, value, expected, found):
@@ -126,7 +126,7 @@ def test_a_number_of_thousands_of_digits_has_a_message():
 
 
 def test_a_name_inside_a_list_is_checked():
-    assert "runs: string should match pattern" in message(EvaluateConfig, {"runs": ["ok", "not/ok"]})
+    assert "runs: expected a name of letters, digits" in message(EvaluateConfig, {"runs": ["ok", "not/ok"]})
     assert "valid list" in message(EvaluateConfig, {"runs": 7})
     assert build(EvaluateConfig, {"runs": "a-run"}).runs == ["a-run"]  # as papermill's -p hands it over
     assert "at least 1 item" in message(AnalysisConfig, {"runs": []})

@@ -9,11 +9,19 @@ Fields are grouped by what they decide:
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import AfterValidator, Field, create_model, field_validator, model_validator
 
 from mmlib.config.reading import Config, read_values
+from mmlib.files import NAME_RULE, is_name
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+def _name(value: str) -> str:
+    if not is_name(value):
+        raise ValueError(f"expected {NAME_RULE}")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]  # of what becomes a folder
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Tuned = Annotated[str, Field(pattern=r"^(all|none|last-[1-9][0-9]*)$")]

@@ -3,12 +3,12 @@
 import numpy as np
 import pandas as pd
 
-from mmlib.files import read_json
 from mmlib.metrics import RetrievalRanks, summarise
+from mmlib.reporting.scope import summary_of
 from mmlib.reporting.tables import Table
 from mmlib.training.checkpoint import load_checkpoint
 from mmlib.training.optimisation import learning_rate
-from mmlib.training.runs import read_history, run_folder, run_state, stored_config
+from mmlib.training.runs import read_history, run_folder, run_state, stored_config, stored_environment
 
 
 def check_run(run: str) -> Table:
@@ -21,7 +21,7 @@ def check_run(run: str) -> Table:
         ValueError: a check failed; names it with what was expected and found.
     """
     config, history = stored_config(run), read_history(run)
-    environment = read_json(run_folder(run) / "environment.json")
+    environment = stored_environment(run)
     parent = environment["parent"]
     first = 1 + (parent["epoch"] if parent else 0)
     own = [row for row in history if row["run"] == run]
@@ -56,7 +56,7 @@ def evaluation_checks(results: list[dict]) -> Table:
     """
     tables = []
     for result in results:
-        standard, paired = (result["protocols"][name] for name in ("standard", "paired"))
+        standard, paired = (summary_of(result, name) for name in ("standard", "paired"))
         sizes = result["data"]["splits"][result["split"]]
         ranks = RetrievalRanks.load(run_folder(result["run"]) / "ranks.npz")
         per_image = np.bincount(ranks.image_of_text_M)
@@ -89,5 +89,5 @@ def _epoch_of_best(run: str) -> int:
 def _fingerprints(environment: dict, parent: dict | None) -> tuple[str | None, str | None]:
     if parent is None:
         return None, None
-    there = read_json(run_folder(parent["run"]) / "environment.json")["data"]["fingerprint"]
+    there = stored_environment(parent["run"])["data"]["fingerprint"]
     return there, environment["data"]["fingerprint"]

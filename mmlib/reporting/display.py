@@ -7,6 +7,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from PIL import Image
 
+from mmlib.files import checked_name
 from mmlib.reporting.style import alt_text
 
 MARK = "mmlib"  # key of our metadata: on a figure its name, on a notebook why it stopped
@@ -20,15 +21,14 @@ def show(figure: Figure, name: str, private: bool = False) -> None:
 
     Args:
         figure: with its alt text as the label, see `mmlib.reporting.style.alt_text`.
-        name: of the PNG that a report writes beside its page; letters, digits, `-` and `_`.
+        name: of the PNG that a report writes beside its page.
         private: the figure shows data whose licence does not allow passing them on; reports leave
             it out of the page that can be shared.
 
     Raises:
         ValueError: the figure has no alt text, or the name cannot be part of a file name.
     """
-    if not name or not name.replace("-", "").replace("_", "").isalnum():
-        raise ValueError(f"figure name: expected letters, digits, '-' and '_', found {name!r}")
+    checked_name(name, "figure name")
     alt = alt_text(figure)
     png = _png(figure)
     plt.close(figure)

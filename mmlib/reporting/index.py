@@ -6,11 +6,14 @@ from pathlib import Path
 import jinja2
 
 from mmlib import paths
-from mmlib.files import read_json, write_text_atomic
+from mmlib.files import checked_name, explained, printable, read_bounded, write_text_atomic
 from mmlib.reporting.ablation_verdicts import ablation_verdicts
+from mmlib.reporting.foreign import POLICY, is_png, well_formed
 from mmlib.reporting.html import TEMPLATES, stylesheet
+from mmlib.reporting.report import THUMBNAIL, UNKNOWN
 from mmlib.reporting.scope import DIRECTIONS, percent, recall_text, scope
 from mmlib.reporting.style import DIRECTION_NAMES
+from mmlib.training.stored import Report, read_stored
 
 
 def write_index() -> Path:
@@ -19,21 +22,23 @@ def write_index() -> Path:
     Needs no run folder, so that it can be made on any clone.  An experiment whose file is missing
     or damaged gets a card that says so.
     """
-    folders = [p for p in sorted(paths.REPORTS.glob("*")) if p.is_dir()] if paths.REPORTS.is_dir() else []
+    folders = [p for p in sorted(paths.REPORTS.glob("[!.]*")) if p.is_dir()]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
     cards = [_card(folder) for folder in folders]
     text = environment.get_template("experiments.html.j2").render(
-        experiments=cards, css=jinja2.filters.Markup(stylesheet())
+        experiments=cards, css=jinja2.filters.Markup(stylesheet()), policy=POLICY
     )
-    write_text_atomic(paths.REPORTS / "index.html", text + "\n")
-    return paths.REPORTS / "index.html"
+    path = paths.REPORTS / "index.html"
+    with explained(path):
+        write_text_atomic(path, well_formed(text) + "\n")
+    return path
 
 
 def _card(folder: Path) -> dict:
     card = {
-        "name": folder.name,
+        "name": printable(folder.name),
         "state": "unreadable",
         "reason": None,
         "first": None,
@@ -42,7 +47,8 @@ def _card(folder: Path) -> dict:
     }
     card |= {"links": [], "thumbnail": None, "alt": ""}
     try:
-        report = read_json(folder / "results.json")
+        checked_name(folder.name, "experiment")
+        report = read_stored(folder / "results.json", Report, "make the report again")
         card |= {"state": report["state"], "reason": report["reason"], "numbers": _numbers(report["metrics"])}
         records = report.get("ablations", {}).values()  # reports from before there were any have none
         card["verdicts"] = [text for record in records for text in ablation_verdicts(record).sentences]
@@ -55,27 +61,33 @@ def _card(folder: Path) -> dict:
         ]
         card["first"] = card["links"][-1]["href"] if card["links"] else None  # the analysis, once there
         if report["thumbnail"]:
-            png = base64.b64encode((folder / report["thumbnail"]["file"]).read_bytes()).decode()
-            card |= {"thumbnail": f"data:image/png;base64,{png}", "alt": report["thumbnail"]["alt"]}
+            card |= {"thumbnail": _picture(folder / THUMBNAIL), "alt": report["thumbnail"]["alt"]}
     except FileNotFoundError as error:
         card |= {"state": "incomplete", "reason": f"its report is not whole: {error}"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"results.json cannot be used: {type(error).__name__}: {error}"
-        card |= {"state": "unreadable", "reason": reason}
+    except (OSError, ValueError) as error:
+        card |= {"state": "unreadable", "reason": str(error)}
     return card
+
+
+def _picture(path: Path) -> str:
+    """A PNG as an address that holds it."""
+    png = read_bounded(path)
+    if not is_png(png):
+        raise ValueError(f"{paths.shown(path)} is damaged: expected a PNG; make the report again")
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _numbers(metrics: dict) -> dict | None:
     """Test R@1 of the last run that has it; before any test, validation R@1 of the last best epoch."""
     for run, values in reversed(metrics.items()):
-        if values["test"] and "standard" in values["test"]["protocols"]:
+        if values["test"]:
             test = values["test"]
             where = scope(test["data"]["name"], test["split"], test["protocols"]["standard"])
             return _rows(run, test["protocols"]["standard"], f"{where} · 95 % intervals")
     for run, values in reversed(metrics.items()):
         if values["best"]:
             best = values["best"][-1]
-            where = scope(values["data"]["name"], "val", best["val"])
+            where = scope((values["data"] or UNKNOWN)["name"], "val", best["val"])
             note = f"best epoch {best['epoch']}, not a test result"
             return _rows(run, best["val"], f"{where} · {note} · 95 % intervals")
     return None

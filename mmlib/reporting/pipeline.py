@@ -26,7 +26,7 @@ from mmlib.reporting.index import write_index
 from mmlib.reporting.notebook import notebook_state, read_notebook, runs_of, section_of
 from mmlib.reporting.plan import Step, check_data_roots, check_parameters, plan
 from mmlib.reporting.report import write_report
-from mmlib.reporting.state import runs_state
+from mmlib.reporting.state import report_folder, runs_state
 from mmlib.training.runs import run_folder
 
 EXIT_COMPLETE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
@@ -57,7 +57,7 @@ def run_experiment(
     experiment, steps = plan(params_dir, overrides or {})
     check_parameters(steps)
     check_data_roots(steps)
-    executed = paths.REPORTS / experiment / "executed"
+    executed = report_folder(experiment) / "executed"
     try:
         code = _run_steps(steps, executed, overwrite)
     except KeyboardInterrupt:

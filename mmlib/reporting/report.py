@@ -4,25 +4,25 @@
 (`provenance`) and how long they took (`timings`).
 """
 
-from collections.abc import Callable
+import dataclasses
+import io
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
-from mmlib import paths
-from mmlib.files import read_json, write_json
+from mmlib.files import explained, is_name, write_bytes_atomic, write_json
 from mmlib.reporting.ablation_figure import ablation_thumbnail
 from mmlib.reporting.curves import thumbnail
 from mmlib.reporting.html import render_notebook
 from mmlib.reporting.notebook import has_private, read_notebook
-from mmlib.reporting.overview import write_overview
+from mmlib.reporting.overview import overview
 from mmlib.reporting.scope import best_row, phases
-from mmlib.reporting.state import Page, experiment_pages, members_of, record_of, worst
+from mmlib.reporting.state import Page, RunFiles, experiment_pages, read_run, report_folder, worst
 from mmlib.reporting.style import alt_text
-from mmlib.training.runs import read_history, run_folder, run_state
+from mmlib.training.ablation import members
 
 THUMBNAIL = "figures/learning.png"
+UNKNOWN = {"name": "an unknown data set"}  # of a run whose environment cannot be read
 
 _ROW = ("phase", "run", "epoch", "lr", "train_loss", "val")  # of a history row; its timings stand apart
 
@@ -31,110 +31,139 @@ def write_report(experiment: str) -> Path:
     """Writes `reports/<experiment>/`: a page per executed notebook, figures, `results.json`, `README.md`.
 
     Whatever is missing or damaged is named in `results.json` and marked on the pages; the rest of
-    the report is made all the same.
+    the report is made all the same.  Each file is written whole or not at all, and what an earlier
+    report left goes when the new one is there.  Nothing outside the report's folder is written.
 
     Returns:
         The report's folder.
 
     Raises:
         FileNotFoundError: the experiment has neither parameters nor executed notebooks.
+        ValueError: its name cannot be that of a folder.
+        OSError: a file cannot be written; names it.
     """
-    pages = experiment_pages(experiment)
-    folder = paths.REPORTS / experiment
-    for page in pages:
-        _render(page, folder, pages)
-    mentioned = list(dict.fromkeys(run for page in pages for run in page.runs))
-    ablations = {run: record for run in mentioned if (record := record_of(run))}
-    names = [name for run in mentioned for name in (members_of(run) if run in ablations else (run,))]
-    runs = {name: _collect(name) for name in names}
+    folder = report_folder(experiment)
+    pages, files = _rendered(experiment, experiment_pages(experiment))
+    mentioned = {run: read_run(run) for page in pages for run in page.runs}
+    ablations = {run: read.record for run, read in mentioned.items() if read.record}
+    runs: dict[str, RunFiles] = {}
+    for run, read in mentioned.items():
+        runs |= {m: read_run(m) for m in members(read.record)} if read.record else {run: read}
     state, reason = worst([(page.state, _reason(page)) for page in pages])
-    shown = next((run for run in reversed(runs.values()) if run["history"]), None)
+    shown = next((run for run in reversed(runs.values()) if run.history), None)
     small = _thumbnail(list(ablations.values()), shown)
     if small:
-        (folder / THUMBNAIL).parent.mkdir(parents=True, exist_ok=True)
-        small.savefig(folder / THUMBNAIL, metadata={"Software": None})
+        files[THUMBNAIL] = _png(small)
+    # An ablation's runs have a table of their own.
+    results = [run.result for name, run in runs.items() if name in mentioned and run.result]
+    shared = [page.name for page in pages if page.href in files]
+    text = overview(experiment, state, reason, shared, list(files), results, list(ablations.values()))
+    for name, content in files.items():
+        _write(folder / name, content)
     write_json(
         folder / "results.json",
         {
             "experiment": experiment,
             "state": state,
             "reason": reason,
+            "problems": _problems(pages, runs),
             "notebooks": {
                 page.name: {"state": page.state, "reason": page.reason, "page": page.href} for page in pages
             },
             "thumbnail": {"file": THUMBNAIL, "alt": alt_text(small)} if small else None,
             "ablations": ablations,
-            "runs": {n: {key: r[key] for key in ("state", "reason", "problems")} for n, r in runs.items()},
-            "metrics": {name: run["metrics"] for name, run in runs.items()},
-            "provenance": {name: run["provenance"] for name, run in runs.items()},
-            "timings": {name: run["timings"] for name, run in runs.items()},
+            "runs": {
+                name: {"state": run.state, "reason": run.reason, "problems": run.problems}
+                for name, run in runs.items()
+            },
+            "metrics": {name: _metrics(run) for name, run in runs.items()},
+            "provenance": {
+                name: {key: value for key, value in run.environment.items() if key != "data"}
+                for name, run in runs.items()
+            },
+            "timings": {name: _timings(name, run) for name, run in runs.items()},
         },
     )
-    alone = [runs[name] for name in names if name in mentioned]  # an ablation's have a table of their own
-    results = [run["metrics"]["test"] for run in alone if run["metrics"]["test"]]
-    write_overview(folder, experiment, state, reason, results, list(ablations.values()))
+    _write(folder / "README.md", text.encode())
+    _remove_stale(folder, pages, files)
     return folder
 
 
-def _render(page: Page, folder: Path, pages: tuple[Page, ...]) -> None:
-    private = folder / f"{page.name}.private.html"
-    private.unlink(missing_ok=True)
-    if page.executed is None:
-        (folder / f"{page.name}.html").unlink(missing_ok=True)  # of an earlier run: no longer true
-        return
-    render_notebook(page.executed, folder / f"{page.name}.html", pages=pages)
-    if has_private(read_notebook(page.executed)):
-        render_notebook(page.executed, private, private=True, pages=pages)
+def _rendered(experiment: str, pages: tuple[Page, ...]) -> tuple[tuple[Page, ...], dict[str, bytes]]:
+    """The pages as they turned out, and the files of those that can be shown."""
+    files: dict[str, bytes] = {}
+    for page in pages:
+        if page.executed is None:
+            continue
+        try:
+            files |= render_notebook(page.executed, experiment, pages=pages)
+            if has_private(read_notebook(page.executed)):
+                files |= render_notebook(page.executed, experiment, private=True, pages=pages)
+        except (OSError, ValueError) as error:
+            lost = dataclasses.replace(page, state="failed", reason=str(error), executed=None)
+            # Once more from the first, since each page says what became of the others.
+            return _rendered(experiment, tuple(lost if other is page else other for other in pages))
+    return pages, files
+
+
+def _write(path: Path, content: bytes) -> None:
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes_atomic(path, content)
+
+
+def _remove_stale(folder: Path, pages: tuple[Page, ...], files: dict[str, bytes]) -> None:
+    """Removes pages and figures of earlier reports: no longer true."""
+    for page in pages:
+        if not is_name(page.name):
+            continue
+        old = [folder / f"{page.name}.html", folder / f"{page.name}.private.html"]
+        old += [p for part in ("figures", "private") for p in (folder / part).glob(f"{page.name}-*.png")]
+        for path in old:
+            if path.relative_to(folder).as_posix() not in files:
+                with explained(path):
+                    path.unlink(missing_ok=True)
 
 
 def _reason(page: Page) -> str | None:
     return f"{page.name}: {page.reason}" if page.reason and page.name not in page.reason else page.reason
 
 
-def _collect(run: str) -> dict:
-    """Everything that a report says of a run; files that cannot be read are listed as problems."""
-    state, reason = run_state(run)
-    problems: list[str] = []
-    folder = run_folder(run)
+def _problems(pages: tuple[Page, ...], runs: dict[str, RunFiles]) -> list[str]:
+    """Why executed copies and files of runs could not be read."""
+    copies = [page.reason for page in pages if page.executed is None and page.state == "failed"]
+    return list(dict.fromkeys([*copies, *(problem for run in runs.values() for problem in run.problems)]))
 
-    def read(reader: Callable[[], Any], otherwise: Any) -> Any:
-        try:
-            return reader()
-        except (OSError, ValueError, KeyError) as error:
-            problems.append(f"{type(error).__name__}: {error}")
-            return otherwise
 
-    history = read(lambda: read_history(run), [])
-    config = read(lambda: read_json(folder / "config.json"), {})
-    environment = read(lambda: read_json(folder / "environment.json"), {})
-    has_result = (folder / "results.json").exists()  # none before 03_evaluate, which is no problem
-    result = read(lambda: read_json(folder / "results.json"), None) if has_result else None
-    by = config.get("select_by", "rsum")
-    best = read(lambda: [best_row(rows, by) for rows in phases(history)], []) if history else []
-    own = [row for row in history if row.get("run") == run]
+def _metrics(run: RunFiles) -> dict:
+    best = [best_row(rows, run.best_by) for rows in phases(run.history)] if run.history else []
     return {
-        "state": state,
-        "reason": reason,
-        "problems": problems,
-        "history": history,
-        "dataset": environment.get("data", {}).get("name", "an unknown data set"),
-        "metrics": {
-            "data": environment.get("data"),
-            "epochs": history[-1].get("epoch") if history else 0,
-            "best_by": by,
-            "best": [{key: row.get(key) for key in _ROW} for row in best],
-            "test": result,
-        },
-        "provenance": {key: value for key, value in environment.items() if key != "data"},
-        "timings": {
-            "seconds": round(sum(row.get("seconds", 0) for row in own), 1),
-            "pairs_per_s": [row.get("pairs_per_s") for row in own],
-        },
+        "data": run.environment.get("data"),
+        "epochs": run.history[-1]["epoch"] if run.history else 0,
+        "best_by": run.best_by,
+        "best": [{key: row[key] for key in _ROW} for row in best],
+        "test": run.result,
     }
 
 
-def _thumbnail(ablations: list[dict], shown: dict | None) -> Figure | None:
+def _timings(name: str, run: RunFiles) -> dict:
+    own = [row for row in run.history if row["run"] == name]
+    return {
+        "seconds": round(sum(row["seconds"] for row in own), 1),
+        "pairs_per_s": [row["pairs_per_s"] for row in own],
+    }
+
+
+def _thumbnail(ablations: list[dict], shown: RunFiles | None) -> Figure | None:
     """The arms of an ablation, else the learning curve of a run, else nothing."""
     if ablations:
         return ablation_thumbnail(ablations[-1])
-    return thumbnail(shown["history"], shown["dataset"]) if shown else None
+    if shown is None:
+        return None
+    return thumbnail(shown.history, shown.environment.get("data", UNKNOWN)["name"])
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()

@@ -1,16 +1,23 @@
 """What became of an experiment: its notebooks, told from what they and their runs left behind."""
 
-import contextlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmlib import paths
-from mmlib.reporting.notebook import notebook_state, parameters_of, read_notebook, runs_of
+from mmlib.files import checked_name, is_name
+from mmlib.reporting.notebook import STATES, notebook_state, parameters_of, read_notebook, runs_of
 from mmlib.training.ablation import members, read_ablation
-from mmlib.training.runs import run_state
-
-# Worst first: an experiment is as good as its worst part.
-STATES = ("failed", "killed", "interrupted", "running", "incomplete", "complete")
+from mmlib.training.runs import (
+    read_history,
+    read_result,
+    read_status,
+    run_folder,
+    run_state,
+    stored_choice,
+    stored_environment,
+)
 
 
 @dataclass(frozen=True)
@@ -37,13 +44,47 @@ class Page:
         return f"{self.name}.html" if self.executed else None
 
 
+@dataclass
+class RunFiles:
+    """What the files of a run say, as far as they can be read.
+
+    Attributes:
+        state, reason: of `run_state`; a complete run whose files are damaged has failed.
+        record: of an ablation, which has no other files; None for any other run.
+        history: its epochs.
+        best_by: the validation metric that chooses among them.
+        environment: what it was started in.
+        result: its evaluation, or None.
+        problems: a sentence for each file that cannot be read.
+    """
+
+    state: str
+    reason: str | None
+    record: dict | None = None
+    history: list[dict] = field(default_factory=list)
+    best_by: str = "rsum"
+    environment: dict = field(default_factory=dict)
+    result: dict | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def report_folder(experiment: str) -> Path:
+    """Where the report of an experiment lies, or will lie.
+
+    Raises:
+        ValueError: the name cannot be that of a folder, see `checked_name`.
+    """
+    return paths.REPORTS / checked_name(experiment, "experiment")
+
+
 def experiment_pages(experiment: str) -> tuple[Page, ...]:
     """The notebooks of an experiment in order, from its parameter files and its executed copies.
 
     Raises:
         FileNotFoundError: there are neither.
+        ValueError: the name cannot be that of a folder.
     """
-    executed = paths.REPORTS / experiment / "executed"
+    executed = report_folder(experiment) / "executed"
     names = {p.stem for p in (paths.PARAMS / experiment).glob("*.yaml")}
     names |= {p.stem for p in executed.glob("*.ipynb")}
     if not names:
@@ -65,37 +106,73 @@ def runs_state(runs: tuple[str, ...]) -> tuple[str, str | None]:
     An ablation counts with all of its runs that had completed.
     """
     states = []
-    for run in (*runs, *(member for name in runs for member in members_of(name))):
-        state, reason = run_state(run)
-        if state != "complete":
-            reason = f"run {run}: {reason}" if reason else f"run {run} is {state}"
-        states.append((state, reason))
+    for name in runs:
+        read = {name: read_run(name)}
+        record = read[name].record
+        read |= {member: read_run(member) for member in (members(record) if record else ())}
+        for run, files in read.items():
+            reason = files.reason
+            if files.state != "complete":
+                reason = f"run {run}: {reason}" if reason else f"run {run} is {files.state}"
+            states.append((files.state, reason))
     return worst(states)
 
 
-def record_of(run: str) -> dict | None:
-    """The record of an ablation; None if the run of this name is none, or its record cannot be read."""
-    with contextlib.suppress(ValueError):
-        return read_ablation(run)
-    return None
+def read_run(run: str) -> RunFiles:
+    """Reads what a report says of a run; nothing is written, and what is damaged stops nothing."""
+    files = RunFiles(*run_state(run))
+
+    def read(reader: Callable[[str], Any], otherwise: Any) -> Any:
+        try:
+            return reader(run)
+        except (OSError, ValueError) as error:
+            files.problems.append(str(error))
+            return otherwise
+
+    if not is_name(run) or not run_folder(run).is_dir():
+        return files  # never begun
+    files.record = read(read_ablation, None)
+    if files.record is None and not files.problems:
+        files.history = read(read_history if files.state == "complete" else _history_if_any, [])
+        files.best_by = read(stored_choice, "rsum")
+        files.environment = read(stored_environment, {})
+        files.result = read(_result_if_any, None)
+    read(read_status, None)
+    if files.state == "complete" and not (files.record or files.history or files.problems):
+        path = paths.shown(run_folder(run) / "history.jsonl")
+        files.problems.append(f"{path} is damaged: expected the epochs of a complete run, found none")
+    if files.state == "complete" and files.problems:
+        files.state, files.reason = "failed", files.problems[0]
+    return files
 
 
-def members_of(run: str) -> tuple[str, ...]:
-    """The completed runs of an ablation; none for any other run."""
-    record = record_of(run)
-    return members(record) if record else ()
+def _history_if_any(run: str) -> list[dict]:
+    try:
+        return read_history(run)
+    except FileNotFoundError:  # it comes with the first epoch
+        return []
+
+
+def _result_if_any(run: str) -> dict | None:
+    try:
+        return read_result(run)
+    except FileNotFoundError:  # it comes with 03_evaluate, or never
+        return None
 
 
 def _page(executed: Path) -> Page:
     name = executed.stem
+    if not is_name(name):
+        return Page(name, "failed", f"expected a name for a notebook, found {executed.name!r}; rename it")
     if not executed.exists():
         return Page(name, "incomplete", f"{name} has not been run")
     try:
         notebook = read_notebook(executed)
         runs = runs_of(parameters_of(executed, notebook))
-    except ValueError as error:
-        return Page(name, "failed", str(error))
-    state, reason = notebook_state(notebook)
+        state, reason = notebook_state(notebook)
+    except (OSError, ValueError) as error:
+        reason = str(error)
+        return Page(name, "failed", reason if name in reason else f"{executed.name}: {reason}")
     if state == "complete":
         state, reason = runs_state(runs)
     return Page(name, state, reason, executed, runs)

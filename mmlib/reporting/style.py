@@ -34,6 +34,7 @@ _RC = {
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so figures agree on every machine
     "font.size": 9,
     "text.color": INK,
+    "text.parse_math": False,  # a dollar in a person's name for something is no formula
     "axes.labelcolor": INK,
     "axes.edgecolor": "#9aa5b1",
     "axes.linewidth": 0.8,

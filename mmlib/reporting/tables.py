@@ -9,7 +9,6 @@ from pydantic import BaseModel
 
 from mmlib.data import Dataset
 from mmlib.data.tokenizers import loss_shares, losses_warning
-from mmlib.files import read_json
 from mmlib.reporting import published
 from mmlib.reporting.scope import (
     DIRECTIONS,
@@ -23,7 +22,7 @@ from mmlib.reporting.scope import (
     summary_of,
 )
 from mmlib.reporting.style import DIRECTION_NAMES
-from mmlib.training.runs import run_folder, stored_config
+from mmlib.training.runs import stored_config, stored_environment
 
 SMALL_RUN = (
     "A small run on drawn shapes, to see how everything works: its numbers say nothing of photographs."
@@ -97,7 +96,7 @@ def lineage_table(*runs: str) -> Table:
     """
     rows, warnings = [], []
     for run in runs:
-        config, environment = stored_config(run), read_json(run_folder(run) / "environment.json")
+        config, environment = stored_config(run), stored_environment(run)
         parent = environment["parent"]
         data = environment["data"]
         losses = environment.get("tokenizer_losses")

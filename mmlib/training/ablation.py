@@ -6,14 +6,15 @@ Reports are made from it, and every process that ran a part of the ablation writ
 from typing import Any
 
 from mmlib.config import AblationConfig
-from mmlib.files import read_json, write_json
+from mmlib.files import write_json
 from mmlib.metrics import RetrievalRanks, summarise_seeds
 from mmlib.metrics.compare import check_comparable, measured_on
 from mmlib.metrics.summary import DIRECTIONS
 from mmlib.training.ablation_plan import PlannedRun, arms_of, candidates
 from mmlib.training.claims import judge_claims
 from mmlib.training.grid_state import best_epoch, chosen_run, final_runs
-from mmlib.training.runs import now, read_history, read_result, run_folder, run_state
+from mmlib.training.runs import now, read_history, read_result, run_folder, run_state, stored_environment
+from mmlib.training.stored import Record, read_stored
 
 FILE = "ablation.json"
 KS = (1, 5, 10)
@@ -86,7 +87,7 @@ def read_ablation(run: str) -> dict | None:
         ValueError: the file is damaged.
     """
     path = run_folder(run) / FILE
-    return read_json(path) if path.exists() else None
+    return read_stored(path, Record) if path.exists() else None
 
 
 def members(record: dict) -> tuple[str, ...]:
@@ -111,9 +112,8 @@ def _tried(arm: list[PlannedRun]) -> list[dict]:
 
 
 def _final(run: PlannedRun) -> dict:
-    environment = read_json(run_folder(run.name) / "environment.json")
     return _ended(run) | {
-        "trainable_weights": environment["trainable_weights"],
+        "trainable_weights": stored_environment(run.name)["trainable_weights"],
         "seconds": round(sum(row["seconds"] for row in read_history(run.name)), 1),
     }
 

@@ -10,13 +10,14 @@ import numpy as np
 
 from mmlib.data import Dataset
 from mmlib.data.judgements import JudgementFiles
-from mmlib.files import read_json
 from mmlib.metrics import RetrievalRanks, summarise
 from mmlib.metrics.analysis import calibration, hubness, similarity_distributions, top1_margin
 from mmlib.metrics.summary import DIRECTIONS
 from mmlib.training.people import EmbedCaptions, agreement_with_people
 from mmlib.training.query_groups import recall_by_groups
 from mmlib.training.runs import read_result, run_folder
+from mmlib.training.stored import Stored, read_stored
+from mmlib.training.stored_analysis import Diagnosis, Queries
 
 HUB_K = 10
 MARGIN_BINS = 10
@@ -84,7 +85,7 @@ def read_diagnosis(run: str) -> dict:
         ValueError: the file is damaged, or of another evaluation than `results.json`.
     """
     result = read_result(run)
-    diagnosis = _read(run, "diagnosis.json")
+    diagnosis = _read(run, "diagnosis.json", Diagnosis)
     here = {"data": result["data"], "split": result["split"], "standard": result["protocols"]["standard"]}
     differs = [key for key, value in here.items() if diagnosis.get(key) != value]
     if differs:
@@ -112,19 +113,28 @@ def read_queries(run: str) -> dict:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or lacks queries that `results.json` counts.
     """
-    return _read(run, "queries.json")
+    queries = _read(run, "queries.json", Queries)
+    standard = read_result(run)["protocols"]["standard"]
+    sizes = {"images": standard["i2t"]["n"], "captions": standard["t2i"]["n"]}
+    for name, size in sizes.items():
+        if len(queries[name]) != size:
+            raise ValueError(
+                f"run {run!r}: expected {size:,} {name} in queries.json, as results.json counts, found"
+                f" {len(queries[name]):,}; evaluate it again with notebook 03_evaluate"
+            )
+    return queries
 
 
-def _read(run: str, name: str) -> dict:
+def _read(run: str, name: str, model: type[Stored]) -> dict:
     path = run_folder(run) / name
     if not path.is_file():
         raise FileNotFoundError(
             f"run {run!r}: expected {name} in its folder, found none; evaluate it again with notebook"
             " 03_evaluate"
         )
-    return read_json(path)
+    return read_stored(path, model, "evaluate the run again")
 
 
 def _hubness(query_QD, gallery_GD) -> dict:

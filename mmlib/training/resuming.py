@@ -5,7 +5,7 @@ from pathlib import Path
 from mmlib import paths
 from mmlib.config import TrainConfig
 from mmlib.training.checkpoint import load_checkpoint
-from mmlib.training.runs import read_history, run_folder
+from mmlib.training.runs import parse_history, run_folder
 
 _ANEW = "bring it back from a copy, or train again with overwrite=True"
 
@@ -82,8 +82,6 @@ def _check_folder(path: Path, content: dict) -> None:
 
 def _lacking(run: str, content: dict) -> list[int]:
     """The epochs before a checkpoint that the history does not have."""
-    try:
-        there = {row["epoch"] for row in read_history(run)}
-    except FileNotFoundError:
-        there = set()
+    path = run_folder(run) / "history.jsonl"
+    there = {row["epoch"] for row in parse_history(path)[0]} if path.is_file() else set()
     return [epoch for epoch in range(1, content["position"]["epoch"]) if epoch not in there]

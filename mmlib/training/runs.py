@@ -17,8 +17,27 @@ import numpy as np
 
 from mmlib import paths
 from mmlib.arrays import read_npz
-from mmlib.config import TrainConfig, build
-from mmlib.files import FolderLock, explained, holder, locked, read_json, write_bytes_atomic
+from mmlib.config import ParameterError, TrainConfig, build
+from mmlib.files import (
+    FolderLock,
+    checked_name,
+    explained,
+    holder,
+    locked,
+    parse_json,
+    read_bounded,
+    read_json,
+    write_bytes_atomic,
+)
+from mmlib.training.stored import (
+    Environment,
+    Epoch,
+    Parameters,
+    Result,
+    checked,
+    read_stored,
+)
+from mmlib.training.stored_analysis import check_gallery, check_slots
 
 _OF_WEIGHTS = (
     "best.pt", "model.safetensors", "results.json", "ranks.npz", "diagnosis.json", "slots.npz", "gallery.npz",
@@ -27,9 +46,16 @@ _OF_WEIGHTS = (
 STATES = ("running", "complete", "failed", "interrupted", "killed")
 
 
+_TRAIN_AGAIN = "bring it back from a copy, or train again with overwrite=True"
+
+
 def run_folder(run: str) -> Path:
-    """Where the run of this name lies, or will lie."""
-    return paths.RUNS / run
+    """Where the run of this name lies, or will lie.
+
+    Raises:
+        ValueError: the name cannot be that of a folder, see `checked_name`.
+    """
+    return paths.RUNS / checked_name(run, "run")
 
 
 def now() -> str:
@@ -42,12 +68,21 @@ def read_history(run: str) -> list[dict]:
 
     Raises:
         FileNotFoundError: the run has no history.
-        ValueError: a line other than the last is damaged.
+        ValueError: a line other than the last is damaged, or the epochs are not in order.
     """
     path = run_folder(run) / "history.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"run {run!r} has no history: expected {paths.shown(path)}; train it first")
-    return parse_history(path)[0]
+    rows = parse_history(path)[0]
+    for number, row in enumerate(rows, 1):
+        where = f"{paths.shown(path)}, line {number},"
+        checked(row, Epoch, where, _TRAIN_AGAIN)
+        before = rows[number - 2]["epoch"] if number > 1 else 0
+        if row["epoch"] <= before:
+            raise ValueError(
+                f"{where} is damaged: expected an epoch after {before}, found {row['epoch']}; {_TRAIN_AGAIN}"
+            )
+    return rows
 
 
 def stored_config(run: str) -> TrainConfig:
@@ -56,8 +91,21 @@ def stored_config(run: str) -> TrainConfig:
     Raises:
         FileNotFoundError, ValueError: there is no such run, or its `config.json` is damaged.
     """
-    values = read_json(run_folder(run) / "config.json")
-    return build(TrainConfig, {k: v for k, v in values.items() if k in TrainConfig.model_fields})
+    path = run_folder(run) / "config.json"
+    values = read_json(path)
+    try:
+        return build(TrainConfig, {k: v for k, v in values.items() if k in TrainConfig.model_fields})
+    except ParameterError as error:
+        raise ValueError(f"{paths.shown(path)} is damaged: {error}") from None
+
+
+def stored_choice(run: str) -> str:
+    """The validation metric that chose a run's best epoch, also of a run that today's code could not train.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such run, or its `config.json` is damaged.
+    """
+    return read_stored(run_folder(run) / "config.json", Parameters).get("select_by", "rsum")
 
 
 def stored_environment(run: str) -> dict:
@@ -66,19 +114,7 @@ def stored_environment(run: str) -> dict:
     Raises:
         FileNotFoundError, ValueError: there is no such run, or its `environment.json` is damaged.
     """
-    path = run_folder(run) / "environment.json"
-    what_to_do = "bring it back from a copy, or train again with overwrite=True"
-    try:
-        values = read_json(path)
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"{error}; {what_to_do}") from None
-    data = values.get("data")
-    if "parent" not in values or not isinstance(data, dict) or not {"name", "fingerprint"} <= data.keys():
-        raise ValueError(
-            f"{paths.shown(path)} is damaged: expected the data and the parent of the run, found"
-            f" {', '.join(values) or 'nothing'}; {what_to_do}"
-        )
-    return values
+    return read_stored(run_folder(run) / "environment.json", Environment, _TRAIN_AGAIN)
 
 
 def read_result(run: str) -> dict:
@@ -88,7 +124,7 @@ def read_result(run: str) -> dict:
         FileNotFoundError: the run was not evaluated.
         ValueError: the file is damaged.
     """
-    return read_json(_evaluated(run, "results.json"))
+    return read_stored(_evaluated(run, "results.json"), Result)
 
 
 def read_arrays(run: str, name: str) -> dict[str, np.ndarray]:
@@ -96,15 +132,17 @@ def read_arrays(run: str, name: str) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: the run was not evaluated.
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or an array in it is not what it should be.
     """
     path = _evaluated(run, f"{name}.npz")
     try:
-        return read_npz(path)
+        arrays = read_npz(path)
     except ValueError as error:
         raise ValueError(
             f"{paths.shown(path)} is damaged ({error.__cause__}); evaluate the run again"
         ) from None
+    {"gallery": check_gallery, "slots": check_slots}[name](arrays, paths.shown(path))
+    return arrays
 
 
 def _evaluated(run: str, name: str) -> Path:
@@ -118,20 +156,39 @@ def _evaluated(run: str, name: str) -> Path:
 
 def parse_history(path: Path) -> tuple[list[dict], int]:
     """The whole rows of a history file and the number of bytes that they fill."""
-    *lines, rest = path.read_bytes().split(b"\n")  # a rest without its end was cut by a crash
+    data = read_bounded(path)
+    *lines, rest = data.split(b"\n")  # a rest without its end was cut by a crash
     rows = []
     for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
+        row = None
+        with contextlib.suppress(ValueError):
+            row = parse_json(line, path.name)
         if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
             raise ValueError(
                 f"{paths.shown(path)}, line {number} is damaged: expected one JSON object per line, with its"
-                " epoch; bring it back from a copy, or train again with overwrite=True"
+                f" epoch; {_TRAIN_AGAIN}"
             )
         rows.append(row)
-    return rows, path.stat().st_size - len(rest)
+    return rows, len(data) - len(rest)
+
+
+def read_status(run: str) -> dict:
+    """What a run says of itself, `status.json`: its `state` and the `reason`, if any.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such run, or the file is damaged.
+    """
+    path = run_folder(run) / "status.json"
+    status = read_json(path)
+    state, reason = status.get("state"), status.get("reason")
+    if state not in STATES:
+        expected = f"expected one of {', '.join(STATES)} as its state, found {state!r:.80}"
+        raise ValueError(f"{paths.shown(path)} is damaged: {expected}")
+    if not (reason is None or isinstance(reason, str)):
+        raise ValueError(
+            f"{paths.shown(path)} is damaged: expected a text as its reason, found {reason!r:.80}"
+        )
+    return status
 
 
 def run_state(run: str) -> tuple[str, str | None]:
@@ -140,16 +197,11 @@ def run_state(run: str) -> tuple[str, str | None]:
     A run that says `running` while no process holds its folder was killed: nothing had the time to
     write that down, so it is found out here.  Nothing is written, and no other process is held up.
     """
-    folder = run_folder(run)
-    path = folder / "status.json"
     try:
-        status = read_json(path)
-    except (FileNotFoundError, ValueError) as error:
+        status = read_status(run)
+    except (OSError, ValueError) as error:
         return "failed", str(error)
-    if status.get("state") not in STATES:
-        expected = f"expected one of {', '.join(STATES)} as its state, found {status.get('state')!r}"
-        return "failed", f"{paths.shown(path)} is damaged: {expected}"
-    if status["state"] == "running" and not holder(folder):
+    if status["state"] == "running" and not holder(run_folder(run)):
         return "killed", "a process of it ended without a word (killed, or the machine went down)"
     return status["state"], status.get("reason")
 

@@ -240,8 +240,8 @@ def test_without_parameters_nothing_is_thrown_away(stopped):
     [
         (None, "expected the file {path}, found nothing there"),
         ("{", "{path} is damaged: expected JSON"),
-        ("{}", "{path} is damaged: expected the data and the parent of the run, found nothing"),
-        ('{"parent": null, "data": {}}', "{path} is damaged: expected the data and the parent"),
+        ("{}", "{path} is damaged: data: expected it, found nothing"),
+        ('{"parent": null, "data": {}}', "{path} is damaged: data.name: expected it, found nothing"),
     ],
 )
 def test_without_its_environment(text, message, stopped):

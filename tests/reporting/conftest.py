@@ -23,7 +23,7 @@ class Repository:
         (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         files = {
             "config.json": {"run": name, "select_by": "rsum"},
-            "environment.json": {"commit": "abc", "device": "cpu", "seed": 0, "data": samples.DATA},
+            "environment.json": samples.ENVIRONMENT,
             "status.json": {"state": state, "reason": reason, "epoch": 6, "epochs": 6},
         }
         if result:

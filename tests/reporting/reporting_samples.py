@@ -34,6 +34,7 @@ def history(first: int = 6, second: int = 4) -> list[dict]:
                 "phase": phase,
                 "run": "demo-train" if phase == 1 else "demo-continue",
                 "lr": 0.01 if phase == 1 else 0.005,
+                "steps": 12,
                 "train_loss": 1.2 + 2.9 * 0.8**epoch,
                 "val": summary(1.1 * (1 - 0.85**epoch), seed=epoch // 3),
                 "seconds": 3.0,
@@ -46,8 +47,13 @@ def history(first: int = 6, second: int = 4) -> list[dict]:
 DATA = {
     "name": "shapes",
     "fingerprint": "0123456789abcdef",
-    "splits": {"test": {"images": 60, "captions": 180}},
+    "splits": {name: {"images": 60, "captions": 180} for name in ("val", "test")},
 }
+
+
+ENVIRONMENT = {
+    "commit": "abc", "device": "cpu", "seed": 0, "data": DATA, "parent": None, "trainable_weights": 12_345,
+}  # fmt: skip
 
 
 def result(run: str = "demo-train", skill: float = 0.8, data: dict | None = None) -> dict:

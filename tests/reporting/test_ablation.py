@@ -237,7 +237,7 @@ def test_the_checks_pass_and_name_what_diverged(folders, ablation):
             "every planned run is complete or diverged",
         ),
         (
-            lambda f: (f / "abl.weak.s0.b" / "results.json").write_text('{"split": "test"}'),
+            lambda f: write_json(f / "abl.weak.s0.b" / "results.json", samples.result("abl.weak.s0.b")),
             "no other run was evaluated on test: expected [], found ['abl.weak.s0.b']",
         ),
         (

@@ -14,11 +14,11 @@ from mmlib.reporting import loss_curves, show
 from mmlib.reporting.html import render_notebook
 from mmlib.reporting.index import write_index
 from mmlib.reporting.notebook import read_notebook
-from mmlib.reporting.overview import write_overview
+from mmlib.reporting.overview import overview
 from mmlib.reporting.report import write_report
 from mmlib.reporting.state import experiment_pages
 
-PNG = base64.b64encode(b"\x89PNG not really").decode()
+PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n and so on").decode()
 LOADS = re.compile(
     r"""(?:src|srcset|poster|data)\s*=\s*["']?\s*(?:https?:)?//|<link|<script|@import|url\(""", re.I
 )
@@ -36,9 +36,7 @@ def figure(name: str, private: bool = False) -> dict:
 
 
 def table(text: str) -> dict:
-    return nbformat.v4.new_output(
-        "execute_result", data={"text/html": f"<table>{text}</table>"}, execution_count=1
-    )
+    return nbformat.v4.new_output("execute_result", data={"text/html": f"<p>{text}</p>"}, execution_count=1)
 
 
 def failure(name: str = "ValueError", text: str = "lr <= 0") -> dict:
@@ -66,7 +64,7 @@ def test_a_page_loads_nothing_and_shows_everything(repository):
     assert "alert(1)" not in page
     assert "<h1>Title of 01_train</h1>" in page
     assert page.count("<summary>code</summary>") == 5
-    assert "<table>a &lt; b</table>" in page
+    assert "<p>a &lt; b</p>" in page
     assert "epoch &lt;1&gt;" in page
     assert BeautifulSoup(page, "html.parser").img["alt"] == 'loss with "quotes" & <marks>'
     assert '<span class="badge complete">complete</span>' in page
@@ -124,7 +122,7 @@ def test_a_failed_page_says_so_at_the_top_and_leads_on(repository):
         ),
         ([[]], False, "complete", "killed", "ended without an error at cell 2 of 2 (Work)"),
         ([[]], True, "interrupted", "interrupted", "run demo-train is interrupted"),
-        ([[]], True, "running", "killed", "run demo-train: the process ended without a word"),
+        ([[]], True, "running", "killed", "run demo-train: a process of it ended without a word"),
         ([[]], True, "complete", "complete", None),
     ],
 )
@@ -145,7 +143,7 @@ def test_a_damaged_copy_is_marked_and_the_rest_is_rendered(repository):
     assert report()["state"] == "failed"
     assert "02_continue.ipynb cannot be read as a notebook" in report()["reason"]
     with pytest.raises(FileNotFoundError, match=r"expected a notebook at .*03.ipynb, found nothing"):
-        render_notebook(folder / "executed" / "03.ipynb", folder / "03.html")
+        render_notebook(folder / "executed" / "03.ipynb", "demo")
     with pytest.raises(ValueError, match=r"02_continue.ipynb cannot be read as a notebook .* run it again"):
         read_notebook(folder / "executed" / "02_continue.ipynb")
 
@@ -226,17 +224,13 @@ def test_show_displays_a_comparable_output_with_alt_text(history, monkeypatch):
 
 
 def test_show_refuses_names_that_are_no_file_names():
-    with pytest.raises(ValueError, match=r"figure name: expected letters, digits.*found '../x'"):
+    with pytest.raises(ValueError, match=r"figure name: expected a name of letters, digits.*found '../x'"):
         show(Figure(), "../x")
 
 
-def test_the_readme_of_a_report_shows_state_table_and_shareable_pages(repository, result):
-    folder = paths.REPORTS / "readme"
-    (folder / "figures").mkdir(parents=True)
-    for name in ("04_analysis.html", "04_analysis.private.html", "figures/04_analysis-loss.png"):
-        (folder / name).touch()
-    write_overview(folder, "readme", "failed", "03_evaluate: no | space", [result])
-    text = (folder / "README.md").read_text(encoding="utf-8")
+def test_the_readme_of_a_report_shows_state_table_and_shareable_pages(result):
+    files = ["04_analysis.html", "04_analysis.private.html", "figures/04_analysis-loss.png"]
+    text = overview("demo", "failed", "03_evaluate: no | space", ["04_analysis"], files, [result])
     assert "State: **failed** (03_evaluate: no | space)." in text
     assert "[04_analysis](04_analysis.html)" in text
     assert ".private.html" not in text
@@ -245,9 +239,8 @@ def test_the_readme_of_a_report_shows_state_table_and_shareable_pages(repository
     assert f"{part['hits']}/{result['protocols']['standard']['i2t']['n']}" in text
 
 
-def test_the_readme_keeps_runs_of_different_data_in_tables_of_their_own(tmp_path, result):
+def test_the_readme_keeps_runs_of_different_data_in_tables_of_their_own(result):
     other = result | {"data": result["data"] | {"fingerprint": "f" * 16}}
-    write_overview(tmp_path, "mixed", "complete", None, [result, other])
-    assert (tmp_path / "README.md").read_text(encoding="utf-8").count("| run |") == 2
-    write_overview(tmp_path, "broken", "complete", None, [result | {"protocols": {}}])
-    assert "has no result under protocol 'standard'" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert overview("mixed", "complete", None, [], [], [result, other]).count("| run |") == 2
+    text = overview("broken", "complete", None, [], [], [result | {"protocols": {}}])
+    assert "has no result under protocol 'standard'" in text

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import reporting_samples as samples
-from mmlib.training.grid_plan import PlannedRun
 from tiny_runs import TINY
 
 from mmlib.config import AblationConfig, TrainConfig, build
@@ -18,6 +17,7 @@ from mmlib.reporting import (
     results_table,
 )
 from mmlib.training.ablation import ablation_record
+from mmlib.training.ablation_plan import PlannedRun
 from mmlib.training.runs import read_result
 
 ONE, OTHER = samples.DATA | {"fingerprint": "1" * 16}, samples.DATA | {"fingerprint": "2" * 16}

@@ -144,7 +144,8 @@ def test_ranks_of_something_else_are_refused(dataset, embeddings):
 def run(tmp_path, monkeypatch, diagnosis) -> str:
     monkeypatch.setattr(paths, "RUNS", tmp_path)
     (tmp_path / "tiny").mkdir()
-    result = {"data": diagnosis["data"], "split": "test", "protocols": {"standard": diagnosis["standard"]}}
+    result = {"run": "tiny", "checkpoint": "best", "epoch": 1, "split": "test", "pretraining": "none"}
+    result |= {"data": diagnosis["data"], "protocols": {"standard": diagnosis["standard"]}}
     (tmp_path / "tiny" / "results.json").write_text(json.dumps(result))
     return "tiny"
 
