@@ -7,9 +7,11 @@ names may become a path, and how text that others wrote reaches a terminal.
 import contextlib
 import difflib
 import errno
+import fcntl
 import json
 import os
 import re
+import socket
 import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator
@@ -71,6 +73,45 @@ def flush_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+class InUse(RuntimeError):
+    """Another process is at work in a folder."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Makes `folder` if it is missing, and holds it for this process alone while the block lasts.
+
+    The lock is held on the folder itself, since a file in it could be deleted and locked anew; `.lock` in it
+    says who holds it.  The system frees it when the process ends, however it ends.
+
+    Args:
+        folder: to write to.
+        what: is at work there, for messages: `experiment 'demo'`.
+
+    Raises:
+        InUse: another process holds it, which is named.
+        OSError: the folder cannot be made or written to.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        record = folder / ".lock"
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = printable(record.read_text(errors="replace")[:200]) if record.is_file() else "not named"
+            raise InUse(
+                f"{what} is being written by another process ({who}); wait for it, stop it, or choose another"
+                " name"
+            ) from None
+        with explained(record):
+            record.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

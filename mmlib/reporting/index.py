@@ -1,34 +1,50 @@
-"""`reports/index.html`: every experiment with its state and its numbers, from reports alone."""
+"""`index.html` over reports, local or published: every experiment with its state and its numbers."""
 
 import base64
+import os
 from pathlib import Path
 
 import jinja2
 
 from mmlib import paths
-from mmlib.files import read_json, write_text_atomic
+from mmlib.files import explained, read_json, write_text_atomic
 from mmlib.reporting.ablation_verdicts import ablation_verdicts
 from mmlib.reporting.html import TEMPLATES, stylesheet
 from mmlib.reporting.scope import DIRECTIONS, percent, recall_text, scope
 from mmlib.reporting.style import DIRECTION_NAMES
 
 
-def write_index() -> Path:
-    """Writes the index over all `reports/*/results.json` and returns its path.
+def write_index(reports: Path | None = None) -> Path:
+    """Writes `index.html` over the `results.json` of all reports in a folder and returns its path.
 
     Needs no run folder, so that it can be made on any clone.  An experiment whose file is missing
     or damaged gets a card that says so.
+
+    Args:
+        reports: `paths.PUBLISHED`; by default the local ones, from which a link leads to the published.
+
+    Raises:
+        OSError: it could not be written; the one before stands.
     """
-    folders = [p for p in sorted(paths.REPORTS.glob("*")) if p.is_dir()] if paths.REPORTS.is_dir() else []
+    reports = reports or paths.REPORTS
+    index, published = reports / "index.html", paths.PUBLISHED / "index.html"
+    folders = [
+        path
+        for path in sorted(reports.iterdir() if reports.is_dir() else ())
+        if path.is_dir() and not path.name.startswith(".") and path != paths.PUBLISHED
+    ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
     cards = [_card(folder) for folder in folders]
     text = environment.get_template("experiments.html.j2").render(
-        experiments=cards, css=jinja2.filters.Markup(stylesheet())
+        experiments=cards,
+        css=jinja2.filters.Markup(stylesheet()),
+        published=os.path.relpath(published, reports) if published.is_file() and index != published else None,
     )
-    write_text_atomic(paths.REPORTS / "index.html", text + "\n")
-    return paths.REPORTS / "index.html"
+    with explained(index):
+        write_text_atomic(index, text + "\n")
+    return index
 
 
 def _card(folder: Path) -> dict:
