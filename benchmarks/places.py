@@ -11,7 +11,6 @@ from types import ModuleType
 
 from mmlib import paths
 
-
 PEERS = Path(__file__).resolve().parent.parent / ".bench"
 
 
@@ -26,7 +25,9 @@ def peer(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}; make bench installs what it compares with", name=module) from None
+        raise ModuleNotFoundError(
+            f"{error}; make bench installs what it compares with", name=module
+        ) from None
 
 
 @functools.cache

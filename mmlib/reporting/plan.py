@@ -67,7 +67,7 @@ def _checked(experiment: str) -> str:
     """The name, if a report's folder can have it."""
     if experiment == paths.PUBLISHED.name:
         raise ParameterError(
-            f"an experiment cannot be called {experiment!r}, where the published reports lie; rename its folder"
+            f"an experiment cannot be called {experiment!r}, the folder of published reports; rename it"
         )
     try:
         return checked_name(experiment, "name of an experiment")

@@ -8,13 +8,15 @@ Shapes: R rows of this process, B rows of all processes, D width.
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from lightning_fabric import Fabric
 
 from mmlib.config import ParameterError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # brings torch's compiler: a second, when a training starts
 
 
 def process_count() -> int:
@@ -63,7 +65,7 @@ class Processes:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
-    def of(cls, fabric: Fabric) -> "Processes":
+    def of(cls, fabric: "Fabric") -> "Processes":
         """Those that were launched with `fabric`."""
         return cls(fabric.global_rank, fabric.world_size, fabric.device)
 

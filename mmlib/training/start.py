@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from lightning_fabric import seed_everything
 
 from mmlib.config import ParameterError, TrainConfig, build, continued, differences
 from mmlib.data import Dataset, Tokenizer, load_dataset, tokenizer_for
@@ -133,6 +132,8 @@ def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: st
     )
     if resumed:
         check_fits(path, resumed, config.model_dump(), tokenizer.fingerprint)
+    from lightning_fabric import seed_everything
+
     seed_everything(config.seed, verbose=False)
     model = build_model(
         config, tokenizer.size, tokenizer.padding_id,
