@@ -82,6 +82,8 @@ def _results(report: dict) -> list[str]:
 
 
 def _verdicts(report: dict) -> list[str]:
+    if not report["ablations"]:
+        raise ValueError("it has no ablation")
     lines = []
     for record in report["ablations"].values():
         lines += [f"- {sentence}" for sentence in ablation_verdicts(record).sentences]
