@@ -1,13 +1,18 @@
 # Every target builds .venv first when it is missing or older than requirements.lock.
+# What a person has set up for Jupyter elsewhere never changes what the targets run.
+export JUPYTER_PATH :=
+export PYTHONSTARTUP :=
 PYTHON ?= python3
 EXPERIMENT ?= demo
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := .bench
+LOCKED := --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test test-slow bench lint format notebooks lock clean
+.PHONY: help setup report publish test test-slow bench lint format notebooks lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,14 +31,25 @@ $(READY): requirements.lock
 report: $(READY) ## run an experiment and render its report: make report EXPERIMENT=flickr8k-cpu
 	$(BIN)/python -m mmlib run params/$(EXPERIMENT) $(ARGS)
 
+publish: $(READY) ## copy a complete report to reports/published/ and renew README.md: make publish EXPERIMENT=demo
+	$(BIN)/python -m mmlib publish $(EXPERIMENT)
+
 test: lint ## lint, unit tests, notebooks against their stored outputs
 	$(BIN)/python -m pytest -q
-	$(BIN)/python -m pytest -q --nbval notebooks/
+	$(BIN)/python -m pytest -q --nbval --nbval-current-env notebooks/
 
 test-slow: $(READY) ## the long forms of the statistical simulations
 	$(BIN)/python -m pytest -q -m slow
 
-bench: $(READY) ## measure side by side with the usual ways; prints tables, writes benchmarks/results/
+# Peers to measure against lie beside the environment: lightning-fabric imports torchmetrics wherever it is
+# installed, which costs every kernel seconds.
+$(PEERS)/.ready: requirements-bench.lock $(READY)
+	rm -rf $(PEERS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  --target $(PEERS) -r requirements-bench.lock
+	@touch $@
+
+bench: $(PEERS)/.ready ## measure side by side with the usual ways; prints tables, writes benchmarks/results/
 	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(READY) ## check style and formatting
@@ -49,10 +65,12 @@ notebooks: $(READY) ## execute the notebooks with their defaults and store the o
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 	$(BIN)/nbstripout --keep-output --keep-count --keep-id notebooks/*.ipynb
 
-lock: $(READY) ## renew requirements.lock from pyproject.toml (needs uv)
-	uv pip compile --universal --generate-hashes --python-version 3.11 --extra dev --no-header \
-	  --no-emit-index-url pyproject.toml -o requirements.lock
+lock: $(READY) ## renew the locks from pyproject.toml (needs uv)
+	uv pip compile $(LOCKED) --extra dev pyproject.toml -o requirements.lock
+	$(BIN)/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	print(*extras["bench"], sep="\n")' | uv pip compile $(LOCKED) --no-deps - -o requirements-bench.lock
 
 clean: ## remove generated files: environment, caches, runs, local reports (data/ stays, but for its cache)
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info runs data/cache reports/*/executed reports/*/private
+	rm -rf $(VENV) $(PEERS) .pytest_cache .ruff_cache .hypothesis *.egg-info runs data/cache
+	find reports -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,12 +1,33 @@
-"""A folder of its own for run folders, packed images and pictures, gone when the process ends."""
+"""Where benchmarks find their peers, and keep run folders, packed images and pictures until they end."""
 
 import atexit
 import functools
+import importlib
 import shutil
+import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 from mmlib import paths
+
+PEERS = Path(__file__).resolve().parent.parent / ".bench"
+
+
+def peer(module: str) -> ModuleType:
+    """A library to measure against, from the folder that `make bench` fills or from the environment.
+
+    Raises:
+        ModuleNotFoundError: it is in neither.
+    """
+    if str(PEERS) not in sys.path:
+        sys.path.append(str(PEERS))
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error}; make bench installs what it compares with", name=module
+        ) from None
 
 
 @functools.cache

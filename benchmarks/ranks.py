@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.harness import Contender, compare, peak_memory, row
+from benchmarks.places import peer
 
 SIZES = {"1k x 5k": (1_000, 512), "5k x 25k": (5_000, 512)}
 LARGEST = ("100k x 500k", 100_000, 64)  # D 64: at 512 it is 10^14 floating-point operations
@@ -78,8 +79,9 @@ def argsort_rows(images: int, width: int, device: str = "cpu") -> Callable[[], N
 
 def faiss_flat(images: int, width: int, k: int | None = 10) -> Callable[[], None]:
     """faiss `IndexFlatIP`; `k` None asks for the whole order, which alone gives ranks (0: not found)."""
-    import faiss
     import torch
+
+    faiss = peer("faiss")
 
     faiss.omp_set_num_threads(torch.get_num_threads())
     image_ND, text_MD, image_of_text_M = embeddings(images, width)
@@ -101,14 +103,14 @@ def faiss_flat(images: int, width: int, k: int | None = 10) -> Callable[[], None
 def torchmetrics_hit_rate(images: int, width: int, k: int = 10) -> Callable[[], None]:
     """torchmetrics `RetrievalHitRate` over all scores, both directions."""
     import torch
-    from torchmetrics.retrieval import RetrievalHitRate
 
+    retrieval = peer("torchmetrics.retrieval")
     image_ND, text_MD, image_of_text_M = embeddings(images, width)
     positive_NM = torch.arange(images)[:, None] == torch.from_numpy(image_of_text_M)
 
     def hit_rate(sim, positive):
         rows = torch.arange(len(sim))[:, None].expand_as(sim)
-        metric = RetrievalHitRate(top_k=k)
+        metric = retrieval.RetrievalHitRate(top_k=k)
         return float(metric(sim.flatten(), positive.flatten(), indexes=rows.flatten()))
 
     def work():

@@ -1,4 +1,4 @@
-"""The commands: `python -m mmlib run | train | evaluate | report | shard`.
+"""The commands: `python -m mmlib run | train | evaluate | report | publish | shard`.
 
 Exit codes: 0 done, 1 failed while working, 2 wrong input (nothing was touched), 130 interrupted.
 Heavy imports happen inside the commands, so that `--help` and a wrong word answer at once.
@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
+    # A person's own settings of matplotlib never change or end a run.
+    os.environ |= {"MATPLOTLIBRC": os.devnull, "MPLBACKEND": "agg"}
     try:
         return options.command(options)
     except KeyboardInterrupt:
@@ -124,6 +126,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("experiment", nargs="?", help="a folder name of reports/; none: the index alone")
     report.set_defaults(command=_report)
+
+    publish = commands.add_parser(
+        "publish",
+        help="copy a complete report to reports/published/ and renew what README.md quotes of it",
+        description="Copies the complete report of an experiment, without what is private, to"
+        " reports/published/, and renews the index there and the numbers that README.md quotes.",
+    )
+    publish.add_argument("experiment", help="a folder name of reports/")
+    publish.set_defaults(command=_publish)
 
     shard = commands.add_parser(
         "shard",
@@ -274,23 +285,35 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
 
 def _report(options: argparse.Namespace) -> int:
     from mmlib.files import checked_name, printable, read_json
-    from mmlib.paths import shown
+    from mmlib.paths import REPORTS, shown
     from mmlib.reporting.index import write_index
-    from mmlib.reporting.report import write_report
 
     problems = []
     if options.experiment:
+        from mmlib.reporting.pipeline import render_again
+
         try:
             name = checked_name(Path(options.experiment).name, "experiment")
         except ValueError as error:
             raise ParameterError(str(error)) from None
-        report = write_report(name)
+        report = render_again(name)
         print(shown(report))
         problems = read_json(report / "results.json")["problems"]
-    print(shown(write_index()))
+    else:
+        write_index()
+    print(shown(REPORTS / "index.html"))
     for problem in problems:
         print(f"error: {printable(problem)}", file=sys.stderr)
     return EXIT_FAILED if problems else 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from mmlib.paths import shown
+    from mmlib.reporting.publish import publish
+
+    print(f"published: {shown(publish(options.experiment))}")
+    print("renewed: README.md between its comments; read what it says around them")
+    return 0
 
 
 def _shard(options: argparse.Namespace) -> int:

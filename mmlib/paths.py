@@ -17,12 +17,19 @@ PARAMS = ROOT / "params"
 NOTEBOOKS = ROOT / "notebooks"
 RUNS = Path(os.environ.get("MMLIB_RUNS") or ROOT / "runs").resolve()
 REPORTS = Path(os.environ.get("MMLIB_REPORTS") or ROOT / "reports").resolve()
+PUBLISHED = ROOT / "reports" / "published"  # committed; changed by `make publish` alone
 CACHE = Path(os.environ.get("MMLIB_CACHE") or ROOT / "data" / "cache").resolve()
 
 
 def from_root(path: str | os.PathLike) -> Path:
     """`path` as an absolute path: `~` expanded, relative paths read from the repository's root."""
     return (ROOT / Path(path).expanduser()).resolve()
+
+
+def typed(path: str | os.PathLike) -> Path:
+    """A path from a command line: from the current folder if it is there, otherwise as `from_root`."""
+    here = Path(path).expanduser().absolute()
+    return here if here.exists() else from_root(path)
 
 
 def shown(path: str | os.PathLike) -> str:

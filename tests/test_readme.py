@@ -1,57 +1,147 @@
-"""The README agrees with what it speaks of: numbers, targets, experiments, dependencies."""
+"""README and docs agree with what they speak of: numbers, commands, examples, links, dependencies.
 
-import json
+Numbers are those of the published reports, which no command changes that README tells a visitor to run.
+"""
+
 import re
+import shlex
 import tomllib
+from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from tiny_runs import TINY
 
 from mmlib import paths
-from mmlib.reporting import ablation_table, ablation_verdicts, results_table
-from mmlib.reporting.overview import markdown_table
+from mmlib.cli import main
+from mmlib.config import CONFIG_OF_NOTEBOOK, TrainConfig, build
+from mmlib.params import notebook_defaults
+from mmlib.reporting.plan import plan
+from mmlib.reporting.publish import QUOTED, renewed
+from mmlib.training import train
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-PUBLISHED = re.findall(r"<!-- results: ([\w-]+) -->", README)
-ABLATIONS = re.findall(r"<!-- ablation: ([\w-]+) -->", README)
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in sorted((paths.ROOT / "docs").glob("*.md"))}
+DOCS["README.md"] = README
+TEXT = "\n".join(DOCS.values())
+YAML = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.M | re.S)
 
 
-@pytest.mark.parametrize("experiment", PUBLISHED)
-def test_results_are_those_of_the_committed_report(experiment):
-    report = json.loads((paths.REPORTS / experiment / "results.json").read_text(encoding="utf-8"))
-    results = [metrics["test"] for metrics in report["metrics"].values()]
-    for line in markdown_table(results_table(results).frame):
-        assert line in README
+def commands() -> list[str]:
+    """What README and docs tell a person to type, each once, continued lines joined."""
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", TEXT, re.M | re.S)
+    lines = [line for block in blocks for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.M | re.S))
+    found = [re.search(r"(?:^|/)(?:python|torchrun|mmlib|papermill|make|srun) \S.*", line) for line in lines]
+    return list(dict.fromkeys(re.split(r"\s+#", match[0])[0].strip() for match in found if match))
 
 
-@pytest.mark.parametrize("experiment", ABLATIONS)
-def test_verdicts_and_tables_of_ablations_are_those_of_the_committed_report(experiment):
-    report = json.loads((paths.REPORTS / experiment / "results.json").read_text(encoding="utf-8"))
-    for record in report["ablations"].values():
-        assert all(sentence in README for sentence in ablation_verdicts(record).sentences)
-        assert all(line in README for line in markdown_table(ablation_table(record).frame))
+def of_mmlib(command: str) -> list[str] | None:
+    """The arguments of `python -m mmlib`, also under torchrun and of a bare `mmlib evaluate`."""
+    words = shlex.split(command)
+    return words[words.index("mmlib") + 1 :] if "mmlib" in words else None
 
 
-def test_results_are_shown_at_all():
-    assert "demo" in PUBLISHED
+def test_quoted_numbers_are_those_of_the_published_reports():
+    quoted = [found[3] for found in QUOTED.finditer(README)]
+    assert {"demo", "ablation-memory"} <= set(quoted)
+    assert len(quoted) == len(set(quoted)) == README.count("<!-- end -->")
+    assert renewed(README, {}) == README
 
 
-def test_make_targets_and_experiments_exist():
+def test_the_commands_that_stand_in_readme_and_docs_are_found():
+    found = commands()
+    assert "python -m mmlib train params/demo/01_train.yaml -p lr 0.002" in found
+    assert "make report EXPERIMENT=<experiment>" in found
+    assert sum(command.startswith(("torchrun", "srun")) for command in found) >= 3
+    assert len(found) >= 15
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if of_mmlib(c)])
+def test_commands_of_mmlib_reach_their_work(command, tmp_path, monkeypatch):
+    """Read by the real parser and built to the config; what would take long is noted instead of done."""
+    reached = []
+
+    def note(*given, **named):
+        reached.append(given)
+        return {"shards": {}} if len(given) == 2 else []
+
+    for work in ("training.train", "training.continue_training", "training.evaluate", "data.load_dataset"):
+        monkeypatch.setattr(f"mmlib.{work}", note)
+    for work in ("data.shards.write_shards", "reporting.pipeline.run_experiment"):
+        monkeypatch.setattr(f"mmlib.{work}", note)
+    monkeypatch.setattr("mmlib.reporting.pipeline.render_again", lambda name: note(name) or tmp_path)
+    monkeypatch.setattr("mmlib.metrics.embeddings.results_text", lambda *given: note(*given) and "")
+    monkeypatch.chdir(tmp_path)
+    Path("results.json").write_text('{"problems": []}')  # of the report that is rendered again
+    np.save("img.npy", np.eye(3))
+    np.save("txt.npy", np.eye(3))
+    np.save("map.npy", np.arange(3))
+    arguments = of_mmlib(command)
+    if arguments == ["evaluate"]:
+        arguments = ["evaluate", "params/demo/03_evaluate.yaml"]  # the command by name alone
+    assert main(arguments) == 0
+    assert reached
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("make ")])
+def test_targets_and_experiments_exist(command):
+    _, target, *settings = shlex.split(command)
     makefile = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.M)):
-        assert re.search(rf"^{target}:", makefile, re.M), target
-    for experiment in set(re.findall(r"EXPERIMENT=([\w-]+)", README)):
-        assert (paths.PARAMS / experiment).is_dir(), experiment
+    assert re.search(rf"^{target}:.*## ", makefile, re.M)
+    given = dict(setting.split("=", 1) for setting in settings)
+    if given.get("EXPERIMENT", "<").startswith("<"):
+        return  # the default, or a placeholder
+    words = shlex.split(given.get("ARGS", ""))
+    overrides = dict(zip(words[1::3], words[2::3]))
+    assert plan(given["EXPERIMENT"], overrides)[0] == given["EXPERIMENT"]
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("papermill ")])
+def test_papermill_commands_name_notebooks_and_parameters(command):
+    _, notebook, _, *words = shlex.split(command)
+    given = {name: yaml.safe_load(value) for name, value in zip(words[1::3], words[2::3])}
+    path = paths.ROOT / notebook
+    build(CONFIG_OF_NOTEBOOK[path.stem], notebook_defaults(path) | given)
+
+
+@pytest.mark.parametrize("given", re.findall(r"`(-p [^`\n]+)`", TEXT))
+def test_parameters_that_stand_alone_are_those_of_a_training(given):
+    words = shlex.split(given)
+    names = [word for word in words[1::3] if word != "name"]  # "-p name value" says how it is done
+    assert set(names) <= TrainConfig.model_fields.keys()
+
+
+@pytest.mark.usefixtures("tiny_place")
+@pytest.mark.parametrize("text", YAML)
+def test_examples_of_parameter_files_run(text, tmp_path, monkeypatch):
+    """As they stand, on notebook 01's defaults; sizes are tiny, and addresses on the network left out."""
+    example = yaml.safe_load(text)
+    sizes = {n: v for n, v in TINY.items() if not n.startswith("shapes_") and n not in example}
+    sizes.pop("captions_per_image", None)
+    local = {n: [w for w in v if "://" not in w] if isinstance(v, list) else v for n, v in example.items()}
+    defaults = notebook_defaults(paths.NOTEBOOKS / "01_train.ipynb")
+    build(TrainConfig, defaults | sizes | example)
+    few = [word for split in ("train", "val", "test") for word in ("-p", f"shapes_{split}", "24")]
+    source = str(paths.PARAMS / "demo" / "01_train.yaml")
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    assert main(["shard", source, *few, "--out", str(tmp_path / "data" / "shards")]) == 0
+    history = train(build(TrainConfig, defaults | sizes | local | {"epochs": 1, "batch_size": 24}), print)
+    assert history[-1]["val"]["i2t"]["n"] == 24
 
 
 def test_links_lead_somewhere():
-    for link in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (paths.ROOT / link).exists(), link
+    for name, text in DOCS.items():
+        folder = paths.ROOT if name == "README.md" else paths.ROOT / "docs"
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (folder / link).exists(), (name, link)
 
 
 def test_every_dependency_is_explained():
     project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    named = project["dependencies"] + project["optional-dependencies"]["dev"]
+    extras = project["optional-dependencies"]
     table = README[README.index("## Dependencies") :]
-    for requirement in named:
+    for requirement in (*project["dependencies"], *extras["dev"], *extras["bench"]):
         name = re.match(r"[\w-]+", requirement)[0]
         assert re.search(rf"\b{name}\b", table), name

@@ -16,7 +16,6 @@ Shapes: N training images, K held-out images, R any images; H = W = `SIDE` pixel
 """
 
 import numpy as np
-from scipy.fft import dctn
 
 SIDE = 32  # pixels of the squares that are hashed
 MAX_DISTANCE = 12  # bits of 64
@@ -50,6 +49,8 @@ def perceptual_hash(image_RHWC: np.ndarray) -> np.ndarray:
     if image_RHWC.shape[1:] != (SIDE, SIDE, 3):
         raise ValueError(f"expected images of shape (R, {SIDE}, {SIDE}, 3), found {image_RHWC.shape}")
     grey_RHW = image_RHWC.astype(np.float32) @ LUMA_C
+    from scipy.fft import dctn
+
     wave_RF = dctn(grey_RHW, axes=(1, 2), norm="ortho")[:, 1:9, 1:9].reshape(len(grey_RHW), 64)
     bit_RF = wave_RF > np.median(wave_RF, axis=1, keepdims=True)
     return np.packbits(bit_RF, axis=1).view(np.uint64)[:, 0]

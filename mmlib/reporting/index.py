@@ -1,6 +1,7 @@
-"""`reports/index.html`: every experiment with its state and its numbers, from reports alone."""
+"""`index.html` over reports, local or published: every experiment with its state and its numbers."""
 
 import base64
+import os
 from pathlib import Path
 
 import jinja2
@@ -16,24 +17,38 @@ from mmlib.reporting.style import DIRECTION_NAMES
 from mmlib.training.stored import Report, read_stored
 
 
-def write_index() -> Path:
-    """Writes the index over all `reports/*/results.json` and returns its path.
+def write_index(reports: Path | None = None) -> Path:
+    """Writes `index.html` over the `results.json` of all reports in a folder and returns its path.
 
     Needs no run folder, so that it can be made on any clone.  An experiment whose file is missing
     or damaged gets a card that says so.
+
+    Args:
+        reports: `paths.PUBLISHED`; by default the local ones, from which a link leads to the published.
+
+    Raises:
+        OSError: it could not be written; the one before stands.
     """
-    folders = [p for p in sorted(paths.REPORTS.glob("[!.]*")) if p.is_dir()]
+    reports = reports or paths.REPORTS
+    index, published = reports / "index.html", paths.PUBLISHED / "index.html"
+    folders = [
+        path
+        for path in sorted(reports.iterdir() if reports.is_dir() else ())
+        if path.is_dir() and not path.name.startswith(".") and path != paths.PUBLISHED
+    ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
     cards = [_card(folder) for folder in folders]
     text = environment.get_template("experiments.html.j2").render(
-        experiments=cards, css=jinja2.filters.Markup(stylesheet()), policy=POLICY
+        experiments=cards,
+        css=jinja2.filters.Markup(stylesheet()),
+        policy=POLICY,
+        published=os.path.relpath(published, reports) if published.is_file() and index != published else None,
     )
-    path = paths.REPORTS / "index.html"
-    with explained(path):
-        write_text_atomic(path, well_formed(text) + "\n")
-    return path
+    with explained(index):
+        write_text_atomic(index, well_formed(text) + "\n")
+    return index
 
 
 def _card(folder: Path) -> dict:

@@ -20,13 +20,14 @@ from nbclient.exceptions import DeadKernelError
 
 import mmlib
 from mmlib import paths
-from mmlib.files import read_json, write_json
+from mmlib.files import explained, locked, read_json, write_json, write_text_atomic
 from mmlib.reporting.display import MARK
 from mmlib.reporting.index import write_index
+from mmlib.reporting.kernel import own_kernel
 from mmlib.reporting.notebook import notebook_state, read_notebook, runs_of, section_of
 from mmlib.reporting.plan import Step, check_data_roots, check_parameters, plan
 from mmlib.reporting.report import write_report
-from mmlib.reporting.state import report_folder, runs_state
+from mmlib.reporting.state import experiment_pages, report_folder, runs_state
 from mmlib.training.runs import run_folder
 
 EXIT_COMPLETE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
@@ -53,10 +54,39 @@ def run_experiment(
     Raises:
         FileNotFoundError, ParameterError: as `mmlib.reporting.plan.plan`, or data that are not where
             an experiment expects them; nothing was executed.
+        InUse: another process runs or renders this experiment; nothing was touched.
+        OSError: the report's folder cannot be written to.
     """
     experiment, steps = plan(params_dir, overrides or {})
     check_parameters(steps)
     check_data_roots(steps)
+    with _alone(experiment):
+        return _run_to_the_end(experiment, steps, overwrite)
+
+
+def render_again(experiment: str) -> Path:
+    """Renders what an experiment's notebooks and runs left, and the index; executes nothing.
+
+    Returns:
+        The report's folder.
+
+    Raises:
+        FileNotFoundError: the experiment has neither parameters nor executed notebooks.
+        InUse: the experiment is at work, which renders its report itself at its end.
+        OSError: the report's folder cannot be written to.
+    """
+    experiment_pages(experiment)  # an unknown one leaves no folder behind
+    with _alone(experiment):
+        report = write_report(experiment)
+    write_index()
+    return report
+
+
+def _alone(experiment: str):
+    return locked(report_folder(experiment), f"experiment {experiment!r}")
+
+
+def _run_to_the_end(experiment: str, steps: list[Step], overwrite: bool) -> int:
     executed = report_folder(experiment) / "executed"
     try:
         code = _run_steps(steps, executed, overwrite)
@@ -110,17 +140,19 @@ def _execute(step: Step, copy: Path, outdated: bool) -> tuple[str, str | None]:
     logging.getLogger("papermill").setLevel(logging.ERROR)
     stopped: tuple[str, str] | None = None
     try:
-        papermill.execute_notebook(
-            str(step.notebook),
-            str(copy),
-            parameters=parameters,
-            cwd=str(paths.ROOT),
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            on_cell_start=_announcer(step, bool(parameters)),
-            # The kernel's own log: a warning about local sockets at each start, a traceback at Ctrl-C.
-            extra_arguments=["--log-level=CRITICAL"],
-        )
+        with explained(copy), own_kernel() as kernel_manager_class:
+            papermill.execute_notebook(
+                _unformatted(step.notebook),
+                _unformatted(copy),
+                parameters=parameters,
+                cwd=str(paths.ROOT),
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                on_cell_start=_announcer(step, bool(parameters)),
+                kernel_manager_class=kernel_manager_class,
+                # The kernel's own log: a warning about local sockets at each start, a traceback at Ctrl-C.
+                extra_arguments=["--log-level=CRITICAL"],
+            )
     except papermill.PapermillExecutionError:
         pass  # the copy has the error, and the cell
     except DeadKernelError:
@@ -130,11 +162,17 @@ def _execute(step: Step, copy: Path, outdated: bool) -> tuple[str, str | None]:
     notebook = read_notebook(copy)
     if stopped:
         notebook.metadata[MARK] = {"state": stopped[0], "reason": stopped[1]}
-        nbformat.write(notebook, copy)
+        with explained(copy):
+            write_text_atomic(copy, nbformat.writes(notebook) + "\n")
     state, reason = notebook_state(notebook)
     if state != "complete":
         return state, reason
     return runs_state(runs_of(step.known | step.parameters))
+
+
+def _unformatted(path: Path) -> str:
+    """The path as papermill takes it, which reads `{name}` in it as a parameter."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _announcer(step: Step, injected: bool):

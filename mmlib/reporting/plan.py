@@ -17,7 +17,7 @@ from mmlib.config import (
     read_values,
     refuse_unread,
 )
-from mmlib.files import nearest
+from mmlib.files import checked_name, nearest
 from mmlib.params import notebook_defaults, read_yaml
 from mmlib.training.ablation_plan import plan_grid
 
@@ -69,7 +69,19 @@ def plan(params_dir: str | Path, overrides: Mapping[str, Any]) -> tuple[str, lis
                 f"no notebook of {folder.name!r} has a parameter {name!r}{nearest(name, known)};"
                 " nothing was executed"
             )
-    return folder.name, steps
+    return _checked(folder.name), steps
+
+
+def _checked(experiment: str) -> str:
+    """The name, if a report's folder can have it."""
+    if experiment == paths.PUBLISHED.name:
+        raise ParameterError(
+            f"an experiment cannot be called {experiment!r}, the folder of published reports; rename it"
+        )
+    try:
+        return checked_name(experiment, "name of an experiment")
+    except ValueError as error:
+        raise ParameterError(f"{error}; rename its folder") from None
 
 
 def check_parameters(steps: Iterable[Step]) -> None:
@@ -120,7 +132,12 @@ def check_data_roots(steps: Iterable[Step]) -> None:
 
 
 def _folder(params_dir: str | Path) -> Path:
-    given = paths.from_root(params_dir)
+    given = paths.typed(params_dir)
+    if given.is_file():
+        raise ParameterError(
+            f"expected the folder of an experiment, found the file {paths.shown(given)}; give its folder:"
+            f" {paths.shown(given.parent)}, or train from it alone: python -m mmlib train {params_dir}"
+        )
     for folder in (given, paths.PARAMS / str(params_dir)):
         if folder.is_dir():
             return folder.resolve()

@@ -1,23 +1,29 @@
 """Device, precision and processes of a training (Lightning Fabric), and whether its model is compiled."""
 
+from typing import TYPE_CHECKING
+
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
 
 from mmlib.config import ParameterError, TrainConfig
 from mmlib.training.processes import process_count, processes_per_machine
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # brings torch's compiler: a second, when a training starts
 
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 COMPILE_STEPS = 10_000  # a step gains some 10 ms by compiling, which itself takes about a minute
 
 
-def build_fabric(config) -> Fabric:
+def build_fabric(config) -> "Fabric":
     """Device, precision and, under torchrun, the processes of this training.
 
     Raises:
         ParameterError: a GPU is asked for and there is none, fewer GPUs than processes, or fp16 without
             a GPU.
     """
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
     gpus = torch.cuda.device_count()
     if config.device == "cuda" and not gpus:
         raise ParameterError("device: expected a CUDA GPU, found none; use device='auto' or 'cpu'")
@@ -42,7 +48,7 @@ def build_fabric(config) -> Fabric:
     return fabric
 
 
-def compiles(config: TrainConfig, fabric: Fabric, pairs: int) -> bool:
+def compiles(config: TrainConfig, fabric: "Fabric", pairs: int) -> bool:
     """Whether the model is compiled; `auto` where the minute that compiling takes comes back.
 
     Args:

@@ -11,10 +11,12 @@ Shapes: B pairs of the batch (of this process), C pairs of a chunk, D width.
 import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from lightning_fabric import Fabric
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # brings torch's compiler: a second, when a training starts
 
 Chunk = TypeVar("Chunk")
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -74,7 +76,7 @@ def cached_backward(
     return loss.detach()
 
 
-def fabric_push(fabric: Fabric) -> Push:
+def fabric_push(fabric: "Fabric") -> Push:
     """Backward of an embedding whose gradient `fabric.backward(loss)` has scaled, if it scales.
 
     Fabric refuses a backward that does not come from itself, and its own scales what it is given: a

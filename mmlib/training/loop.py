@@ -13,9 +13,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
 from safetensors.torch import save as safetensors_bytes
 from tqdm import tqdm
 
@@ -41,6 +41,9 @@ from mmlib.training.runs import RunFolder
 from mmlib.training.snapshot import Snapshot
 from mmlib.training.stopping import StopRequest
 from mmlib.training.watch import LossWatch, check_weights
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # brings torch's compiler: a second, when a training starts
 
 CHECK_EVERY = 20  # steps between looks at the loss: each look makes the host wait for the device
 
@@ -71,7 +74,7 @@ class Training:
 
     folder: RunFolder
     config: TrainConfig
-    fabric: Fabric
+    fabric: "Fabric"
     model: DualEncoder
     loss: torch.nn.Module
     optimizer: torch.optim.Optimizer

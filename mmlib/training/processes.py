@@ -10,11 +10,10 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from lightning_fabric import Fabric
 
 from mmlib.config import ParameterError
 from mmlib.files import InUse
@@ -22,6 +21,9 @@ from mmlib.files import InUse
 _FAMILIES = (
     ParameterError, FileNotFoundError, FileExistsError, InUse, OSError, ValueError, RuntimeError, Exception
 )  # fmt: skip
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # brings torch's compiler: a second, when a training starts
 
 
 def process_count() -> int:
@@ -70,7 +72,7 @@ class Processes:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
-    def of(cls, fabric: Fabric) -> "Processes":
+    def of(cls, fabric: "Fabric") -> "Processes":
         """Those that were launched with `fabric`."""
         return cls(fabric.global_rank, fabric.world_size, fabric.device)
 

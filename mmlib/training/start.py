@@ -9,10 +9,9 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from lightning_fabric import Fabric, seed_everything
 
 from mmlib.config import ParameterError, TrainConfig, build, continued, differences
 from mmlib.data import Dataset, Tokenizer, load_dataset, tokenizer_for
@@ -42,6 +41,9 @@ from mmlib.training.runs import (
     stored_environment,
 )
 from mmlib.training.stopping import stop_requests
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # brings torch's compiler: a second, when a training starts
 
 Log = Callable[[str], None]
 
@@ -158,7 +160,7 @@ def _prepare(
     parent: Parent | None,
     log: Log,
     if_complete: str,
-    fabric: Fabric,
+    fabric: "Fabric",
     processes: Processes,
 ) -> _Ready | None:
     """Reads and checks everything and touches nothing; None if the run is complete."""
@@ -180,6 +182,8 @@ def _prepare(
     )
     if resumed:
         check_fits(path, resumed, config.model_dump(), tokenizer.fingerprint)
+    from lightning_fabric import seed_everything
+
     seed_everything(config.seed, verbose=False)
     model = build_model(
         config, tokenizer.size, tokenizer.padding_id,
@@ -197,7 +201,7 @@ def _work(
     parent: Parent | None,
     log: Log,
     if_complete: str,
-    fabric: Fabric,
+    fabric: "Fabric",
     processes: Processes,
     ready: _Ready,
 ) -> None:

@@ -74,6 +74,7 @@ def repository(tmp_path, monkeypatch) -> Repository:
     monkeypatch.setattr(paths, "ROOT", root)
     for name in ("PARAMS", "NOTEBOOKS", "RUNS", "REPORTS"):
         monkeypatch.setattr(paths, name, root / name.lower())
+    monkeypatch.setattr(paths, "PUBLISHED", root / "reports" / "published")
     monkeypatch.setenv("MMLIB_ROOT", str(root))
     return Repository()
 

@@ -1,0 +1,139 @@
+"""Publishes a report: a local one becomes the committed one that README, docs and visitors read.
+
+`reports/<experiment>/` is local and ignored by git; `reports/published/<experiment>/` is committed and
+changed by this alone, together with its index and the numbers in README.md.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+from mmlib import paths
+from mmlib.files import checked_name, explained, flush_folder, locked, read_json, write_text_atomic
+from mmlib.reporting.ablation import ablation_table
+from mmlib.reporting.ablation_verdicts import ablation_verdicts
+from mmlib.reporting.index import write_index
+from mmlib.reporting.overview import markdown_table
+from mmlib.reporting.tables import results_table
+
+# What README.md quotes stands between two comments, the first of which names the experiment.
+QUOTED = re.compile(r"(<!-- (results|ablation): ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def publish(experiment: str) -> Path:
+    """Copies a complete local report to `reports/published/`, and renews the index there and README.md.
+
+    Only what may be passed on is copied: pages, figures, `results.json` and `README.md`; no executed
+    notebook, no private page or picture.
+
+    Returns:
+        The published report's folder.
+
+    Raises:
+        FileNotFoundError: there is no such report, or a part of it is missing.
+        ValueError: it is not complete, or its `results.json` is damaged.
+        InUse: the experiment is at work.
+        OSError: it could not be copied; what was published before stands.
+    """
+    name = checked_name(experiment, "experiment")
+    source, target = paths.REPORTS / name, paths.PUBLISHED / name
+    _require(source / "results.json", name)
+    with locked(source, f"experiment {name!r}"), locked(paths.PUBLISHED, "the published reports"):
+        files = _files_of(source, name)
+        readme = renewed((paths.ROOT / "README.md").read_text(encoding="utf-8"), {name: source})
+        with explained(target):
+            _replace(target, source, files)
+        write_index(paths.PUBLISHED)
+        with explained(paths.ROOT / "README.md"):
+            write_text_atomic(paths.ROOT / "README.md", readme)
+    return target
+
+
+def renewed(text: str, instead: dict[str, Path]) -> str:
+    """README's text with all that it quotes taken from the published reports.
+
+    Args:
+        text: with comments `<!-- results: demo -->` or `<!-- ablation: … -->` and `<!-- end -->`.
+        instead: folders to read in place of the published ones, by experiment.
+
+    Raises:
+        FileNotFoundError, ValueError: a report is missing, damaged, or lacks what is quoted.
+    """
+
+    def quote(found: re.Match) -> str:
+        experiment = found[3]
+        path = instead.get(experiment, paths.PUBLISHED / experiment) / "results.json"
+        report = read_json(path)
+        try:
+            lines = (_results if found[2] == "results" else _verdicts)(report)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"README.md quotes the {found[2]} of {experiment!r}, which {paths.shown(path)} does not give:"
+                f" {type(error).__name__}: {error}"
+            ) from None
+        return "\n".join([found[1].rstrip(), *lines, found[4]])
+
+    return QUOTED.sub(quote, text)
+
+
+def _results(report: dict) -> list[str]:
+    table = results_table([run["test"] for run in report["metrics"].values() if run["test"]])
+    return [*markdown_table(table.frame), "", table.caption]
+
+
+def _verdicts(report: dict) -> list[str]:
+    if not report["ablations"]:
+        raise ValueError("it has no ablation")
+    lines = []
+    for record in report["ablations"].values():
+        lines += [f"- {sentence}" for sentence in ablation_verdicts(record).sentences]
+        lines += ["", *markdown_table(ablation_table(record).frame), ""]
+    return lines[:-1]
+
+
+def _files_of(source: Path, name: str) -> list[Path]:
+    """What is published of a report, relative to its folder, after a check that it is complete."""
+    report = read_json(source / "results.json")
+    notebooks = report.get("notebooks")
+    states = [report, *notebooks.values()] if isinstance(notebooks, dict) and notebooks else [{}]
+    if not all(isinstance(part, dict) and part.get("state") == "complete" for part in states):
+        raise ValueError(
+            f"only a complete report is published, found {paths.shown(source)} to be"
+            f" {report.get('state')!r} ({report.get('reason') or 'no reason given'}); run it to its end:"
+            f" make report EXPERIMENT={name}"
+        )
+    pages = [f"{checked_name(notebook, 'notebook')}.html" for notebook in notebooks]
+    figures = [f"figures/{path.name}" for path in sorted((source / "figures").glob("*.png"))]
+    files = ["results.json", "README.md", *pages, *figures]
+    thumbnail = report["thumbnail"]["file"] if report.get("thumbnail") else None
+    for file in files if thumbnail in (None, *figures) else [*files, str(thumbnail)]:
+        _require(source / file, name)
+    return [Path(file) for file in files]
+
+
+def _require(path: Path, name: str) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"nothing to publish of {name!r}: expected {paths.shown(path)}, found nothing; make it with:"
+            f" make report EXPERIMENT={name}"
+        )
+
+
+def _replace(target: Path, source: Path, files: list[Path]) -> None:
+    """Copies the files beside the target, then takes its place; on an error the old ones stay."""
+    new, old = target.with_name(".new"), target.with_name(".old")
+    for stale in (new, old):
+        shutil.rmtree(stale, ignore_errors=True)
+    try:
+        for file in files:
+            (new / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / file, new / file)
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+        flush_folder(target.parent)
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)

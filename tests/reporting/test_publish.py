@@ -1,0 +1,163 @@
+"""Publishing: complete reports alone, nothing private, whole or not at all, and README renewed with them."""
+
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+
+import nbformat
+import pytest
+from PIL import Image
+
+from mmlib import paths
+from mmlib.cli import main
+from mmlib.files import InUse, locked
+from mmlib.reporting.index import write_index
+from mmlib.reporting.publish import publish
+from mmlib.reporting.report import write_report
+
+
+def figure(name: str, private: bool = False) -> dict:
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, "png")
+    data = {"image/png": base64.b64encode(file.getvalue()).decode(), "text/plain": f"[figure: {name}]"}
+    marks = {"image/png": {"alt": name}, "mmlib": {"name": name, "private": private}}
+    return nbformat.v4.new_output("display_data", data=data, metadata=marks)
+
+
+@pytest.fixture
+def report(repository):
+    """A complete local report, with a shareable and a private figure, and a README that quotes it."""
+    repository.run("demo-train")
+    figures = [figure("loss"), figure("photos", private=True)]
+    repository.executed("demo", "03_evaluate", figures)
+    (paths.ROOT / "README.md").write_text("Ours:\n\n<!-- results: demo -->\nold\n<!-- end -->\n\nMore.\n")
+    return write_report("demo")
+
+
+def files_below(folder) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_complete_report_is_published_without_what_is_private(report, capsys):
+    assert (report / "03_evaluate.private.html").is_file()
+    assert (report / "private" / "03_evaluate-photos.png").is_file()
+    assert main(["publish", "demo"]) == 0
+    assert "published: reports/published/demo" in capsys.readouterr().out
+    published = ["03_evaluate.html", "README.md", "figures/03_evaluate-loss.png", "figures/learning.png"]
+    assert files_below(paths.PUBLISHED / "demo") == [*published, "results.json"]
+    for file in published:
+        assert (paths.PUBLISHED / "demo" / file).read_bytes() == (report / file).read_bytes()
+    readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    hits = json.loads((report / "results.json").read_text())["metrics"]["demo-train"]["test"]["protocols"]
+    hits = hits["standard"]["i2t"]["r1"]["hits"]
+    assert readme.startswith("Ours:\n\n<!-- results: demo -->\n| run | direction |")
+    assert f"{hits}/60" in readme
+    assert readme.endswith("60 image and 180 caption queries · best checkpoint of each run"
+                           " · 95 % intervals · hits/n\n<!-- end -->\n\nMore.\n")  # fmt: skip
+
+
+def test_links_lead_somewhere_in_the_local_and_in_the_published_reports(report):
+    publish("demo")
+    local, published = write_index(), paths.PUBLISHED / "index.html"
+    assert 'href="published/index.html"' in local.read_text()
+    assert "published reports" not in published.read_text()
+    assert re.findall(r"<h2>.*?>(\w+)</a>", local.read_text()) == ["demo"]
+    for folder in (paths.REPORTS, paths.PUBLISHED):
+        for page in (folder / "index.html", *(folder / "demo").glob("*.html"), folder / "demo" / "README.md"):
+            text = page.read_text(encoding="utf-8")
+            links = re.findall(r'href="([^"#:]+)"|\]\(([^)#:]+)\)', text)
+            assert links, page
+            for link in links:
+                assert (page.parent / "".join(link)).is_file(), (page, link)
+
+
+def test_what_is_missing_or_incomplete_is_refused_and_what_stands_is_kept(report, repository):
+    publish("demo")
+    (paths.PUBLISHED / "demo" / "README.md").write_text("stands")
+    readme = (paths.ROOT / "README.md").read_text()
+    run_it = "make report EXPERIMENT="
+    with pytest.raises(FileNotFoundError, match=rf"'nope': expected reports/nope/results.json.*{run_it}nope"):
+        publish("nope")
+    assert not (paths.REPORTS / "nope").exists()
+    with pytest.raises(ValueError, match=r"expected a name of letters.*found '../demo'"):
+        publish("../demo")
+    (report / "figures" / "learning.png").rename(report / "away.png")
+    with pytest.raises(FileNotFoundError, match=r"'demo': expected reports/demo/figures/learning.png, f"):
+        publish("demo")
+    (report / "away.png").rename(report / "figures" / "learning.png")
+    repository.params("demo", "04_analysis")
+    write_report("demo")
+    with pytest.raises(ValueError, match=rf"reports/demo to be 'incomplete' \(04_analysis has.*{run_it}demo"):
+        publish("demo")
+    (report / "results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"reports/demo/results.json is damaged"):
+        publish("demo")
+    assert (paths.PUBLISHED / "demo" / "README.md").read_text() == "stands"
+    assert (paths.ROOT / "README.md").read_text() == readme
+
+
+def test_a_copy_that_fails_leaves_what_was_published(report, monkeypatch):
+    publish("demo")
+    before = {file: (paths.PUBLISHED / file).read_bytes() for file in files_below(paths.PUBLISHED)}
+
+    def full(source, target):
+        if source.name == "README.md":
+            raise OSError(28, "No space left on device")
+        target.write_bytes(b"new")
+
+    monkeypatch.setattr("mmlib.reporting.publish.shutil.copyfile", full)
+    with pytest.raises(OSError, match=r"could not write reports/published/demo: No space.*Free some space"):
+        publish("demo")
+    after = {file: (paths.PUBLISHED / file).read_bytes() for file in files_below(paths.PUBLISHED)}
+    assert after == before
+
+
+def test_a_readme_that_quotes_what_a_report_lacks_is_not_touched(report):
+    text = "<!-- ablation: demo -->\nold\n<!-- end -->\n"
+    (paths.ROOT / "README.md").write_text(text)
+    with pytest.raises(ValueError, match=r"README.md quotes the ablation of 'demo', which reports/demo"):
+        publish("demo")
+    assert (paths.ROOT / "README.md").read_text() == text
+    assert not (paths.PUBLISHED / "demo").exists()
+
+
+def test_an_experiment_at_work_is_neither_published_nor_rendered(report, capsys):
+    with locked(report, "experiment 'demo'"):
+        who = rf"experiment 'demo' is being written by another process \(process {os.getpid()} on "
+        with pytest.raises(InUse, match=who):
+            publish("demo")
+        before = (report / "results.json").stat().st_mtime_ns
+        assert main(["report", "demo"]) == 1
+        assert f"process {os.getpid()} on" in capsys.readouterr().err
+        assert (report / "results.json").stat().st_mtime_ns == before
+    assert main(["report", "demo"]) == 0
+
+
+def ignored(*files: str) -> set[str]:
+    found = subprocess.run(
+        ["git", "check-ignore", "--no-index", *files], cwd=ROOT, text=True, capture_output=True
+    )
+    if found.returncode > 1:
+        pytest.skip("not a git checkout")
+    return set(found.stdout.split())
+
+
+ROOT = paths.ROOT  # of the real repository, whose .gitignore is asked about
+
+
+def test_git_ignores_local_reports_and_what_is_private():
+    local = {
+        "reports/index.html",
+        "reports/demo/01_train.html",
+        "reports/demo/.lock",
+        "reports/mine/README.md",
+    }
+    never = {f"reports/published/{name}" for name in ("demo/private/a.png", "demo/01.private.html", ".lock")}
+    never |= {"reports/published/demo/executed/01_train.ipynb", ".bench/faiss", "runs/a/last.pt"}
+    published = {
+        f"reports/published/{name}" for name in ("index.html", "demo/01_train.html", "new/README.md")
+    }
+    assert ignored(*local, *never, *published) == local | never
