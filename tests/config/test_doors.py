@@ -86,7 +86,7 @@ def papermill():
             {"a": {"compile": "off", "lr": 0.002}, "b": {}},
             (P, F, R),
         ),
-        (AblationConfig, "grid", "{flip: [on, off], seed: [1]}", {"flip": [True, False], "seed": [1]}, (P, F)),  # noqa: E501
+        (AblationConfig, "grid", "{flip: [on, no], seed: [1]}", {"flip": [True, False], "seed": [1]}, (P,)),
         (AblationConfig, "tune", "{lr: [1e-3], a: {lr: [.5]}}", {"lr": [0.001], "a": {"lr": [0.5]}}, (P, F)),
         (AblationConfig, "claims", "[{claim: it is, arm: a}]", [{"claim": "it is", "arm": "a"}], (P, F)),
     ],
