@@ -13,7 +13,7 @@ from benchmarks.harness import alone
 from benchmarks.places import scratch
 from benchmarks.steps import CAPTIONS, SKIP
 from mmlib import paths
-from mmlib.config import ContinueConfig, TrainConfig, build
+from mmlib.config import ContinueConfig, TrainConfig, build, read_values
 from mmlib.params import read_yaml
 from mmlib.training import continue_training, train
 
@@ -68,8 +68,10 @@ def recipe(device: str, quick: bool) -> tuple[dict, dict]:
     folder = paths.PARAMS / "flickr8k-reference"
     size = REAL if device == "cuda" and not quick else TINY
     place = {"device": device, "overwrite": True}
-    first = read_yaml(folder / "01_train.yaml") | {"dataset": "shapes"} | size | place
-    second = read_yaml(folder / "02_continue.yaml") | place
+    first = (
+        read_values(TrainConfig, read_yaml(folder / "01_train.yaml")) | {"dataset": "shapes"} | size | place
+    )
+    second = read_values(ContinueConfig, read_yaml(folder / "02_continue.yaml")) | place
     return first, second | ({"epochs": size["epochs"]} if "epochs" in size else {})
 
 

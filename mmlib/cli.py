@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlib import __version__
-from mmlib.config import ContinueConfig, DataConfig, EvaluateConfig, ParameterError, TrainConfig, build
+from mmlib.config import ContinueConfig, DataConfig, EvaluateConfig, ParameterError, TrainConfig, ask
 from mmlib.params import notebook_defaults, read_yaml
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -130,19 +130,9 @@ def _add_overrides(parser: argparse.ArgumentParser, meaning: str) -> None:
     )
 
 
-def _overrides(options: argparse.Namespace) -> dict[str, Any]:
-    import yaml
-
-    values = {}
-    for name, text in options.param:
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        # YAML also makes mappings of "a: b", dates of "2024-01-01" and nothing of "#1"; here they are text.
-        is_plain = isinstance(value, (str, int, float, list)) or text.strip() in ("null", "~")
-        values[name] = value if is_plain else text
-    return values
+def _overrides(options: argparse.Namespace) -> dict[str, str]:
+    """The text of each override, for the type of its parameter to read."""
+    return dict(options.param)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -165,9 +155,9 @@ def _parameters(options: argparse.Namespace, notebook: str) -> dict[str, Any]:
 def _train(options: argparse.Namespace) -> int:
     continues = "parent" in read_yaml(options.params)
     config = (
-        build(ContinueConfig, _parameters(options, "02_continue"))
+        ask(ContinueConfig, _parameters(options, "02_continue"))
         if continues
-        else build(TrainConfig, _parameters(options, "01_train"))
+        else ask(TrainConfig, _parameters(options, "01_train"))
     )
     from mmlib.paths import shown
     from mmlib.training import continue_training, run_folder, train
@@ -207,7 +197,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             "expected either a parameter file (runs) or --images, --texts and --image-of-text with their"
             f" options (embeddings), found {found}; see python -m mmlib evaluate --help"
         )
-    config = build(EvaluateConfig, _parameters(options, "03_evaluate"))
+    config = ask(EvaluateConfig, _parameters(options, "03_evaluate"))
     from mmlib.reporting import results_table
     from mmlib.training import evaluate
 
@@ -274,9 +264,17 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _shard(options: argparse.Namespace) -> int:
-    values = (read_yaml(options.params) if options.params else {}) | _overrides(options)
-    others = TrainConfig.model_fields.keys() - DataConfig.model_fields.keys()
-    config = build(DataConfig, {name: value for name, value in values.items() if name not in others})
+    file, given = read_yaml(options.params) if options.params else {}, _overrides(options)
+    passed_over = TrainConfig.model_fields.keys() - DataConfig.model_fields.keys()
+    config = ask(
+        DataConfig, {name: value for name, value in (file | given).items() if name not in passed_over}
+    )
+    passed_over |= {"resize"} | ({"image_size"} if config.dataset != "shapes" else set())
+    if unread := [name for name in given if name in passed_over]:
+        raise ParameterError(
+            f"-p {', '.join(unread)}: expected parameters that choose data; shards hold images and captions"
+            " as they are, give these to the training"
+        )
     if config.dataset == "shards":
         raise ParameterError("expected a data set to write as shards, found dataset 'shards', which are some")
     if options.samples_per_shard < 1:

@@ -1,22 +1,21 @@
 """Where parameters come from: the YAML files of `params/`, and the parameters cells of the notebooks."""
 
 import ast
-import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmlib import paths
 from mmlib.config import ParameterError
+from mmlib.config.yaml_text import MAX_BYTES, parse_yaml
+from mmlib.files import parse_json, read_bounded
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The parameters in a YAML file.
+    """The parameters in a YAML file, as text: their types decide how it is read, not YAML.
 
     Raises:
         FileNotFoundError: there is no such file; names the parameter files beside it.
-        ParameterError: no valid YAML, or no mapping of names to values.
+        ParameterError: as `mmlib.config.yaml_text.parse_yaml`, or no mapping of names to values.
     """
     path = paths.from_root(path)
     if not path.is_file():
@@ -26,16 +25,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
             + (f"beside it there are {', '.join(near)}" if near else "its folder holds none")
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ParameterError(f"{paths.shown(path)} is not valid YAML: {error}") from None
-    if values is None:
-        return {}
+        values = parse_yaml(read_bounded(path, MAX_BYTES), paths.shown(path)) or {}
+    except ValueError as error:
+        raise ParameterError(str(error)) from None
     if not isinstance(values, dict):
-        raise ParameterError(
-            f"{paths.shown(path)}: expected `name: value` lines, found a {type(values).__name__}"
-        )
-    return {str(name): value for name, value in values.items()}
+        found = "a list" if isinstance(values, list) else "text"
+        raise ParameterError(f"{paths.shown(path)}: expected `name: value` lines, found {found}")
+    return values
 
 
 def notebook_defaults(path: Path) -> dict[str, Any]:
@@ -47,16 +43,22 @@ def notebook_defaults(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no notebook {paths.shown(path)}")
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+    try:
+        cells = parse_json(read_bounded(path), paths.shown(path))["cells"]
+        tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+        sources = ["".join(cell["source"]) for cell in tagged]
+    except (KeyError, TypeError, AttributeError):
+        raise ParameterError(f"{paths.shown(path)} is damaged: expected a notebook's cells") from None
+    except ValueError as error:
+        raise ParameterError(str(error)) from None
     if len(tagged) != 1:
         raise ParameterError(
             f"{paths.shown(path)}: expected one cell tagged 'parameters', found {len(tagged)}"
         )
     values = {}
     try:
-        lines = ast.parse("".join(tagged[0]["source"])).body
-    except SyntaxError as error:
+        lines = ast.parse(sources[0]).body
+    except (SyntaxError, ValueError) as error:
         raise ParameterError(f"{paths.shown(path)}: the parameters cell is no Python: {error}") from None
     for line in lines:
         try:

@@ -15,7 +15,6 @@ from mmlib.config import (
     build,
     continued,
     differences,
-    from_notebook,
 )
 
 TRAIN = {
@@ -83,22 +82,47 @@ def test_another_trainers_word_is_no_hint_where_its_parameter_does_not_exist():
         ("epochs", "many", "expected a whole number", "found 'many' (str)"),
         ("epochs", float("nan"), "valid integer", "found nan (float)"),
         ("padding_mask", 1, "valid boolean", "found 1 (int)"),
-        ("padding_mask", "yes", "expected true or false", "found 'yes' (str)"),
+        ("padding_mask", "1", "expected true or false", "found '1' (str)"),
+        ("epochs", "0x10", "expected a whole number", "found '0x10' (str)"),
+        ("epochs", "0o17", "expected a whole number", "found '0o17' (str)"),
+        ("epochs", "1:30", "expected a whole number", "found '1:30' (str)"),
+        ("epochs", "9" * 5000, "expected a number that fits into 64 bits", "found '9999"),
+        ("epochs", 2**63, "expected a number that fits into 64 bits", "found 9223372036854775808 (int)"),
+        ("lr", "1e999", "expected a number that fits into 64 bits", "found '1e999' (str)"),
+        ("data_root", "a\0b", "expected text in UTF-8, without NUL", r"found 'a\x00b' (str)"),
+        ("run", "\x1b[31m" + "x" * 10_000, "at most 100 characters", r"found '\x1b[31mxxx"),
+        (
+            "run",
+            True,
+            "expected text; put it in quotes in Python, or give it with papermill's -r",
+            "found Tr",
+        ),
         ("dropout", 1.0, "less than 1", "found 1.0 (float)"),
         ("temperature", 0, "greater than 0", "found 0 (int)"),
         ("optimizer", "adamv", "'sgd', 'adamw'", "found 'adamv' (str), did you mean 'adam'?"),
         ("tokenizer", True, "expected text", "found True (bool)"),
-        ("run", 7, "valid string", "found 7 (int)"),
+        (
+            "run",
+            7,
+            "expected text; put it in quotes in Python, or give it with papermill's -r",
+            "found 7 (int)",
+        ),
         ("run", "../elsewhere", "match pattern", "found '../elsewhere' (str)"),
         ("run", "", "match pattern", "found '' (str)"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_was_expected_and_what_came(name, value, expected, found):
     text = message(TrainConfig, TRAIN | {name: value})
+    assert len(text) < 1000
     assert text.startswith(f"1 wrong parameter(s):\n  {name}: ")
     assert expected in text
     assert found in text
     assert text.endswith(f"it is: {TrainConfig.model_fields[name].description}")
+
+
+def test_a_number_of_thousands_of_digits_has_a_message():
+    text = message(TrainConfig, TRAIN | {"epochs": 10**5000})
+    assert "expected a number that fits into 64 bits, found a number of thousands of digits (int)" in text
 
 
 def test_a_name_inside_a_list_is_checked():
@@ -171,30 +195,6 @@ def test_every_parameter_says_what_it_is(config_class):
     assert [name for name, field in config_class.model_fields.items() if not field.description] == []
 
 
-# --- notebooks
-
-
-def test_a_notebooks_namespace_becomes_a_config():
-    import math as module
-
-    namespace = {
-        "__name__": "__main__", "_i1": "run = ...", "In": [""], "Out": {}, "papermill": {"parameters": {}},
-        "exit": object(), "TrainConfig": TrainConfig, "math": module, "print": print, **TRAIN, "lr": "1e-3",
-    }  # fmt: skip
-    assert from_notebook(TrainConfig, namespace) == build(TrainConfig, TRAIN | {"lr": 0.001})
-
-
-@pytest.mark.parametrize("value", ["text", 1, 0.5, False, None, [1], (1, 2), {"a": 1}])
-def test_a_stray_variable_of_a_notebook_is_found(value):
-    with pytest.raises(ParameterError, match=r"lerning_rate = .*: unknown parameter"):
-        from_notebook(TrainConfig, TRAIN | {"lerning_rate": value})
-
-
-def test_a_stray_variable_brings_the_nearest_name():
-    with pytest.raises(ParameterError, match=r"seeed = 3: unknown parameter; did you mean 'seed'\?"):
-        from_notebook(TrainConfig, TRAIN | {"seeed": 3})
-
-
 # --- continued runs
 
 
@@ -245,16 +245,37 @@ def test_conflicts_with_the_parent_name_both_values():
 
 
 def test_naming_the_parents_own_values_is_no_conflict_and_data_may_have_moved():
-    parent = build(TrainConfig, TRAIN)
+    parent = build(TrainConfig, TRAIN | {"dataset": "flickr8k"})
     same = {name: getattr(parent, name) for name in ModelConfig.model_fields}
     config = continued(build(ContinueConfig, CONTINUE | same | {"data_root": "/mnt/other"}), parent)
     assert config.data_root == "/mnt/other"
+
+
+def test_what_a_continued_run_inherits_may_be_unread_and_what_it_asks_for_may_not():
+    parent = build(TrainConfig, TRAIN | {"optimizer": "sgd", "momentum": 0.8})
+    changed = {"optimizer": "adamw", "optimizer_state": "reset"}
+    assert continued(build(ContinueConfig, CONTINUE | changed), parent).momentum == 0.8
+    with pytest.raises(ParameterError) as caught:
+        continued(build(ContinueConfig, CONTINUE | changed | {"momentum": 0.7, "data_root": "x"}), parent)
+    assert str(caught.value) == (
+        "2 parameter(s) that nothing in this run reads:\n"
+        "  momentum is read by optimizer 'sgd', 'rmsprop'; this run has optimizer 'adamw'\n"
+        "  data_root is read by dataset 'flickr8k', 'flickr30k', 'coco'; this run has dataset 'shapes'\n"
+        "Leave them out, or choose what reads them."
+    )
 
 
 def test_a_continued_runs_values_are_checked_together_with_the_inherited_ones():
     asked = build(ContinueConfig, CONTINUE | {"warmup_epochs": 2})
     with pytest.raises(ParameterError, match="warmup_epochs must be smaller than epochs"):
         continued(asked, build(TrainConfig, TRAIN))
+
+
+def test_a_resumed_run_may_differ_in_what_it_does_not_read():
+    here, there = (build(TrainConfig, TRAIN | {"momentum": m, "optimizer": "adamw"}) for m in (0.1, 0.2))
+    assert differences(here, there) == []
+    here, there = (build(TrainConfig, TRAIN | {"momentum": m, "optimizer": "sgd"}) for m in (0.1, 0.2))
+    assert differences(here, there) == ["momentum: 0.1 there, 0.2 here"]
 
 
 def test_a_resumed_run_may_move_and_nothing_else():

@@ -1,11 +1,13 @@
 """YAML files of parameters and the parameters cells of notebooks, right and wrong."""
 
 import json
+import random
+import tracemalloc
 
 import pytest
 
 from mmlib import paths
-from mmlib.config import ParameterError
+from mmlib.config import AblationConfig, ParameterError, TrainConfig, build
 from mmlib.params import notebook_defaults, read_yaml, training_of
 
 
@@ -38,12 +40,12 @@ def parameters_cell(*lines):
 # --- YAML
 
 
-def test_a_file_is_read_from_the_root_and_keeps_what_yaml_reads(root):
+def test_a_file_is_read_from_the_root_and_is_text_whose_meaning_its_type_decides(root):
     write_yaml(
         root / "params/demo/01_train.yaml", "# header\nrun: démo\nlr: 1e-3\nruns: [a, b]\noverwrite: false\n"
     )
     assert read_yaml("params/demo/01_train.yaml") == {
-        "run": "démo", "lr": "1e-3", "runs": ["a", "b"], "overwrite": False,
+        "run": "démo", "lr": "1e-3", "runs": ["a", "b"], "overwrite": "false",
     }  # fmt: skip
 
 
@@ -73,15 +75,85 @@ def test_a_missing_file_in_an_empty_or_missing_folder_says_so():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("run: [a", r"a\.yaml is not valid YAML: .*line 2"),
-        ("run: !!python/object/apply:os.getcwd []", r"a\.yaml is not valid YAML: could not determine"),
-        ("- run", r"a\.yaml: expected `name: value` lines, found a list"),
-        ("just words", r"a\.yaml: expected `name: value` lines, found a str"),
+        ("# one\nrun: [a\n", "a.yaml, line 3: expected valid YAML, found an error: while parsing a flow seq"),
+        ("- run\n", "a.yaml: expected `name: value` lines, found a list"),
+        ("just words\n", "a.yaml: expected `name: value` lines, found text"),
+        ("lr: 1\n\nlr: 2\n", "a.yaml, line 3: 'lr' is there twice, first in line 1; keep one"),
+        ("arms:\n  a: {lr: 1}\n  b: {lr: 1,\n    lr: 2}\n", "a.yaml, line 4: 'lr' is there twice"),
+        ("a: &x 1\nb: *x\n", "a.yaml, line 2: expected the value itself, found the alias *x; write it out"),
+        ("run: !!binary aGk=\n", "a.yaml, line 1: expected a value without a tag, found tag:yaml"),
+        ("run: !!python/object/apply:os.getcwd []\n", "a.yaml, line 1: expected a value without a tag"),
+        ("a: 1\n---\nb: 2\n", "a.yaml, line 2: expected one document, found a second; remove the `---`"),
+        ("{[a]: b}\n", "a.yaml, line 1: expected a name before the `:`, found a list or mapping"),
+        ("a: " + "[" * 1000, "a.yaml, line 1: expected at most 16 lists and mappings inside each other"),
+        ("a: 1\nb: x\0\n", "a.yaml, line 2: expected text, found the character \\x00"),
+        ("a: 1\nb: \x1b[31m\n", "a.yaml, line 2: expected text, found the character \\x1b"),
+        (b"a: 1\nb: caf\xe9\n", "a.yaml, line 2: expected text in UTF-8, found other bytes"),
     ],
-)
-def test_what_is_no_mapping_in_yaml_is_refused(root, text, expected):
-    with pytest.raises(ParameterError, match=f"(?s){expected}"):
-        read_yaml(write_yaml(root / "a.yaml", text + "\n"))
+)  # fmt: skip
+def test_what_is_no_yaml_of_parameters_is_refused_by_file_and_line(root, text, expected):
+    (root / "a.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ParameterError) as caught:
+        read_yaml("a.yaml")
+    assert str(caught.value).startswith(expected)
+
+
+def test_a_file_of_a_gigabyte_is_not_read(root):
+    with open(root / "a.yaml", "wb") as file:
+        file.truncate(1 << 30)
+    tracemalloc.start()
+    with pytest.raises(ParameterError, match="expected at most 1,048,576 bytes, found 1,073,741,824"):
+        read_yaml("a.yaml")
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+def test_aliases_inside_each_other_cost_nothing(root):
+    lines = ["a0: &a0 [x, x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
+    with pytest.raises(ParameterError, match=r"a\.yaml, line 2: .* found the alias \*a0"):
+        read_yaml(write_yaml(root / "a.yaml", "\n".join(lines)))
+
+
+PIECES = (
+    "run", "lr", "arms", ": ", ":", "\n", "\n  ", "- ", "[", "]", "{", "}", ", ", "'", '"', "&a ", "*a",
+    "!!int ", "!", "|\n", ">", "# c\n", "---\n", "...\n", "%YAML 1.1\n", "? ", "<<", "\t", "1e-3", "012",
+    "9" * 5000, "~", "null", "\0", "\x1b", "\ufeff", "\u2028", "\\x41", "\\ud800", "é", "\r", "[" * 40,
+    "{a: " * 40,
+)  # fmt: skip
+
+
+def read_random_files(root, seed, count):
+    """Files of random pieces; returns how many could be read, and what was said of the others."""
+    draw, whole, said = random.Random(seed), 0, []
+    for _ in range(count):
+        text = "".join(draw.choices(PIECES, k=draw.randint(1, 30))).encode("utf-8")
+        if draw.random() < 0.1:
+            text += bytes(draw.randrange(256) for _ in range(4))
+        (root / "a.yaml").write_bytes(text)
+        for config_class in (TrainConfig, AblationConfig):
+            try:
+                values = read_yaml("a.yaml")
+                whole += 1
+                build(config_class, values)
+            except ParameterError as error:  # anything else fails the test
+                said.append(str(error))
+    return whole, said
+
+
+def check_random_files(root, seed, count):
+    whole, said = read_random_files(root, seed, count)
+    assert whole > count // 40
+    assert max(map(len, said)) < 30_000
+    assert [text for text in said if not text.replace("\n", "").isprintable()] == []
+
+
+def test_random_files_are_read_or_refused(root):
+    check_random_files(root, seed=0, count=4000)
+
+
+@pytest.mark.slow
+def test_many_random_files_are_read_or_refused(root):
+    check_random_files(root, seed=1, count=200_000)
 
 
 # --- parameters cells
@@ -146,7 +218,7 @@ def recipes(root):
 @pytest.mark.usefixtures("recipes")
 def test_a_run_of_a_parameter_file_is_found_with_the_notebooks_defaults():
     values, command = training_of("demo")
-    assert values == {"run": "demo", "epochs": 9, "lr": 0.1}
+    assert values == {"run": "demo", "epochs": "9", "lr": 0.1}
     assert command == "python -m mmlib train params/demo/01_train.yaml"
 
 
@@ -165,7 +237,7 @@ def test_a_run_that_nothing_trains_is_not_found():
 @pytest.mark.parametrize("name", ["01_train", "02_continue", "03_evaluate", "04_analysis", "05_ablation"])
 def test_the_notebooks_of_this_repository_have_parameters_that_their_config_takes(name, monkeypatch):
     monkeypatch.undo()
-    from mmlib.config import CONFIG_OF_NOTEBOOK, build
+    from mmlib.config import CONFIG_OF_NOTEBOOK
 
     defaults = notebook_defaults(paths.NOTEBOOKS / f"{name}.ipynb")
     assert defaults.items() <= build(CONFIG_OF_NOTEBOOK[name], defaults).model_dump().items()

@@ -1,5 +1,6 @@
 """Parameters → frozen, typed, checked configs."""
 
+from mmlib.config.cells import from_notebook
 from mmlib.config.continuing import continued, differences
 from mmlib.config.fields import (
     CONFIG_OF_NOTEBOOK,
@@ -19,7 +20,8 @@ from mmlib.config.fields import (
     TuneConfig,
     is_pretrained,
 )
-from mmlib.config.reading import ParameterError, build, from_notebook
+from mmlib.config.reading import ParameterError, build, read_values
+from mmlib.config.unread import ask, is_read, refuse_unread, unread
 
 __all__ = [
     "CONFIG_OF_NOTEBOOK",
@@ -38,9 +40,14 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "TuneConfig",
+    "ask",
     "build",
     "continued",
     "differences",
     "from_notebook",
     "is_pretrained",
+    "is_read",
+    "read_values",
+    "refuse_unread",
+    "unread",
 ]

@@ -1,17 +1,28 @@
-"""Reading parameters: text that means a number, names that are wrong, and what to say of them.
+"""Reading parameters: the type of each field decides how its text is read, the same at every door.
 
-papermill hands `1e-3` over as text and `-p amp false` as `'false'`: text that reads as the number
-or truth value that is expected is taken as such, and a text where a list is expected is a list of
-one; nothing else is converted.
+The command line, YAML files and papermill's `-p` hand over text; papermill's `-f` and `-y` hand over what
+its YAML has made of it.  `read_values` makes one of both.  Text that is not of the field's type is left
+for the check to refuse.
 """
 
 import contextlib
-import difflib
+import math
+import reprlib
 import typing
 from collections.abc import Mapping
+from types import NoneType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from mmlib.config.yaml_text import parse_yaml
+from mmlib.files import nearest, printable
+
+NOTHING = ("", "~", "null", "Null", "NULL", "None")  # text that means no value, where a field may have none
+TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
+LARGEST = 2**63 - 1  # whole numbers have to fit into 64 bits
+SHOWN = 200  # characters of a value in a message
+_LISTED = 20  # wrong parameters in a message
 
 
 class ParameterError(ValueError):
@@ -25,32 +36,115 @@ class Config(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _read_text(cls, value: Any, info) -> Any:
-        kinds = _basic_types(cls.model_fields[info.field_name].annotation)
-        if isinstance(value, bool) and bool not in kinds:
-            raise ValueError(f"expected {_type_names(kinds)}")
-        if isinstance(value, str) and str not in kinds and list in kinds:
-            return None if type(None) in kinds and value.lower() in ("none", "null") else [value]
-        if isinstance(value, str) and str not in kinds:
-            value = _parse(value, kinds)
-        if isinstance(value, float) and float not in kinds and int in kinds and value.is_integer():
-            return int(value)
+    def _read(cls, value: Any, info) -> Any:
+        return read_value(value, cls.model_fields[info.field_name].annotation)
+
+
+def read_values(config_class: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` as the fields of `config_class` read them; what cannot be read is left as it is."""
+    read = dict(values)
+    for name in values.keys() & config_class.model_fields.keys():
+        try:
+            read[name] = read_value(values[name], config_class.model_fields[name].annotation)
+        except ValueError:
+            continue
+    return read
+
+
+def read_value(value: Any, annotation: Any) -> Any:
+    """`value` as a field of this type reads it: text by the type, all else as it is.
+
+    Raises:
+        ValueError: text that is not of the type, a number beyond 64 bits, or a number or truth value where
+            text is expected.
+    """
+    kinds = {kind: part for part in _parts(annotation) for kind in _kinds(part)}
+    if object in kinds:
         return value
+    if isinstance(value, str):
+        value = _read_text(value, kinds)
+    elif isinstance(value, bool):
+        return _read_bool(value, kinds)
+    elif isinstance(value, (int, float)) and str in kinds and not {int, float} & kinds.keys():
+        raise ValueError(f"expected text; {_GIVE_TEXT}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return _read_number(value, kinds)
+    if isinstance(value, list) and list in kinds:
+        (item,) = typing.get_args(kinds[list]) or (Any,)
+        return [read_value(each, item) for each in value]
+    if isinstance(value, dict) and dict in kinds:
+        _, item = typing.get_args(kinds[dict]) or (Any, Any)
+        return {key: read_value(each, item) for key, each in value.items()}
+    return value
 
 
-def _basic_types(annotation: Any) -> set[type]:
-    """The plain types inside an annotation: `float | None` → {float, NoneType}; a Literal → its values'."""
-    if typing.get_origin(annotation) is Literal:
-        return {type(v) for v in typing.get_args(annotation)}
+_GIVE_TEXT = "put it in quotes in Python, or give it with papermill's -r, which hands over text as it is"
+
+
+def _parts(annotation: Any) -> list[Any]:
+    """The alternatives of a type: `Annotated[float, …] | None` → [float, None's type]."""
     if typing.get_origin(annotation) is Annotated:
-        return _basic_types(typing.get_args(annotation)[0])
-    if typing.get_origin(annotation) in (list, tuple):
-        return {list}
-    if typing.get_origin(annotation) is dict:
-        return {dict}
-    if args := typing.get_args(annotation):
-        return set().union(*(_basic_types(a) for a in args))
-    return {annotation}
+        return _parts(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) is Literal or not typing.get_args(annotation):
+        return [annotation]
+    if typing.get_origin(annotation) in (list, dict):
+        return [annotation]
+    return [part for argument in typing.get_args(annotation) for part in _parts(argument)]
+
+
+def _kinds(part: Any) -> set[type]:
+    """The plain types of one alternative; `object` stands for any."""
+    if typing.get_origin(part) is Literal:
+        return {type(value) for value in typing.get_args(part)}
+    return {object if part is Any else typing.get_origin(part) or part}
+
+
+def _read_text(text: str, kinds: Mapping[type, Any]) -> Any:
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("expected text in UTF-8, without NUL")
+    word = text.strip()
+    if NoneType in kinds and (text in NOTHING or (str not in kinds and word.lower() in ("none", "null"))):
+        return None
+    if str in kinds:
+        return text
+    if kinds.keys() & {list, dict} and (word[:1], word[-1:]) in (("[", "]"), ("{", "}")):
+        return parse_yaml(word, "the text")
+    if list in kinds and word:
+        return [text]
+    if bool in kinds and word.lower() in (*TRUE, *FALSE):
+        return word.lower() in TRUE
+    if kinds.keys() & {int, float}:
+        with contextlib.suppress(ValueError):
+            return int(word)
+        with contextlib.suppress(ValueError):
+            number = float(word)
+            if math.isinf(number) and "inf" not in word.lower():
+                number = LARGEST + 1  # as it was not asked for infinity
+            return number
+    raise ValueError(f"expected {_type_names(kinds)}")
+
+
+def _read_bool(value: bool, kinds: Mapping[type, Any]) -> Any:
+    """A truth value; where papermill's YAML has made one of `on` or `off`, the word again."""
+    if bool in kinds:
+        return value
+    words = (TRUE if value else FALSE)[1:]  # `true` and `True` are ways to write it, no parameter's word
+    for word in words:
+        if word in _literals(kinds.get(str)):
+            return word
+    advice = f"; {_GIVE_TEXT}" if str in kinds else ""
+    raise ValueError(f"expected {_type_names(kinds)}{advice}")
+
+
+def _read_number(value: float, kinds: Mapping[type, Any]) -> float:
+    if isinstance(value, float) and float not in kinds and int in kinds and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(_TOO_LARGE)
+    return value
+
+
+_TOO_LARGE = "expected a number that fits into 64 bits"
 
 
 def _literals(annotation: Any) -> list:
@@ -60,26 +154,12 @@ def _literals(annotation: Any) -> list:
     return [value for argument in typing.get_args(annotation) for value in _literals(argument)]
 
 
-def _type_names(kinds: set[type]) -> str:
+def _type_names(kinds: Mapping[type, Any]) -> str:
     names = {
         int: "a whole number", float: "a number", bool: "true or false", str: "text",
-        list: "a list", dict: "a mapping of names to values", type(None): "nothing (null)",
+        list: "a list", dict: "a mapping of names to values", NoneType: "nothing (null)",
     }  # fmt: skip
-    order = sorted(kinds, key=list(names).index)
-    return " or ".join(names[k] for k in order)
-
-
-def _parse(text: str, kinds: set[type]) -> Any:
-    lowered = text.strip().lower()
-    if bool in kinds and lowered in ("true", "false"):
-        return lowered == "true"
-    if type(None) in kinds and lowered in ("none", "null"):
-        return None
-    if kinds & {int, float}:
-        for kind in (int, float):
-            with contextlib.suppress(ValueError):
-                return kind(text)
-    raise ValueError(f"expected {_type_names(kinds)}")
+    return " or ".join(words for kind, words in names.items() if kind in kinds)
 
 
 _ELSEWHERE = {  # what other trainers call it, where spelling alone finds another parameter
@@ -100,41 +180,38 @@ def build(config_class: type[BaseModel], parameters: Mapping[str, Any]) -> Any:
             and every wrong type or impossible value, with what was expected and what came.
     """
     try:
-        return config_class(**parameters)
+        return config_class.model_validate(dict(parameters))
     except ValidationError as error:
-        lines = [_explain(config_class, e) for e in error.errors()]
-        raise ParameterError("\n".join([f"{len(lines)} wrong parameter(s):", *lines])) from None
+        errors = error.errors(include_url=False)
+        lines = [_explain(config_class, e) for e in errors[:_LISTED]]
+        if len(errors) > _LISTED:
+            lines.append(f"  … and {len(errors) - _LISTED} more")
+        raise ParameterError("\n".join([f"{len(errors)} wrong parameter(s):", *lines])) from None
 
 
-def from_notebook(config_class: type[BaseModel], namespace: Mapping[str, Any]) -> Any:
-    """The config of a notebook, from `globals()` right after its parameters cell.
+def shown(value: Any) -> str:
+    """A value for a message: what Python writes for it, harmless on a terminal and cut to `SHOWN`."""
+    try:
+        text = printable(_SHORT.repr(value))
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
-    papermill injects overrides as variables and only warns of names that it does not know.  Any
-    plain value in the namespace that is no parameter is therefore an error, with the nearest name.
 
-    Raises:
-        ParameterError: as `build`.
-    """
-    plain = (str, int, float, bool, list, tuple, dict, type(None))
-    hidden = {"In", "Out", "papermill"}  # IPython's own, and papermill's metadata
-    return build(
-        config_class,
-        {
-            name: value
-            for name, value in namespace.items()
-            if not name.startswith("_") and name not in hidden and isinstance(value, plain)
-        },
-    )
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlong = 6, 60
+_SHORT.maxlist = _SHORT.maxdict = _SHORT.maxtuple = 40
+_SHORT.maxstring = _SHORT.maxother = SHOWN
 
 
 def _explain(config_class: type[BaseModel], error: Any) -> str:
     name = str(error["loc"][0]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, config_class.model_fields, n=1, cutoff=0.5)
+        hint = nearest(name[:SHOWN], config_class.model_fields).removeprefix("; ")
         if _ELSEWHERE.get(name) in config_class.model_fields:
-            near = [_ELSEWHERE[name]]
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(config_class.model_fields)}"
-        return f"  {name} = {error['input']!r}: unknown parameter; {hint}"
+            hint = f"did you mean {_ELSEWHERE[name]!r}?"
+        hint = hint or f"known: {', '.join(config_class.model_fields)}"
+        return f"  {shown(name)[1:-1]} = {shown(error['input'])}: unknown parameter; {hint}"
     if error["type"] == "missing":
         return f"  {name}: missing; expected {config_class.model_fields[name].description}"
     message = error["msg"].removeprefix("Value error, ")
@@ -142,9 +219,8 @@ def _explain(config_class: type[BaseModel], error: Any) -> str:
     if not name:
         return f"  {message}"
     field = config_class.model_fields[name]
-    found = f"found {error['input']!r} ({type(error['input']).__name__})"
+    found = f"found {shown(error['input'])} ({type(error['input']).__name__})"
     if error["type"] == "literal_error" and isinstance(error["input"], str):
         known = [v for v in _literals(field.annotation) if isinstance(v, str)]
-        if near := difflib.get_close_matches(error["input"].lower(), known, n=1, cutoff=0.5):
-            found += f", did you mean {near[0]!r}?"
+        found += nearest(error["input"][:SHOWN].lower(), known).replace("; ", ", ")
     return f"  {name}: {message}, {found}; it is: {field.description}"

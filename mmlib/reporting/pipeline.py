@@ -24,7 +24,7 @@ from mmlib.files import read_json, write_json
 from mmlib.reporting.display import MARK
 from mmlib.reporting.index import write_index
 from mmlib.reporting.notebook import notebook_state, read_notebook, runs_of, section_of
-from mmlib.reporting.plan import Step, check_data_roots, plan
+from mmlib.reporting.plan import Step, check_data_roots, check_parameters, plan
 from mmlib.reporting.report import write_report
 from mmlib.reporting.state import runs_state
 from mmlib.training.runs import run_folder
@@ -55,6 +55,7 @@ def run_experiment(
             an experiment expects them; nothing was executed.
     """
     experiment, steps = plan(params_dir, overrides or {})
+    check_parameters(steps)
     check_data_roots(steps)
     executed = paths.REPORTS / experiment / "executed"
     try:

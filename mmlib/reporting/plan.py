@@ -1,13 +1,23 @@
 """What an experiment will execute: its notebooks in order with their parameters, checked beforehand."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmlib import paths
-from mmlib.config import CONFIG_OF_NOTEBOOK, AblationConfig, ParameterError, build
+from mmlib.config import (
+    CONFIG_OF_NOTEBOOK,
+    AblationConfig,
+    ContinueConfig,
+    ParameterError,
+    TrainConfig,
+    build,
+    continued,
+    read_values,
+    refuse_unread,
+)
+from mmlib.files import nearest
 from mmlib.params import notebook_defaults, read_yaml
 from mmlib.training.grid_plan import plan_grid
 
@@ -21,7 +31,7 @@ class Step:
     Attributes:
         name: of the notebook and of its YAML, without ending.
         notebook: its source.
-        parameters: what the YAML and the overrides set.
+        parameters: what the YAML and the overrides set, as the notebook's config reads it.
         known: the parameters in the notebook's cell, with their defaults.
         accepted: names of all parameters that the notebook takes.
     """
@@ -56,10 +66,34 @@ def plan(params_dir: str | Path, overrides: Mapping[str, Any]) -> tuple[str, lis
     for name in overrides:
         if name not in known:
             raise ParameterError(
-                f"no notebook of {folder.name!r} has a parameter {name!r}{_nearest(name, known)};"
+                f"no notebook of {folder.name!r} has a parameter {name!r}{nearest(name, known)};"
                 " nothing was executed"
             )
     return folder.name, steps
+
+
+def check_parameters(steps: Iterable[Step]) -> None:
+    """Passes if every parameter that is set in the steps is read; asked before anything is executed.
+
+    A step whose parameters make no config is passed over: its notebook says what is wrong with them.
+
+    Raises:
+        ParameterError: names the notebook, the parameters, and what would read them.
+    """
+    planned: dict[str, TrainConfig] = {}
+    for step in steps:
+        try:
+            config = build(CONFIG_OF_NOTEBOOK[step.name], step.known | step.parameters)
+        except (KeyError, ParameterError):
+            continue
+        try:
+            if isinstance(config, TrainConfig):
+                refuse_unread(config, TrainConfig.model_fields)
+                planned[config.run] = config
+            elif isinstance(config, ContinueConfig) and config.parent in planned:
+                planned[config.run] = continued(config, planned[config.parent])
+        except ParameterError as error:
+            raise ParameterError(f"{step.name}: {error}\nNothing was executed.") from None
 
 
 def check_data_roots(steps: Iterable[Step]) -> None:
@@ -94,36 +128,32 @@ def _folder(params_dir: str | Path) -> Path:
     known = f"; there are: {', '.join(there)}" if there else ""
     raise FileNotFoundError(
         f"no experiment {given.name!r}: expected the folder {paths.shown(paths.PARAMS / given.name)}"
-        f"{_nearest(given.name, there)}{known}"
+        f"{nearest(given.name, there)}{known}"
     )
 
 
 def _step(file: Path, overrides: Mapping[str, Any]) -> Step:
-    parameters = read_yaml(file)
+    config = CONFIG_OF_NOTEBOOK.get(file.stem)
+    text = read_yaml(file)
     source = paths.NOTEBOOKS / f"{file.stem}.ipynb"
     if not source.is_file():
         there = [p.stem for p in paths.NOTEBOOKS.glob("*.ipynb")]
         raise FileNotFoundError(
             f"{paths.shown(file)} needs the notebook {paths.shown(source)}, which does not exist"
-            f"{_nearest(file.stem, there)}"
+            f"{nearest(file.stem, there)}"
         )
     known = notebook_defaults(source)
     names = accepted_parameters(source.stem, known)
-    for name in parameters:
+    for name in text:
         if name not in names:
             raise ParameterError(
-                f"{paths.shown(file)} sets {name!r}, which {source.name} does not have{_nearest(name, names)}"
+                f"{paths.shown(file)} sets {name!r}, which {source.name} does not have{nearest(name, names)}"
             )
-    wanted = {name: value for name, value in overrides.items() if name in names}
-    return Step(file.stem, source, parameters | wanted, known, names)
+    text |= {name: value for name, value in overrides.items() if name in names}
+    return Step(file.stem, source, read_values(config, text) if config else text, known, names)
 
 
 def accepted_parameters(notebook: str, defaults: Mapping[str, Any]) -> tuple[str, ...]:
     """Names that a notebook takes: all fields of its config; those of its cell if it has no config."""
     config = CONFIG_OF_NOTEBOOK.get(notebook)
     return tuple(config.model_fields if config else defaults)
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmlib.config import DataConfig, EvaluateConfig, ParameterError, TrainConfig, build, is_pretrained
+from mmlib.config import DataConfig, EvaluateConfig, ParameterError, TrainConfig, build, is_pretrained, unread
 from mmlib.data import Dataset, Tokenizer, load_dataset
 from mmlib.data.batches import SplitTensors
 from mmlib.data.judgements import find_judgements
@@ -46,7 +46,6 @@ from mmlib.training.slots import slot_readers
 
 GALLERY_K = 5  # retrieved items shown per query
 GALLERY_PIXELS = 128  # side of a gallery picture, where the source can draw or has it
-UNAUGMENTED = {"crop_area": 1.0, "flip": False, "colour": 0.0, "randaugment": 0, "feature_views": 1}
 
 
 @dataclass(frozen=True)
@@ -127,13 +126,16 @@ def evaluate(config: EvaluateConfig) -> list[dict]:
     """
     fabric = build_fabric(config)
     loaded = {run: load_run(run, config.checkpoint, fabric.device, config.wise_ft) for run in config.runs}
+    moved = [parts.config.model_copy(update={"data_root": config.data_root}) for parts in loaded.values()]
+    if config.data_root is not None and all(ignored := [unread(c).get("data_root") for c in moved]):
+        raise ParameterError(f"{ignored[0]}; leave it out")
     datasets: dict[str, Dataset] = {}
     results = []
     for run, parts in loaded.items():
         dataset = _dataset_of(run, parts.config, config.data_root, datasets)
         read = parts.config
         if config.wise_ft < 1:  # the features on the disk are those of other weights
-            read = build(TrainConfig, {**read.model_dump(), "cache_features": False, **UNAUGMENTED})
+            read = build(TrainConfig, {**read.model_dump(), "cache_features": False})
         data = split_tensors(
             read, dataset, parts.tokenizer, parts.model, config.split, Processes(device=fabric.device)
         )

@@ -1,6 +1,5 @@
 """The arms of an ablation as they were asked for, and all that can be wrong with the asking."""
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterable
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmlib.config import AblationConfig, TrainConfig
+from mmlib.files import nearest
 
 # Parameters of a run that the ablation has its own for.
 _OWN = {
@@ -151,7 +151,5 @@ def text_of(value: Any) -> str:
 
 def _nearest(name: str, names: Iterable[str]) -> str:
     names = [known for known in dict.fromkeys(names) if known]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; there are: {', '.join(names)}" if len(names) <= _MANY else ""
+    listed = f"; there are: {', '.join(names)}" if len(names) <= _MANY else ""
+    return nearest(name, names) or listed

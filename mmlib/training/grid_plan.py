@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmlib import paths
-from mmlib.config import AblationConfig, ParameterError, TrainConfig, build
+from mmlib.config import AblationConfig, ParameterError, TrainConfig, build, unread
 from mmlib.params import notebook_defaults, read_yaml
 from mmlib.training.grid_arms import Arm, arms_asked_for, repeated, text_of, tune_lists, wrong_request
 
@@ -55,11 +55,13 @@ def plan_grid(config: AblationConfig) -> list[PlannedRun]:
             that does), values that make a run impossible (with the arm), arms that equal each other
             or are measured on other data, claims on arms that are not there.
     """
-    shared = notebook_defaults(paths.NOTEBOOKS / "01_train.ipynb") | read_yaml(config.base)
+    base = read_yaml(config.base)
+    shared = notebook_defaults(paths.NOTEBOOKS / "01_train.ipynb") | base
     arms = arms_asked_for(config)
     wrong = wrong_request(config, arms)
     if "parent" in shared:
         wrong.append(f"base: expected a run that starts from random weights, {config.base} continues another")
+    base_run = shared | {"run": "base"}
     shared |= config.changes
     if config.image_weights is not None:
         shared["image_weights"] = config.image_weights
@@ -68,7 +70,7 @@ def plan_grid(config: AblationConfig) -> list[PlannedRun]:
         for arm in arms:
             planned += _runs_of(config, arm, shared, wrong)
     if not wrong:
-        wrong += _wrong_together(planned)
+        wrong += [*_wrong_together(planned), *_wrong_shared(config, base, base_run, planned)]
     if wrong:
         lines = "\n".join(f"  {line}" for line in dict.fromkeys(wrong))
         raise ParameterError(f"ablation {config.run!r} cannot be run as it is asked for:\n{lines}")
@@ -103,6 +105,10 @@ def _runs_of(config: AblationConfig, arm: Arm, shared: dict[str, Any], wrong: li
             tried = "".join(f", {name} {value!r}" for name, value in tuned.items())
             wrong += [f"arm {arm.name!r}{tried}: {line.strip()}" for line in str(error).splitlines()[1:]]
             continue
+        ignored = unread(built)
+        wrong += [
+            f"arm {arm.name!r}: {ignored[name]}" for name in {**arm.differs, **tuned} if name in ignored
+        ]
         planned.append(PlannedRun(arm.name, _as_built(built, arm.differs), _as_built(built, tuned), built))
     return planned
 
@@ -110,6 +116,26 @@ def _runs_of(config: AblationConfig, arm: Arm, shared: dict[str, Any], wrong: li
 def _as_built(config: TrainConfig, names: Iterable[str]) -> dict[str, Any]:
     """Parameters as the run has them: a number that came as text is a number here."""
     return {name: getattr(config, name) for name in names}
+
+
+def _wrong_shared(
+    config: AblationConfig, base: dict[str, Any], base_run: dict[str, Any], planned: list[PlannedRun]
+) -> list[str]:
+    """What all arms are given and none reads; the base's own values may be read by the base run alone."""
+    in_all = [unread(run.config) for run in planned]
+    ignored = {name: words for name, words in in_all[0].items() if all(name in each for each in in_all)}
+    try:
+        ignored_in_base = unread(build(TrainConfig, base_run))
+    except ParameterError:  # it needs the changes to be a run
+        ignored_in_base = {}
+    given = dict.fromkeys(config.changes, "changes")
+    given |= {name: name for name in ("data_root", "image_weights") if getattr(config, name) is not None}
+    given = {name: "base" for name in base if name in ignored_in_base} | given
+    return [
+        ignored[name] if place == name else f"{place}: {ignored[name]}"
+        for name, place in given.items()
+        if name in ignored
+    ]
 
 
 def _wrong_together(planned: list[PlannedRun]) -> list[str]:

@@ -106,10 +106,17 @@ def test_a_diverging_run_ends_with_an_error_code(params, tiny_cache, tiny_place)
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["-p", "learning_rate", "0.1"], "learning_rate = 0.1: unknown parameter; did you mean 'lr'?"),
+        (["-p", "learning_rate", "0.1"], "learning_rate = '0.1': unknown parameter; did you mean 'lr'?"),
         (["-p", "epochs", "0"], "epochs:"),
         (["-p", "lr", "-1"], "lr:"),
-        (["-p", "dataset", "flickr8k", "-p", "data_root", "no/such"], "no/such"),
+        (
+            ["-p", "dataset", "flickr8k"],
+            "shapes_train is read by dataset 'shapes'; this run has dataset 'flickr8k'",
+        ),
+        (
+            ["-p", "data_root", "no/such"],
+            "data_root is read by dataset 'flickr8k', 'flickr30k', 'coco'; this run",
+        ),
     ],
 )
 def test_wrong_input_ends_with_the_code_for_it_and_touches_nothing(wrong, message, params, capsys):

@@ -249,3 +249,39 @@ def test_missing_data_stop_before_a_report_is_replaced(repository, fake_papermil
     assert page.read_text() == "a report that stands"
     assert fake_papermill == []
     assert run_experiment("demo", {"data_root": str(page.parent)}) == 0
+
+
+def test_a_parameter_that_nothing_reads_stops_an_experiment_before_it_begins(repository, fake_papermill):
+    train = "\n".join(
+        ['run: str = "demo-train"  # run', "epochs: int = 2  # epochs", "lr: float = 0.1  # rate",
+         'dataset: str = "shapes"  # set', "data_root: str | None = None  # folder"]
+    )  # fmt: skip
+    more = train.replace("demo-train", "demo-on") + '\nparent: str = "demo-train"  # run'
+    repository.notebook("01_train", "work()", parameters=train)
+    repository.notebook("02_continue", "work()", parameters=more)
+    repository.params("demo", "01_train", "optimizer: sgd\nmomentum: 0.8\n")
+    repository.params("demo", "02_continue", "optimizer: adamw\noptimizer_state: reset\n")
+    with pytest.raises(ParameterError) as caught:
+        run_experiment("demo", {"data_root": "x"})
+    assert str(caught.value).splitlines() == [
+        "01_train: 1 parameter(s) that nothing in this run reads:",
+        "  data_root is read by dataset 'flickr8k', 'flickr30k', 'coco'; this run has dataset 'shapes'",
+        "Leave them out, or choose what reads them.",
+        "Nothing was executed.",
+    ]
+    repository.params("demo", "02_continue", "optimizer: adamw\nmomentum: 0.7\n")
+    with pytest.raises(
+        ParameterError, match=r"02_continue: .*\n  momentum is read by optimizer 'sgd', 'rmsprop'"
+    ):
+        run_experiment("demo")
+    assert fake_papermill == []
+
+
+def test_notebooks_get_values_and_not_the_text_of_a_file(repository, fake_papermill):
+    repository.run("demo-train")
+    repository.notebook("03_evaluate", "work()", parameters='runs: list[str] = ["a"]  # runs')
+    repository.params("demo", "03_evaluate", "runs: [demo-train]\nwise_ft: 1e-1\nsplit: val\n")
+    assert run_experiment("demo", {"gallery_queries": "012"}) == 0
+    assert fake_papermill[0][1] == {
+        "runs": ["demo-train"], "wise_ft": 0.1, "split": "val", "gallery_queries": 12,
+    }  # fmt: skip

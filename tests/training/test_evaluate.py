@@ -225,3 +225,11 @@ def test_damaged_arrays_are_named(tmp_path, monkeypatch):
         read_arrays("tiny", "slots")
     with pytest.raises(FileNotFoundError, match=r"'tiny' was not evaluated: expected .*gallery\.npz"):
         read_arrays("tiny", "gallery")
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_a_folder_is_refused_where_the_data_are_drawn():
+    with pytest.raises(
+        ParameterError, match=r"data_root is read by dataset 'flickr8k', .* has dataset 'shapes'"
+    ):
+        tiny_evaluate("tiny", data_root="data/x")

@@ -25,13 +25,13 @@ def refusal(base, **changes) -> str:
 
 
 def test_every_arm_is_planned_with_every_seed_and_its_own_parameters(base):
-    planned = plan_grid(tiny_grid(base, seeds=[3, 5], changes={"lr": "2e-3"}, data_root="data/x"))
+    planned = plan_grid(tiny_grid(base, seeds=[3, 5], changes={"lr": "2e-3"}))
     assert [run.name for run in planned] == [
         "grid.memory.s3", "grid.memory.s5", "grid.no-memory.s3", "grid.no-memory.s5",
     ]  # fmt: skip
     assert [run.config.seed for run in planned] == [3, 5, 3, 5]
     assert [run.config.memory_slots for run in planned] == [4, 4, 0, 0]
-    assert {(r.config.lr, r.config.device, r.config.data_root) for r in planned} == {(0.002, "cpu", "data/x")}
+    assert {(r.config.lr, r.config.device) for r in planned} == {(0.002, "cpu")}
     assert planned[0].config.latent_dim == 16  # of the base
     assert planned[2].differs == {"memory_slots": 0}
 
@@ -39,8 +39,8 @@ def test_every_arm_is_planned_with_every_seed_and_its_own_parameters(base):
 def test_the_grid_is_crossed_with_the_arms_and_names_come_from_values(base):
     grid = {"padding_mask": [True, False], "lr": ["1e-3"]}
     assert names(base, grid=grid) == [
-        "grid.memory-padding_masktrue-lr1e-3.s0", "grid.memory-padding_maskfalse-lr1e-3.s0",
-        "grid.no-memory-padding_masktrue-lr1e-3.s0", "grid.no-memory-padding_maskfalse-lr1e-3.s0",
+        "grid.memory-padding_masktrue-lr0.001.s0", "grid.memory-padding_maskfalse-lr0.001.s0",
+        "grid.no-memory-padding_masktrue-lr0.001.s0", "grid.no-memory-padding_maskfalse-lr0.001.s0",
     ]  # fmt: skip
     planned = plan_grid(tiny_grid(base, arms={}, grid={"memory_slots": [0, 4]}))
     assert [run.arm for run in planned] == ["memory_slots0", "memory_slots4"]
@@ -94,6 +94,12 @@ def test_weights_are_given_to_all_arms_beside_the_file(base):
         ({"arms": {"a": {"lr": "fast"}}}, "arm 'a': lr: expected a number, found 'fast' (str)"),
         ({"tune": {"lr": [0.1, -1.0]}}, "arm 'memory', lr -1.0: lr: input should be greater than 0"),
         ({"arms": {"a": {}, "b": {"shapes_val": 9}}}, "arm 'b': shapes_val is 9 and 8 in 'a'; arms"),
+        ({"arms": {"a": {}, "b": {"bpe_vocabulary": 9}}}, "arm 'b': bpe_vocabulary is read by token"),
+        ({"tune": {"no-memory": {"feedback_steps": [0, 1]}}}, "arm 'no-memory': feedback_steps is read by"),
+        ({"grid": {"tokenizer": ["char", "bpe"], "bpe_vocabulary": [99]}}, "arm 'memory-tokenizerchar-bpe"),
+        ({"changes": {"momentum": 0.8}}, "changes: momentum is read by optimizer 'sgd', 'rmsprop'; this run"),
+        ({"data_root": "x"}, "  data_root is read by dataset 'flickr8k', 'flickr30k', 'coco'; this run ha"),
+        ({"image_weights": "default"}, "  image_weights is read by image_encoder <library>:<name>; this run"),
         ({"claims": [CLAIM | {"arm": "memroy"}]}, "claim 1: arm: there is no arm 'memroy'; did you mean"),
         ({"claims": [CLAIM | {"over": "x"}]}, "claim 1: over: there is no arm 'x'; there are: memory, no"),
         ({"claims": [CLAIM | {"over": "memory"}]}, "claim 1: expected two arms to compare, found 'mem"),
@@ -104,6 +110,19 @@ def test_what_is_wrong_is_named(base, changes, expected):
     message = refusal(base, **changes)
     assert "ablation 'grid' cannot be run as it is asked for:" in message
     assert expected in message
+
+
+def test_what_all_arms_are_given_may_be_unread_in_some_of_them(base, tmp_path):
+    arms = {"bpe": {"tokenizer": "bpe"}, "word": {"tokenizer": "word"}, "no-memory": {"memory_slots": 0}}
+    planned = plan_grid(tiny_grid(base, arms=arms, changes={"bpe_vocabulary": 300, "min_word_count": 2}))
+    assert {run.config.bpe_vocabulary for run in planned} == {300}
+    # what the base run reads may be changed away in all arms; what it does not read either is refused
+    sgd = write_base(tmp_path, optimizer="sgd", momentum=0.8)
+    assert plan_grid(tiny_grid(sgd, changes={"optimizer": "adamw"}))[0].config.momentum == 0.8
+    said = refusal(write_base(tmp_path, data_root="x", optimizer="sgd", momentum=0.8))
+    assert said.splitlines()[1:] == [
+        "  base: data_root is read by dataset 'flickr8k', 'flickr30k', 'coco'; this run has dataset 'shapes'"
+    ]
 
 
 def test_everything_wrong_is_listed_at_once(base):
