@@ -13,6 +13,14 @@ SMALL = {
 }  # fmt: skip
 STORE_IMAGES = {True: 200, False: 1000}  # by `quick`
 
+# What the first cell of notebook 01 imports.
+KERNEL = """
+from mmlib.config import TrainConfig, from_notebook
+from mmlib.data import load_dataset
+from mmlib.reporting import best_epochs_table, check_run, dataset_table, loss_curves
+from mmlib.reporting import parameter_table, recall_curves, samples_figure, show
+from mmlib.training import train
+"""
 LIGHT = "import mmlib, mmlib.config, mmlib.metrics"
 HEAVY = {
     "mmlib.training.train": "from mmlib.training import train",
@@ -88,6 +96,11 @@ def rows(quick: bool, device: str = "cpu") -> list[dict]:
         [Contender(name, script, {"code": code}) for name, code in HEAVY.items()],
         work="a fresh Python", repetitions=repetitions, memory=False,
         notes={"mmlib.training.train": "ours too: with torch"},
+    )  # fmt: skip
+    found += compare(
+        "kernel that trains", Contender("imports of notebook 01", script, {"code": KERNEL}),
+        [Contender("torch", script, {"code": HEAVY["torch"]})],
+        work="a fresh Python", repetitions=repetitions, memory=False,
     )  # fmt: skip
     values, steps = {**SMALL, "device": "cpu"}, 5
     pictures = write_pictures(config_of(values, steps))

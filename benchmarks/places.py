@@ -25,9 +25,7 @@ def peer(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error}; make bench installs what it compares with", name=module
-        ) from None
+        raise ModuleNotFoundError(f"{error}; make bench installs its peers", name=module) from None
 
 
 @functools.cache

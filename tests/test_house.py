@@ -50,6 +50,15 @@ def test_importing_the_package_loads_no_torch():
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 
+def test_a_kernel_that_trains_loads_nothing_slow_beside_torch():
+    """The first cell of notebook 01, and the training itself, without what they use later or never."""
+    slow = ["cv2", "faiss", "lightning_fabric", "open_clip", "scipy", "seaborn", "timm", "torch._dynamo"]
+    slow += ["torchmetrics", "torchvision", "transformers", "webdataset", "papermill", "nbconvert"]
+    imports = "".join(code_cells(paths.NOTEBOOKS / "01_train.ipynb")[1]["source"]).split("\n\n")[0]
+    code = f"{imports}\nimport sys, mmlib.training.start\nprint(*(n for n in {slow} if n in sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_are_thin(path):
     for cell in code_cells(path):

@@ -118,8 +118,7 @@ def test_parameters_that_stand_alone_are_those_of_a_training(given):
 def test_examples_of_parameter_files_run(text, tmp_path, monkeypatch):
     """As they stand, on notebook 01's defaults; sizes are tiny, and addresses on the network left out."""
     example = yaml.safe_load(text)
-    sizes = {n: v for n, v in TINY.items() if not n.startswith("shapes_") and n not in example}
-    sizes.pop("captions_per_image", None)
+    sizes = {n: v for n, v in TINY.items() if not n.startswith(("shapes_", "captions_")) and n not in example}
     local = {n: [w for w in v if "://" not in w] if isinstance(v, list) else v for n, v in example.items()}
     defaults = notebook_defaults(paths.NOTEBOOKS / "01_train.ipynb")
     build(TrainConfig, defaults | sizes | example)

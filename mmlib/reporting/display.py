@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mmlib.files import checked_name
-from mmlib.reporting.style import alt_text
+from mmlib.reporting.style import alt_text, styled
 
 MARK = "mmlib"  # key of our metadata: on a figure its name, on a notebook why it stopped
 
@@ -39,6 +39,7 @@ def show(figure: Figure, name: str, private: bool = False) -> None:
     )
 
 
+@styled
 def _png(figure: Figure) -> bytes:
     """The figure with 256 colours: a third of the bytes, and no difference that an eye finds."""
     # The figure's own resolution: matplotlib's default is the one that it was made with.

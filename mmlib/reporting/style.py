@@ -7,7 +7,7 @@ it between runs.
 
 import textwrap
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParamsDefault
 from matplotlib.figure import Figure
 
 WIDTH = 8.0  # inches; the width of a report's text column
@@ -29,7 +29,8 @@ DIRECTIONS = {
 }
 DIRECTION_NAMES = {"i2t": "image → text", "t2i": "text → image"}
 
-_RC = {
+# A person's own settings change no figure: all that is not set here is as matplotlib brings it.
+_RC = {name: value for name, value in rcParamsDefault.items() if not name.startswith("backend")} | {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so figures agree on every machine
     "font.size": 9,

@@ -40,7 +40,15 @@ def test_all_ways_find_the_same_ranks(make):
         np.testing.assert_array_equal(mine, theirs)
 
 
+def require_peer(module: str) -> None:
+    try:
+        places.peer(module)
+    except ModuleNotFoundError:
+        pytest.skip(f"{module} is a peer that `make bench` installs, into .bench")
+
+
 def test_faiss_finds_the_same_ranks_where_it_looks():
+    require_peer("faiss")
     given = {"images": 80, "width": 16}
     whole, ten = result_of(ranks.faiss_flat, **given, k=None), result_of(ranks.faiss_flat, **given, k=10)
     for mine, all_of, first in zip(result_of(ranks.ours, **given), whole, ten):
@@ -50,9 +58,15 @@ def test_faiss_finds_the_same_ranks_where_it_looks():
 
 
 def test_torchmetrics_finds_the_same_recall():
+    require_peer("torchmetrics.retrieval")
     given = {"images": 40, "width": 16}
     for mine, theirs in zip(result_of(ranks.ours, **given), result_of(ranks.torchmetrics_hit_rate, **given)):
         assert np.mean(mine <= 10) == pytest.approx(theirs)
+
+
+def test_a_peer_that_is_not_there_says_what_installs_it():
+    with pytest.raises(ModuleNotFoundError, match=r"no_such_peer.*make bench installs its peers"):
+        places.peer("no_such_peer")
 
 
 def linear_loop(steps_there: int) -> None:

@@ -18,6 +18,7 @@ from mmlib.reporting import (
     slots_figure,
 )
 from mmlib.reporting.curves import thumbnail
+from mmlib.reporting.display import _png
 from mmlib.reporting.style import DIRECTIONS, alt_text
 
 
@@ -173,3 +174,16 @@ def test_drawing_leaves_the_style_of_others_alone(history):
 def test_a_figure_without_alt_text_is_refused():
     with pytest.raises(ValueError, match="no alt text: expected a description"):
         alt_text(Figure())
+
+
+def test_a_persons_settings_of_matplotlib_change_no_figure(history):
+    """Not while it is drawn, and not while it becomes a PNG."""
+    plain = _png(loss_curves(history, "shapes"))
+    wild = {
+        "figure.autolayout": True,
+        "savefig.bbox": "tight",
+        "axes.facecolor": "red",
+        "lines.dashed_pattern": [9, 9],
+    }
+    with matplotlib.rc_context(wild | {"savefig.transparent": True, "axes.prop_cycle": "cycler(color='y')"}):
+        assert _png(loss_curves(history, "shapes")) == plain

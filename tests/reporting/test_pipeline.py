@@ -1,13 +1,19 @@
 """Experiments end to end on tiny notebooks: order, overrides, failures, skipping, interruption."""
 
+import errno
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import nbformat
 import pytest
 
 from mmlib import paths
 from mmlib.config import ParameterError
+from mmlib.files import InUse
 from mmlib.reporting import pipeline
+from mmlib.reporting.index import write_index
 from mmlib.reporting.notebook import notebook_state, read_notebook
 from mmlib.reporting.pipeline import run_experiment
 from mmlib.reporting.plan import plan
@@ -285,3 +291,132 @@ def test_notebooks_get_values_and_not_the_text_of_a_file(repository, fake_paperm
     assert fake_papermill[0][1] == {
         "runs": ["demo-train"], "wise_ft": 0.1, "split": "val", "gallery_queries": 12,
     }  # fmt: skip
+
+
+def test_settings_of_a_person_neither_change_nor_end_a_run(repository, tmp_path, monkeypatch):
+    """Another `python3` kernel on Jupyter's path, startup files that end a kernel, a wild matplotlibrc."""
+    home = tmp_path / "home"
+    for file, text in {
+        "jupyter/kernels/python3/kernel.json": '{"argv": ["false"], "display_name": "", "language": ""}',
+        "jupyter/jupyter_config.json": "{",
+        "ipython/profile_default/startup/00.py": "import os; os._exit(3)",
+        "ipython/profile_default/ipython_kernel_config.py": "raise RuntimeError('theirs')",
+        "startup.py": "import os; os._exit(4)",
+        "matplotlib/matplotlibrc": "lines.linewidth: 77\n\xff",
+    }.items():
+        (home / file).parent.mkdir(parents=True, exist_ok=True)
+        (home / file).write_text(text, encoding="latin-1")
+    theirs = {
+        "JUPYTER_PATH": "jupyter", "JUPYTER_CONFIG_DIR": "jupyter", "JUPYTER_RUNTIME_DIR": "startup.py/no",
+        "IPYTHONDIR": "ipython", "PYTHONSTARTUP": "startup.py", "MPLCONFIGDIR": "matplotlib",
+    }  # fmt: skip
+    for name, value in theirs.items():
+        monkeypatch.setenv(name, str(home / value))
+    monkeypatch.setenv("MPLBACKEND", "module://nowhere")
+    seen = "import sys, matplotlib as m; print('seen', sys.executable, m.rcParams['lines.linewidth'])"
+    child = (
+        f"import subprocess, sys\nprint(subprocess.check_output([sys.executable, '-c', {seen!r}], text=True))"
+    )
+    repository.notebook("01_train", seen, child, "import matplotlib.pyplot as p\np.plot([1])", parameters=LR)
+    repository.params("demo", "01_train")
+    done = subprocess.run([sys.executable, "-m", "mmlib", "run", "demo"], text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(f"seen {sys.executable} 1.5") == 2
+    assert any(
+        "image/png" in o.get("data", {}) for c in executed("01_train").cells for o in c.get("outputs", [])
+    )
+
+
+def test_folders_with_characters_of_patterns_and_formats_are_folders_like_others(repository, monkeypatch):
+    root = paths.ROOT / "lab [1] {lr} *%s"
+    monkeypatch.setattr(paths, "ROOT", root)
+    for name in ("PARAMS", "NOTEBOOKS", "RUNS", "REPORTS"):
+        monkeypatch.setattr(paths, name, root / name.lower())
+    monkeypatch.setattr(paths, "PUBLISHED", root / "reports" / "published")
+    root.mkdir()
+    repository.notebook("01_train", "print('lr is', lr)", parameters=LR)
+    repository.params("demo", "01_train", "lr: 0.5\n")
+    assert run_experiment("demo") == 0
+    assert run_experiment(root / "params" / "demo") == 0
+    assert "lr is 0.5" in printed("01_train")
+    assert (paths.REPORTS / "demo" / "01_train.html").is_file()
+    assert '<a href="demo/01_train.html">' in (paths.REPORTS / "index.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["demo [1]", "published", ".demo"])
+def test_experiments_whose_name_cannot_be_a_report_are_refused(name, repository):
+    repository.notebook("01_train")
+    repository.params(name, "01_train")
+    with pytest.raises(ParameterError, match=r"experiment.*rename"):
+        plan(name, {})
+
+
+def test_two_runs_of_one_experiment_exclude_each_other(repository, fake_papermill, capsys):
+    """The second is refused before it touches anything, and one that was killed holds nothing."""
+    repository.notebook("01_train", "work()", parameters=LR)
+    repository.params("demo", "01_train")
+    holds = (
+        "import sys; from pathlib import Path; from mmlib.files import locked\n"
+        "with locked(Path(sys.argv[1]), 'experiment'): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", holds, str(paths.REPORTS / "demo")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        (paths.REPORTS / "demo" / "01_train.html").write_text("the first one's")
+        with pytest.raises(InUse, match=rf"experiment 'demo' is being written.*process {other.pid} on \S+"):
+            run_experiment("demo")
+        (paths.REPORTS / "demo" / ".lock").unlink()  # nor does deleting the file set it free
+        with pytest.raises(InUse, match="experiment 'demo' is being written"):
+            run_experiment("demo")
+        assert fake_papermill == []
+        assert (paths.REPORTS / "demo" / "01_train.html").read_text() == "the first one's"
+        assert not (paths.REPORTS / "demo" / "executed").exists()
+        other.kill()
+    assert run_experiment("demo") == 0
+
+
+def test_a_report_that_cannot_be_written_names_the_file_and_what_the_system_said(
+    repository, fake_papermill, monkeypatch
+):
+    repository.notebook("01_train", "work()", parameters=LR)
+    repository.params("demo", "01_train")
+    paths.REPORTS.write_text("a file in the way")
+    with pytest.raises(OSError, match=r"could not write reports/demo: Not a directory"):
+        run_experiment("demo")
+    paths.REPORTS.unlink()
+
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", read_only)
+        with pytest.raises(
+            OSError, match=r"could not write reports/demo: Read-only.*MMLIB_REPORTS"
+        ) as caught:
+            run_experiment("demo")
+        assert "space" not in str(caught.value)
+    for number, what_to_do in (
+        (errno.ENOSPC, "Free some space"),
+        (errno.EROFS, "The file system is read-only"),
+    ):
+
+        def fails(*_, number=number, **__):
+            raise OSError(number, "what the system said")
+
+        monkeypatch.setattr(pipeline.papermill, "execute_notebook", fails)
+        expected = (
+            rf"could not write reports/demo/executed/01_train.ipynb: what the system said. {what_to_do}"
+        )
+        with pytest.raises(OSError, match=expected):
+            run_experiment("demo")
+    monkeypatch.setattr("mmlib.reporting.index.write_text_atomic", read_only)
+    with pytest.raises(OSError, match=r"could not write reports/index.html: Read-only file system"):
+        write_index()
+
+
+def test_a_file_is_no_experiment(repository):
+    folder = repository.params("demo", "01_train")
+    with pytest.raises(
+        ParameterError, match=r"found the file params/demo/01_train.yaml; give its folder: params"
+    ):
+        plan(folder / "01_train.yaml", {})
