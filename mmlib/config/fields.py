@@ -308,8 +308,6 @@ def _wrong_data(config: "TrainConfig") -> list[str]:
     ]
     if config.also_train_on:
         wrong.append("also_train_on cannot be used with dataset 'shards': name all shards in train_shards")
-    if config.captions_per_image == "one":
-        wrong.append("captions_per_image 'one' cannot be used with dataset 'shards': a stream has 'all'")
     return wrong
 
 

@@ -15,11 +15,10 @@ from lightning_fabric import seed_everything
 
 from mmlib.config import ParameterError, TrainConfig, build, continued, differences
 from mmlib.data import Dataset, Tokenizer, load_dataset, tokenizer_for
-from mmlib.data.shards import ShardStream
 from mmlib.model import build_loss, build_model, load_learned
 from mmlib.params import training_of
 from mmlib.training import environment
-from mmlib.training.assembly import identity_of, open_stream, standardise_heads, training_data
+from mmlib.training.assembly import standardise_heads, training_data
 from mmlib.training.checkpoint import check_fits, evaluated_weights, load_checkpoint, load_weights
 from mmlib.training.engine import build_fabric, compiles
 from mmlib.training.lineage import Parent, check_same_data, stored_tokenizer
@@ -121,16 +120,12 @@ def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: st
     dataset = load_dataset(config)
     for note in dataset.notes:
         log(f"{dataset.name}: {note}")
-    stream = open_stream(config, dataset, processes)
-    data_identity = identity_of(dataset, stream)
     for run in [config.run] * (not config.overwrite) + ([parent.run] if parent else []):
-        check_same_data(run, data_identity["name"], data_identity["fingerprint"])
+        check_same_data(run, dataset.name, dataset.fingerprint)
 
     path, resumed = last_checkpoint(config) or (_parent_path(parent), None)
     content = resumed or (parent and parent.content)
-    tokenizer = (
-        Tokenizer.from_state(content["tokenizer"]) if content else _new_tokenizer(config, dataset, stream)
-    )
+    tokenizer = Tokenizer.from_state(content["tokenizer"]) if content else _new_tokenizer(config, dataset)
     if resumed:
         check_fits(path, resumed, config.model_dump(), tokenizer.fingerprint)
     seed_everything(config.seed, verbose=False)
@@ -140,8 +135,8 @@ def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: st
     )  # fmt: skip
     loss = build_loss(config)
     _load_modules(path, content, model, loss, bool(resumed))
-    compiled = compiles(config, fabric, stream.pairs if stream else len(dataset.splits["train"].captions))
-    source, val_data = training_data(config, dataset, stream, tokenizer, model, processes, compiled)
+    compiled = compiles(config, fabric, len(dataset.splits["train"].captions))
+    source, val_data = training_data(config, dataset, tokenizer, model, processes, compiled)
     if not content:
         standardise_heads(model, source, processes)
     # Nobody may find the run begun while it is still asked whether it was.
@@ -172,7 +167,7 @@ def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: st
             log(f"run {config.run!r} goes on in epoch {position.epoch}, step {position.step + 1}{source}")
         else:
             if processes.writes:
-                _start_folder(training, parent, data_identity)
+                _start_folder(training, parent, dataset.identity)
             if parent and parent.optimizer_state == "keep":
                 keep_optimizer_state(training.optimizer, parent.content, (model, loss))
         _run(training)
@@ -180,9 +175,8 @@ def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: st
     return read_history(config.run)
 
 
-def _new_tokenizer(config: TrainConfig, dataset: Dataset, stream: ShardStream | None) -> Tokenizer:
-    captions = stream.captions_for_tokenizer() if stream else dataset.splits["train"].captions
-    return tokenizer_for(config, captions, config.text_encoder)
+def _new_tokenizer(config: TrainConfig, dataset: Dataset) -> Tokenizer:
+    return tokenizer_for(config, dataset.splits["train"].captions, config.text_encoder)
 
 
 def _silent(line: str) -> None:
