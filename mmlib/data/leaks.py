@@ -187,9 +187,8 @@ def _lookalikes(train: Dataset, held_out: Dataset, images: list[str], workers: i
     found = []
     for start in range(0, len(names), LOOKS):
         mine_NHWC = _looks(train, names[start : start + LOOKS], workers)
-        found += [
-            (d, start + row, column) for row, column, d in near_duplicates(mine_NHWC, theirs_KHWC).tolist()
-        ]
+        pairs = near_duplicates(mine_NHWC, theirs_KHWC).tolist()
+        found += [(distance, start + row, column) for row, column, distance in pairs]
     return [(names[row], images[column], distance) for distance, row, column in sorted(found)]
 
 
@@ -222,7 +221,7 @@ def _ids(dataset: Dataset, images: Sequence[str]) -> list[str | None]:
 
 def _digests(dataset: Dataset, images: Sequence[str]) -> list[str | None]:
     if isinstance(dataset.source, TarImages):
-        return dataset.source.digests(images)
+        return [dataset.source.digest(image) for image in images]
     if not isinstance(dataset.source, ImageFolder):
         return [None] * len(images)
     files = [dataset.source.folder / image for image in images]

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from mmlib import paths
 from mmlib.data.shard_files import Place, Retry, fetch
 from mmlib.data.shard_samples import Found, Sample, TarReader
 from mmlib.data.tar_images import LOOK_SIDE, Tar, fetched_path, record_path
-from mmlib.files import read_json, write_text_atomic
+from mmlib.files import explained, read_json, write_text_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -140,10 +139,16 @@ def _read_index(sha256: str, place: Place) -> ShardIndex | None:
 
 
 def _make_index(path: Path, place: Place) -> ShardIndex:
-    temporary = paths.CACHE / "shards" / f"{uuid.uuid4().hex}.part"
+    """Read a shard and keep what is found; `path` is where it lies now."""
+    temporary = paths.CACHE / "shards" / f"{record_path(place).stem}.part"  # the caller has the place's lock
     try:
         with open(path, "rb") as file, open(temporary, "wb") as looks:
-            reading = TarReader(file, looks.write)
+
+            def keep(look: memoryview) -> None:
+                with explained(temporary):
+                    looks.write(look)
+
+            reading = TarReader(file, keep)
             fault = reading.read()
             sha256 = reading.sha256()
         os.replace(temporary, _looks_path(sha256))
@@ -154,5 +159,6 @@ def _make_index(path: Path, place: Place) -> ShardIndex:
         "format": FORMAT, "sha256": sha256, "looks": reading.looks, "fault": fault,
         "broken": reading.broken, "unused": reading.unused, "samples": samples,
     }  # fmt: skip
-    write_text_atomic(_index_path(sha256), json.dumps(content))
+    with explained(_index_path(sha256)):
+        write_text_atomic(_index_path(sha256), json.dumps(content))
     return ShardIndex(Tar(place, sha256, _looks_path(sha256)), samples, reading.broken, reading.unused, fault)

@@ -140,40 +140,43 @@ def _split(split: str, indexes: Sequence[ShardIndex], loading: _Loading) -> Spli
 def _joined(indexes: Sequence[ShardIndex], loading: _Loading) -> tuple[list[_Image], int]:
     """The images of a split, each with the captions of all samples that show it; how many were joined."""
     images: list[_Image] = []
-    of_digest: dict[str, _Image] = {}
-    of_origin: dict[tuple, _Image] = {}
+    known: dict[tuple, _Image] = {}
     joined = 0
     for index in indexes:
         tar = len(loading.tars)
         loading.tars.append(index.tar)
         for sample in index.samples:
             loading.datasets.add(sample.dataset)
-            origin = _origin(sample)
-            image = of_digest.get(sample.sha256)
-            if not image and (other := of_origin.get(origin)) and _alike(other, sample, index.tar, loading):
-                image = other
+            signs = _signs(sample)
+            found = (known[sign] for sign in signs if sign in known)
+            image = next((other for other in found if _is_same(other, sample, index.tar, loading)), None)
             if image:
                 image.captions += sample.captions
                 joined += 1
                 continue
             name = _free_name(sample, index.tar, loading.names)
-            image = _Image(name, sample, tar, list(sample.captions))
-            loading.names[name] = of_digest[sample.sha256] = image
-            if origin:
-                of_origin[origin] = image
+            image = loading.names[name] = _Image(name, sample, tar, list(sample.captions))
+            known.update((sign, image) for sign in signs if sign not in known)
             images.append(image)
     return images, joined
 
 
-def _origin(sample: Sample) -> tuple | None:
-    """What two files of one photo have in common: its address, or data set and name; None if unknown."""
-    if sample.url and sample.url.startswith(("http://", "https://")):
-        return (sample.url,)
-    return (sample.dataset, sample.name) if sample.dataset and sample.name else None
+def _signs(sample: Sample) -> list[tuple]:
+    """By what it is found that two samples may show one image.
+
+    Images that are named as a data set publishes them are as many as their names, though some may have
+    the same bytes, as two of Flickr8k's have.
+    """
+    if sample.dataset and sample.name:
+        return [("name", sample.dataset, sample.name)]
+    is_address = sample.url and sample.url.startswith(("http://", "https://"))
+    return [("bytes", sample.sha256), *([("address", sample.url)] if is_address else [])]
 
 
-def _alike(image: _Image, sample: Sample, tar: Tar, loading: _Loading) -> bool:
-    """Whether two samples look the same: an address alone may be that of a page, or of nothing."""
+def _is_same(image: _Image, sample: Sample, tar: Tar, loading: _Loading) -> bool:
+    """Same bytes or look: an address alone may be that of a page, or of nothing."""
+    if image.sample.sha256 == sample.sha256:
+        return True
     one_1HWC = loading.tars[image.tar].look(image.sample.look)
     return len(near_duplicates(one_1HWC, tar.look(sample.look))) > 0
 

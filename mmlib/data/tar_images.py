@@ -214,9 +214,9 @@ class TarImages:
             )
         return content
 
-    def digests(self, names: Iterable[str]) -> list[str]:
-        """SHA-256 of the images' files, 64 hex digits each."""
-        return [self.digest_N[self.row[name]].tobytes().hex() for name in names]
+    def digest(self, name: str) -> str:
+        """SHA-256 of the image's file, 64 hex digits."""
+        return self.digest_N[self.row[name]].tobytes().hex()
 
     def looks(self, names: Sequence[str]) -> np.ndarray:
         """The images squashed to `LOOK_SIDE` pixels a side, (R, H, W, 3) uint8."""

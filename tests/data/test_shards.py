@@ -2,7 +2,9 @@
 
 import json
 import os
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 import numpy as np
@@ -149,6 +151,14 @@ def test_an_address_joins_files_that_look_the_same_alone(tmp_path):
     assert split.image_of_caption_M.tolist() == [0, 0, 1, 2]
 
 
+def test_images_that_a_data_set_names_are_as_many_as_their_names(tmp_path):
+    """Two photos of Flickr8k have the same bytes; a data set comes back as it was written."""
+    twins = [sample(0, 2, name=name, dataset="d")[1] for name in ("a.jpg", "b.jpg", "a.jpg")]
+    split = val_of(write_tar(tmp_path / "v.tar", zip("012", twins))).splits["val"]
+    assert split.images == ("a.jpg", "b.jpg")
+    assert split.image_of_caption_M.tolist() == [0, 0, 0, 0, 1, 1]
+
+
 def test_a_shard_that_is_named_twice_is_read_once(tmp_path):
     tars = [write_tar(tmp_path / name / "0.tar", [sample(0), sample(1)]) for name in "ab"]
     dataset = val_of(*tars)
@@ -211,6 +221,22 @@ def test_a_shard_is_read_once_and_after_a_touch_only_hashed(tmp_path, monkeypatc
     index.write_text("no index")
     assert val_of(shard).identity == first.identity
     assert len(read) == 2
+
+
+def test_of_several_that_want_one_shard_at_once_one_reads_it(tmp_path, monkeypatch):
+    shard = write_tar(tmp_path / "v.tar", [sample(n) for n in range(4)])
+    reading, read = threading.Barrier(4), []
+    taken = TarReader.read
+    monkeypatch.setattr(TarReader, "read", lambda reader: read.append(1) or taken(reader))
+
+    def load(_):
+        reading.wait(30)
+        return val_of(shard).identity
+
+    with ThreadPoolExecutor(4) as pool:
+        identities = list(pool.map(load, range(4)))
+    assert len(read) == 1
+    assert identities == [identities[0]] * 4
 
 
 def test_an_image_that_was_changed_after_it_was_indexed_is_refused(tmp_path):
