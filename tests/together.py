@@ -8,7 +8,7 @@ SERVER = multiprocessing.get_context("forkserver")
 # pytest since every process imports the main module; the others are imported where they are needed.
 SERVER.set_forkserver_preload(
     [
-        "mmlib.training.start", "mmlib.training.evaluation", "mmlib.data.shapes", "mmlib.data.shards.stream",
+        "mmlib.training.start", "mmlib.training.evaluation", "mmlib.data.shapes", "mmlib.data.shards",
         "pytest", "timm",
     ]
 )  # fmt: skip

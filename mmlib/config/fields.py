@@ -287,14 +287,11 @@ def _wrong_encoders(config: "TrainConfig") -> list[str]:
 def _wrong_data(config: "TrainConfig") -> list[str]:
     if config.dataset != "shards":
         return []
-    wrong = [
+    return [
         f"dataset 'shards' needs {name}: paths, URLs or patterns of tar files"
         for name in ("train_shards", "val_shards")
         if not getattr(config, name)
     ]
-    if config.captions_per_image == "one":
-        wrong.append("captions_per_image 'one' cannot be used with dataset 'shards': a stream has 'all'")
-    return wrong
 
 
 IDENTITY = tuple(f for part in (DataConfig, TokenizerConfig, ModelConfig) for f in part.model_fields)

@@ -27,8 +27,6 @@ def load_dataset(config: DataConfig) -> Dataset:
     """The data set that the config names, its training split without images that are held out.
 
     Drawn scenes need no guard: no two of them are equal, and what looks alike at 32 pixels may differ.
-    Of shards, the held-out splits alone: the training split is a stream
-    (`mmlib.data.shards.ShardStream`), which has a guard of its own.
 
     Raises:
         FileNotFoundError, ValueError: from the loader, naming the file and what is wrong with it.
@@ -39,11 +37,13 @@ def load_dataset(config: DataConfig) -> Dataset:
         return load_shapes(
             config.shapes_seed, config.shapes_train, config.shapes_val, config.shapes_test, config.image_size
         )
+    from mmlib.data.mixture import guarded, mix, parse_addition
+
     if config.dataset == "shards":
         from mmlib.data.shards import load_shards
 
-        return load_shards(config)
-    from mmlib.data.mixture import mix, parse_addition
+        dataset = load_shards(config)
+        return guarded(dataset, [dataset], config.leaks) if "train" in dataset.splits else dataset
 
     parsed = [parse_addition(text) for text in config.also_train_on]
     additions = [(_on_disk(name, folder or f"data/{name}"), weight) for name, folder, weight in parsed]

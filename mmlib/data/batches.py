@@ -5,6 +5,8 @@ L positions, H = W pixels, F features.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +14,15 @@ import torch
 
 from mmlib.config import AugmentConfig, ParameterError
 from mmlib.data.augment import PIXEL_MEAN, PIXEL_STD, Augment, normalise
-from mmlib.data.dataset import Dataset
+from mmlib.data.dataset import Dataset, Split
 from mmlib.data.feature_store import FeatureStore
+from mmlib.data.packing import Resize, resize_image
 from mmlib.data.prefetch import prefetched
 from mmlib.data.store import ImageStore
 from mmlib.data.tokenizers import Tokenizer
 
+WINDOW = 8  # shards whose pairs are mixed; while they are read, the next ones are fetched
+DECODERS = 8  # threads that decode images that are not packed
 DEVICE_SHARE = 0.4  # of a GPU's free memory that the packed images may take
 
 
@@ -72,7 +77,12 @@ class SplitTensors:
         self.length_M = torch.from_numpy(length_M).to(device)
         self._lengths_on_host = length_M
         self.image_of_caption_M = torch.from_numpy(self.split.image_of_caption_M).to(device)
-        self._pixels = _Rows(store.images, store.rows(split), device)
+        shard_N = self.split.shard_of_image_N
+        self._shard_of_caption_M = None if shard_N is None else shard_N[self.split.image_of_caption_M]
+        if shard_N is None:
+            self._pixels = _Rows(store.images, store.rows(split), device)
+        else:
+            self._pixels = _Decoded(dataset, self.split, store.images.shape[1], store.resize, device)
         self._image_features, self._text_features = (
             features and _Rows(features.array, features.rows(split), device)
             for features in (image_features, text_features)
@@ -127,23 +137,44 @@ class SplitTensors:
             longest = -(-longest // self.trim) * self.trim
         return self.tokens_ML[on_device_B, :longest], self.length_M[on_device_B]
 
+    @property
+    def images_at_hand(self) -> int:
+        """How many images from the first on can be read without fetching many shards."""
+        shard_N = self.split.shard_of_image_N
+        return self.images if shard_N is None else int((shard_N < shard_N.min() + WINDOW).sum())
+
     def epoch_order(self, seed: int, epoch: int, captions_per_image: str) -> torch.Tensor:
         """Caption indices of one epoch in their order, (P,): a function of its arguments alone.
 
         `all` is a permutation of all M captions; `one` has one caption of each captioned image.  Where
         sets are mixed with weights, a caption of weight w is seen w times an epoch on average: its
-        whole part for certain, the rest by lot.
+        whole part for certain, the rest by lot.  Images that are read from shards come in windows of
+        shards, each of which is ordered in this way (`window_order`).
         """
+        return torch.cat(self.epoch_windows(seed, epoch, captions_per_image))
+
+    def epoch_windows(self, seed: int, epoch: int, captions_per_image: str) -> list[torch.Tensor]:
+        """`epoch_order` cut where the next shards begin; one piece where there are none."""
         generator = torch.Generator().manual_seed((seed << 24) + epoch)
-        order_M = torch.randperm(self.captions, generator=generator)
+        if self._shard_of_caption_M is None:
+            windows = [torch.randperm(self.captions, generator=generator)]
+        else:
+            windows = [torch.from_numpy(w) for w in window_order(self._shard_of_caption_M, seed, epoch)]
         if captions_per_image == "one":
-            # The first caption of each image in a random order is a random caption in a random order.
-            image_M = self.split.image_of_caption_M[order_M.numpy()]
-            _, first = np.unique(image_M, return_index=True)
-            order_M = order_M[torch.from_numpy(np.sort(first))]
+            windows = [self._one_of_each_image(order_W) for order_W in windows]
         if self.split.weight_of_caption_M is None:
-            return order_M
-        return self._weighted(order_M, generator)
+            return windows
+        return [self._weighted(order_W, generator) for order_W in windows]
+
+    def expect(self, *windows: torch.Tensor) -> None:
+        """Say of which captions images are needed now and soon, so that their shards come and go."""
+        if self._shard_of_caption_M is not None:
+            self._pixels.source.keep(*(np.unique(self._shard_of_caption_M[w]).tolist() for w in windows))
+
+    def _one_of_each_image(self, order_P: torch.Tensor) -> torch.Tensor:
+        # The first caption of each image in a random order is a random caption in a random order.
+        _, first = np.unique(self.split.image_of_caption_M[order_P.numpy()], return_index=True)
+        return order_P[torch.from_numpy(np.sort(first))]
 
     def _weighted(self, order_P: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         weight_P = torch.from_numpy(self.split.weight_of_caption_M)[order_P]
@@ -151,6 +182,40 @@ class SplitTensors:
         times_P = weight_P.floor().long() + (draw_P < weight_P.frac())
         repeated = order_P.repeat_interleave(times_P)
         return repeated[torch.randperm(len(repeated), generator=generator)]
+
+
+def window_order(shard_of_caption_M: np.ndarray, seed: int, epoch: int) -> Iterator[np.ndarray]:
+    """Caption indices of one epoch, those of `WINDOW` shards at a time, each once.
+
+    The shards are permuted and cut into windows; the captions of a window are permuted.
+    """
+    by_shard_M = np.argsort(shard_of_caption_M, kind="stable")
+    shards, start_S = np.unique(shard_of_caption_M[by_shard_M], return_index=True)
+    captions_of = np.split(by_shard_M, start_S[1:])
+    order_S = np.random.default_rng([seed, epoch]).permutation(len(shards))
+    for number, first in enumerate(range(0, len(shards), WINDOW)):
+        caption_W = np.concatenate([captions_of[s] for s in order_S[first : first + WINDOW]])
+        yield caption_W[np.random.default_rng([seed, epoch, 1 + number]).permutation(len(caption_W))]
+
+
+class _Decoded:
+    """Images of a split that is not packed, decoded by threads when a batch asks for them."""
+
+    on_device = False  # so that another thread makes the batches ahead
+
+    def __init__(self, dataset: Dataset, split: Split, size: int, resize: Resize, device: torch.device):
+        self.source, self._images, self._device = dataset.source, split.images, device
+        self._size, self._resize = size, resize
+        self._pool = ThreadPoolExecutor(DECODERS, "decoding")
+
+    def __getitem__(self, index_B: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, H, W, 3) uint8 of indices on the host, on the device."""
+        pixels = torch.from_numpy(np.stack(list(self._pool.map(self._pixels, index_B.tolist()))))
+        return _on(self._device, pixels)
+
+    def _pixels(self, index: int) -> np.ndarray:
+        image = self.source.load(self._images[index], self._size).convert("RGB")
+        return resize_image(image, self._size, self._resize)
 
 
 class _Rows:
@@ -170,10 +235,12 @@ class _Rows:
         """Rows of indices on the host, on the device."""
         if self._copy is not None:
             return self._copy[index_B.to(self._device, non_blocking=True)]
-        rows = torch.from_numpy(self.array[self._rows_N[index_B.numpy()]])
-        if self._device.type == "cuda":
-            rows = rows.pin_memory().to(self._device, non_blocking=True)
-        return rows
+        return _on(self._device, torch.from_numpy(self.array[self._rows_N[index_B.numpy()]]))
+
+
+def _on(device: torch.device, rows: torch.Tensor) -> torch.Tensor:
+    """The rows on the device; a GPU gets them from pinned memory while the host goes on."""
+    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows
 
 
 class PairSource:
@@ -212,22 +279,30 @@ class PairSource:
         """Number of batches of an epoch; the last one may be smaller."""
         return -(-len(self._order(epoch)) // self.batch_size)
 
-    def report(self) -> dict:
-        """What the history of an epoch keeps of its reading; nothing, as packed images cannot fail."""
-        return {}
-
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch from step `start` (from 0) on.
 
         Images that have to be copied to the device are made ready by another thread, ahead.
         """
         made = self._made(epoch, start)
-        return made if self.data.on_device else prefetched(made, self.data.device)
+        return made if self.data.on_device else self._ahead(made)
+
+    def _ahead(self, made: Iterator[Batch]) -> Iterator[Batch]:
+        with closing(prefetched(made, self.data.device)) as batches:
+            try:
+                yield from batches
+            finally:
+                self.data.expect()  # no more, so that nothing waits for a shard that is being fetched
 
     def _made(self, epoch: int, start: int) -> Iterator[Batch]:
-        order_P = self._order(epoch)
+        windows = self.data.epoch_windows(self.seed, epoch, self.captions_per_image)
+        order_P, end_W = torch.cat(windows), np.cumsum([len(window) for window in windows])
         view_P = self._views(epoch, len(order_P))
+        entered = None
         for first in range(start * self.batch_size, len(order_P), self.batch_size):
+            if (window := int(np.searchsorted(end_W, first, side="right"))) != entered:
+                self.data.expect(*windows[window : window + 2])
+                entered = window
             size = min(self.batch_size, len(order_P) - first)
             rows = self._share_of(size)
             # A process without a row of a short last batch reads one that does not count.

@@ -6,6 +6,7 @@ tokenizers, training, metrics, galleries) knows nothing else of where the data c
 Shapes: N images of a split, M captions of it; M >= N, any number of captions per image.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,6 +44,8 @@ class Split:
     image_of_caption_M: np.ndarray  # (M,) int64: caption m describes images[image_of_caption_M[m]]
     # (M,) float64: appearances of caption m in an epoch that are expected; None: one of each.
     weight_of_caption_M: np.ndarray | None = None
+    # (N,) int64: the tar of image n, where images are read from tars when they are needed, not packed.
+    shard_of_image_N: np.ndarray | None = None
 
     def __post_init__(self):
         image_of_caption_M = np.asarray(self.image_of_caption_M, dtype=np.int64)
@@ -61,6 +64,14 @@ class Split:
                 f"split {self.name!r}: image_of_caption_M must lie in 0..{len(self.images) - 1}, found"
                 f" {image_of_caption_M.min()}..{image_of_caption_M.max()}"
             )
+        if self.shard_of_image_N is not None:
+            shard_N = np.asarray(self.shard_of_image_N, dtype=np.int64)
+            object.__setattr__(self, "shard_of_image_N", shard_N)
+            if shard_N.shape != (len(self.images),):
+                raise ValueError(
+                    f"split {self.name!r}: expected the shard of each of {len(self.images)} images, found"
+                    f" shape {shard_N.shape}"
+                )
         if self.weight_of_caption_M is not None:
             weight_M = np.asarray(self.weight_of_caption_M, dtype=np.float64)
             object.__setattr__(self, "weight_of_caption_M", weight_M)
@@ -120,4 +131,17 @@ class Dataset:
 
     def images(self) -> list[str]:
         """Names of all images, split after split in the order train, val, test, each once."""
-        return list(dict.fromkeys(name for split in self.splits.values() for name in split.images))
+        return _names(self.splits.values())
+
+    @property
+    def packed(self) -> list[Split]:
+        """The splits whose images are packed: all but those that are read from tars."""
+        return [split for split in self.splits.values() if split.shard_of_image_N is None]
+
+    def packed_images(self) -> list[str]:
+        """Names of the images of packed splits, as `images`."""
+        return _names(self.packed)
+
+
+def _names(splits: Iterable[Split]) -> list[str]:
+    return list(dict.fromkeys(name for split in splits for name in split.images))

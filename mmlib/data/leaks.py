@@ -21,9 +21,11 @@ from mmlib.data.dataset import Dataset, Split
 from mmlib.data.image_folder import ImageFolder
 from mmlib.data.lookalikes import SIDE, near_duplicates
 from mmlib.data.store import open_store
+from mmlib.data.tar_images import TarImages
 
 KINDS = ("id", "bytes", "look")
 HELD_OUT = ("val", "test")
+LOOKS = 2**15  # training images that are compared at once: 100 MB of small pictures
 
 _ENDING = r"(?:\.[A-Za-z]{3,4})?"
 _FLICKR_NAME = re.compile(rf"([1-9][0-9]{{2,11}})_[0-9a-f]{{10}}(?:_[a-z0-9]{{1,2}})?{_ENDING}")
@@ -145,6 +147,7 @@ def without_leaks(dataset: Dataset, leaks: Sequence[Leak]) -> Dataset:
         tuple(caption for caption, keep in zip(split.captions, keep_M) if keep),
         (np.cumsum(keep_N) - 1)[split.image_of_caption_M[keep_M]],
         None if split.weight_of_caption_M is None else split.weight_of_caption_M[keep_M],
+        None if split.shard_of_image_N is None else split.shard_of_image_N[keep_N],
     )
     # An image may leak into several splits: it is counted once, under its surest sign.
     sign = {leak.train_image: kind for kind in reversed(KINDS) for leak in leaks if leak.kind == kind}
@@ -202,12 +205,22 @@ def _id_in_address(address: str) -> str | None:
 
 
 def _lookalikes(train: Dataset, held_out: Dataset, images: list[str], workers: int | None) -> list[tuple]:
-    mine, theirs = (open_store(dataset, SIDE, "squash", workers) for dataset in (train, held_out))
     names = train.splits["train"].images
-    found = near_duplicates(
-        mine.images[mine.rows("train")], theirs.images[[theirs.index[image] for image in images]]
-    )
-    return [(names[row], images[column], distance) for row, column, distance in found.tolist()]
+    theirs_KHWC = _looks(held_out, images, workers)
+    found = []
+    for start in range(0, len(names), LOOKS):
+        mine_NHWC = _looks(train, names[start : start + LOOKS], workers)
+        pairs = near_duplicates(mine_NHWC, theirs_KHWC).tolist()
+        found += [(distance, start + row, column) for row, column, distance in pairs]
+    return [(names[row], images[column], distance) for distance, row, column in sorted(found)]
+
+
+def _looks(dataset: Dataset, images: Sequence[str], workers: int | None) -> np.ndarray:
+    """The images at `SIDE` pixels, (R, H, W, 3) uint8."""
+    if isinstance(dataset.source, TarImages):
+        return dataset.source.looks(images)
+    store = open_store(dataset, SIDE, "squash", workers)
+    return store.images[[store.index[image] for image in images]]
 
 
 def _equals(kind: str, train: Dataset, held_out: Dataset, images: list[str]) -> list[tuple]:
@@ -230,6 +243,8 @@ def _ids(dataset: Dataset, images: Sequence[str]) -> list[str | None]:
 
 
 def _digests(dataset: Dataset, images: Sequence[str]) -> list[str | None]:
+    if isinstance(dataset.source, TarImages):
+        return [dataset.source.digest(image) for image in images]
     if not isinstance(dataset.source, ImageFolder):
         return [None] * len(images)
     return [dataset.source.digest(image) for image in images]

@@ -22,6 +22,7 @@ from mmlib.data.array_file import ArrayFile
 from mmlib.data.dataset import Dataset
 from mmlib.data.packing import CHUNK, Resize, pack_images
 from mmlib.data.split_rows import SplitRows
+from mmlib.data.tar_images import TarImages
 from mmlib.paths import shown
 
 logger = logging.getLogger(__name__)
@@ -31,19 +32,21 @@ FORMAT = 2  # raised when the meaning of the bytes changes, including how images
 
 @dataclass(frozen=True)
 class ImageStore(SplitRows):
-    """All images of a data set at one size.
+    """All images of a data set at one size, but for splits that are read from tars.
 
     Attributes:
         images: (N, size, size, 3) uint8, RGB, memory-mapped and read-only.
         index: image name to its row.
         splits: split name to its rows, (N_split,) int64, in the split's order.
         path: the file of the pixels.
+        resize: how the images were made square.
     """
 
     images: np.memmap
     index: dict[str, int]
     splits: dict[str, np.ndarray]
     path: Path
+    resize: Resize = "squash"
 
 
 def open_store(
@@ -82,7 +85,7 @@ def open_store(
         raise ValueError(f"expected resize to be one of {', '.join(get_args(Resize))}, found {resize!r}")
     if workers is not None and workers < 1:
         raise ValueError(f"expected at least 1 worker, found {workers}; 1 packs without processes")
-    names = dataset.images()
+    names = dataset.packed_images()
     if not names:
         raise ValueError(f"expected images to pack, found none in data set {dataset.name!r}")
     header = {
@@ -105,9 +108,9 @@ def open_store(
     index = {name: row for row, name in enumerate(names)}
     splits = {
         split.name: np.array([index[name] for name in split.images], dtype=np.int64)
-        for split in dataset.splits.values()
+        for split in dataset.packed
     }
-    return ImageStore(file.map(), index, splits, path)
+    return ImageStore(file.map(), index, splits, path, resize)
 
 
 def _refuse_own_worker(path: Path) -> None:
@@ -134,6 +137,9 @@ def _pack(
     workers = workers or min(os.cpu_count() or 1, math.ceil(len(names) / (4 * CHUNK)))
     temporary = _unfinished(file.path, os.getpid())
     size, resize = file.header["shape"][1], file.header["resize"]
+    source = dataset.source
+    if isinstance(source, TarImages):  # each worker gets a copy, without the many images that are not packed
+        source = source.only(names)
     bar = tqdm(
         total=len(names),
         desc=f"packing {dataset.name}",
@@ -142,7 +148,7 @@ def _pack(
     )
     try:
         with bar:
-            unread = pack_images(dataset.source, names, size, resize, temporary, workers, bar.update)
+            unread = pack_images(source, names, size, resize, temporary, workers, bar.update)
         if unread:
             name, reason = unread[0]
             raise ValueError(

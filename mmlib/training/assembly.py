@@ -1,95 +1,30 @@
 """What a run trains and validates on, put together from its parameters."""
 
-import hashlib
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 
 from mmlib.config import TrainConfig
 from mmlib.data import Dataset, Tokenizer, open_store
 from mmlib.data.augment import VERSION, Augment
-from mmlib.data.batches import Batch, PairSource, SplitTensors
-from mmlib.data.prefetch import prefetched
-from mmlib.data.shards import ShardStream
-from mmlib.data.shards.verdicts import merged_reports
+from mmlib.data.batches import PairSource, SplitTensors
 from mmlib.model import DualEncoder
 from mmlib.model.encoders import Encoder
 from mmlib.training.features import open_features, open_text_features
 from mmlib.training.processes import Processes, share
 
-DECODERS = 2  # threads of each process that decode shards
 STATISTICS = 2_000  # training items whose features give a head its mean and deviation
 COMPILED_LENGTHS = 8  # token positions of a compiled model come in multiples of this
-
-
-class Source(Protocol):
-    """The training pairs of one process, epoch by epoch and step by step."""
-
-    def steps(self, epoch: int) -> int:
-        """Batches of an epoch."""
-
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The batches of an epoch from step `start` (from 0) on, always the same ones."""
-
-    def report(self) -> dict:
-        """What the history of an epoch keeps of its reading."""
-
-
-@dataclass
-class ShardSource:
-    """The pairs of a stream of shards, augmented and normalised, made ahead by another thread."""
-
-    stream: ShardStream
-    config: TrainConfig
-    processes: Processes
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def steps(self, epoch: int) -> int:
-        """Batches of an epoch, the same in all epochs."""
-        return self.stream.steps
-
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The batches of an epoch from step `start` (from 0) on."""
-        made = self.stream.batches(self.config.seed, epoch, start)
-        return prefetched(self._ready(made, epoch, start), self.processes.device)
-
-    def _ready(self, batches: Iterator[Batch], epoch: int, start: int) -> Iterator[Batch]:
-        augment, rows = Augment(self.config), self.processes.rows(self.config.batch_size)
-        for step, batch in enumerate(batches, start):
-            place_R = torch.arange(rows.start, rows.stop) + step * self.config.batch_size
-            pixels_RHWC = batch.image.permute(0, 2, 3, 1)
-            image = augment(pixels_RHWC, self.config.seed, epoch, place_R, self.mean, self.std)
-            yield replace(batch, image=image)
-
-    def report(self) -> dict:
-        """Samples that the epoch took, broken and held out ones among them; a call of all processes."""
-        return {"shards": merged_reports(self.processes.collect(self.stream.epoch_report()))}
-
-
-def open_stream(config: TrainConfig, held_out: Dataset, processes: Processes) -> ShardStream | None:
-    """The stream of training shards, without a tokenizer yet; None for other data sets.
-
-    Raises:
-        FileNotFoundError, ConnectionError, ValueError: shards that are not there or broken.
-    """
-    if config.dataset != "shards":
-        return None
-    return ShardStream(config, None, held_out, processes.rank, processes.count, DECODERS, processes.device)
 
 
 def training_data(
     config: TrainConfig,
     dataset: Dataset,
-    stream: ShardStream | None,
     tokenizer: Tokenizer,
     model: DualEncoder,
     processes: Processes,
     compiled: bool,
-) -> tuple[Source, SplitTensors]:
+) -> tuple[PairSource, SplitTensors]:
     """The training pairs of this process, and the validation split.
 
     Raises:
@@ -97,9 +32,6 @@ def training_data(
         ValueError: images that cannot be packed, or features of other weights.
     """
     val = split_tensors(config, dataset, tokenizer, model, "val", processes, compiled)
-    if stream:
-        stream.tokenizer = tokenizer
-        return ShardSource(stream, config, processes, model.image_encoder.mean, model.image_encoder.std), val
     train = split_tensors(config, dataset, tokenizer, model, "train", processes, compiled)
     source = PairSource(
         train,
@@ -156,15 +88,16 @@ def split_tensors(
 
 
 def caches_features(config: TrainConfig, side: str) -> bool:
-    """Whether the features of an encoder (`image` or `text`) are computed once: frozen, and no stream."""
-    return config.cache_features and getattr(config, f"{side}_tune") == "none" and config.dataset != "shards"
+    """Whether the features of an encoder (`image` or `text`) are computed once: frozen, and images packed."""
+    packed = side == "text" or config.dataset != "shards"
+    return config.cache_features and getattr(config, f"{side}_tune") == "none" and packed
 
 
-def standardise_heads(model: DualEncoder, source: Source, processes: Processes) -> None:
+def standardise_heads(model: DualEncoder, source: PairSource, processes: Processes) -> None:
     """Gives fresh heads of pretrained encoders the mean and deviation of their training features.
 
-    Those of up to `STATISTICS` images and captions spread over the split; of a stream, of its first
-    batches.  Process 0 measures for all, so that they agree to the bit.
+    Those of up to `STATISTICS` images and captions spread over the split; of images in shards, over the
+    first shards.  Process 0 measures for all, so that they agree to the bit.
     """
     for side in ("image", "text"):
         encoder = getattr(model, f"{side}_encoder")
@@ -179,7 +112,7 @@ def standardise_heads(model: DualEncoder, source: Source, processes: Processes) 
 
 
 @torch.no_grad()
-def _some_features(encoder: Encoder, side: str, source: Source) -> Iterator[torch.Tensor]:
+def _some_features(encoder: Encoder, side: str, source: PairSource) -> Iterator[torch.Tensor]:
     was_training = encoder.training
     encoder.eval()
     try:
@@ -190,32 +123,8 @@ def _some_features(encoder: Encoder, side: str, source: Source) -> Iterator[torc
         encoder.train(was_training)
 
 
-def _some_inputs(side: str, source: Source) -> Iterator[tuple[torch.Tensor, ...]]:
-    if isinstance(source, PairSource):
-        data = source.data
-        count = data.images if side == "image" else data.captions
-        for index_B in torch.linspace(0, count - 1, min(STATISTICS, count)).long().split(100):
-            yield (data.image_batch(index_B),) if side == "image" else data.caption_batch(index_B)
-        return
-    seen = 0
-    with closing(source.batches(1, 0)) as batches:
-        for batch in batches:
-            yield (batch.image,) if side == "image" else (batch.tokens, batch.length_R)
-            seen += batch.rows
-            if seen >= STATISTICS:
-                return
-
-
-def identity_of(dataset: Dataset, stream: ShardStream | None) -> dict:
-    """`Dataset.identity`, with that of the training shards where they are a stream."""
-    if stream is None:
-        return dataset.identity
-    identity, train = dataset.identity, stream.identity
-    both = f"{train['fingerprint']} {dataset.fingerprint}"
-    sizes = {"images": train["images"], "captions": train["captions"]}
-    return {
-        "name": identity["name"],
-        "fingerprint": hashlib.sha256(both.encode()).hexdigest()[:16],
-        "held_out_fingerprint": dataset.fingerprint,
-        "splits": {"train": sizes, **identity["splits"]},
-    }
+def _some_inputs(side: str, source: PairSource) -> Iterator[tuple[torch.Tensor, ...]]:
+    data = source.data
+    count = data.images_at_hand if side == "image" else data.captions
+    for index_B in torch.linspace(0, count - 1, min(STATISTICS, count)).long().split(100):
+        yield (data.image_batch(index_B),) if side == "image" else data.caption_batch(index_B)

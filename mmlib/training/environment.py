@@ -12,7 +12,7 @@ from mmlib.training.runs import now
 
 PACKAGES = (
     "mmlib", "torch", "torchvision", "lightning-fabric", "numpy", "pillow", "timm", "open-clip-torch",
-    "transformers", "tokenizers", "webdataset",
+    "transformers", "tokenizers",
 )  # fmt: skip
 
 

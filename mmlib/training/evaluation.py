@@ -147,11 +147,12 @@ def _dataset_of(run: str, config: TrainConfig, data_root: str | None, loaded: di
     if data_root is not None:
         config = build(TrainConfig, {**config.model_dump(), "data_root": data_root})
     key = json.dumps([getattr(config, name) for name in DataConfig.model_fields])
+    if config.dataset == "shards":  # the training shards need not be here, and may be many
+        config = config.model_copy(update={"train_shards": []})
     dataset = loaded.get(key) or load_dataset(config)
     loaded[key] = dataset
     there = stored_environment(run)["data"]
     if config.dataset == "shards":
-        # The training shards need not be here to be evaluated with.
         there = {**there, "fingerprint": there["held_out_fingerprint"]}
     check_same_data(run, dataset.name, dataset.fingerprint, there)
     return dataset

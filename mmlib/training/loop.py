@@ -21,10 +21,9 @@ from tqdm import tqdm
 
 from mmlib.config import TrainConfig
 from mmlib.data import Tokenizer
-from mmlib.data.batches import Batch, SplitTensors
+from mmlib.data.batches import Batch, PairSource, SplitTensors
 from mmlib.metrics import summarise
 from mmlib.model import DualEncoder
-from mmlib.training.assembly import Source
 from mmlib.training.averaging import WeightAverage
 from mmlib.training.background import BackgroundWriter
 from mmlib.training.checkpoint import (
@@ -79,7 +78,7 @@ class Training:
     loss: torch.nn.Module
     optimizer: torch.optim.Optimizer
     tokenizer: Tokenizer
-    source: Source
+    source: PairSource
     val_data: SplitTensors
     phase: int  # 1 for a first phase, one more than the parent's for a continued run
     parent_epoch: int  # the epoch that this phase starts after; 0 for a first phase
@@ -256,7 +255,6 @@ class Training:
             "val": val,
             "seconds": round(time.monotonic() - started, 3),
             "pairs_per_s": round(position.pairs / trained, 1),
-            **self.source.report(),
         }
         improved = val[self.config.select_by] > self.best.value
         if improved:

@@ -15,14 +15,13 @@ import torch
 
 from mmlib.config import ParameterError, TrainConfig, build, continued, differences
 from mmlib.data import Dataset, Tokenizer, load_dataset, tokenizer_for
-from mmlib.data.batches import SplitTensors
-from mmlib.data.shards import ShardStream
+from mmlib.data.batches import PairSource, SplitTensors
 from mmlib.data.tokenizers import count_losses, loss_shares, losses_warning
 from mmlib.files import InUse
 from mmlib.model import build_loss, build_model, load_learned
 from mmlib.params import training_of
 from mmlib.training import environment
-from mmlib.training.assembly import Source, identity_of, open_stream, standardise_heads, training_data
+from mmlib.training.assembly import standardise_heads, training_data
 from mmlib.training.checkpoint import check_fits, evaluated_weights, load_checkpoint, load_weights
 from mmlib.training.engine import build_fabric, compiles
 from mmlib.training.lineage import Parent, check_same_data, stored_tokenizer
@@ -151,7 +150,7 @@ class _Ready:
     model: torch.nn.Module
     loss: torch.nn.Module
     compiled: bool
-    source: Source
+    source: PairSource
     val_data: SplitTensors
 
 
@@ -170,16 +169,12 @@ def _prepare(
     dataset = load_dataset(config)
     for note in dataset.notes:
         log(f"{dataset.name}: {note}")
-    stream = open_stream(config, dataset, processes)
-    data_identity = identity_of(dataset, stream)
     for run in [config.run] * (not config.overwrite) + ([parent.run] if parent else []):
-        check_same_data(run, data_identity["name"], data_identity["fingerprint"])
+        check_same_data(run, dataset.name, dataset.fingerprint)
 
     path, resumed = last_checkpoint(config) or (_parent_path(parent), None)
     content = resumed or (parent and parent.content)
-    tokenizer = (
-        Tokenizer.from_state(content["tokenizer"]) if content else _new_tokenizer(config, dataset, stream)
-    )
+    tokenizer = Tokenizer.from_state(content["tokenizer"]) if content else _new_tokenizer(config, dataset)
     if resumed:
         check_fits(path, resumed, config.model_dump(), tokenizer.fingerprint)
     from lightning_fabric import seed_everything
@@ -191,9 +186,9 @@ def _prepare(
     )  # fmt: skip
     loss = build_loss(config)
     _load_modules(path, content, model, loss, bool(resumed))
-    compiled = compiles(config, fabric, stream.pairs if stream else len(dataset.splits["train"].captions))
-    source, val_data = training_data(config, dataset, stream, tokenizer, model, processes, compiled)
-    return _Ready(found, path, resumed, data_identity, tokenizer, model, loss, compiled, source, val_data)
+    compiled = compiles(config, fabric, len(dataset.splits["train"].captions))
+    source, val_data = training_data(config, dataset, tokenizer, model, processes, compiled)
+    return _Ready(found, path, resumed, dataset.identity, tokenizer, model, loss, compiled, source, val_data)
 
 
 def _work(
@@ -250,9 +245,8 @@ def _work(
         _run(training)
 
 
-def _new_tokenizer(config: TrainConfig, dataset: Dataset, stream: ShardStream | None) -> Tokenizer:
-    captions = stream.captions_for_tokenizer() if stream else dataset.splits["train"].captions
-    return tokenizer_for(config, captions, config.text_encoder)
+def _new_tokenizer(config: TrainConfig, dataset: Dataset) -> Tokenizer:
+    return tokenizer_for(config, dataset.splits["train"].captions, config.text_encoder)
 
 
 def _silent(line: str) -> None:

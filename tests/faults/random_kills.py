@@ -36,13 +36,13 @@ class Work:
 
     run: str
     changes: dict
-    most_broken: float | None = None  # of a stream's samples, where the default is too strict for a few
+    most_broken: float | None = None  # of the samples of shards, where the default is too strict for a few
 
     def do(self) -> None:
         if self.most_broken:
-            from mmlib.data.shards import verdicts
+            from mmlib.data import shards
 
-            verdicts.MOST_BROKEN = self.most_broken
+            shards.MOST_BROKEN = self.most_broken
         begin = tiny_continue if "parent" in self.changes else tiny_train
         begin(run=self.run, if_complete="show", **self.changes)
         tiny_evaluate(self.run)

@@ -1,7 +1,8 @@
-"""Training from shards, end to end: `train` reads a stream and is otherwise what it always is."""
+"""Training from shards, end to end: it is what it always is."""
 
 import json
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 from tiny_runs import (
+    ADAMW_ONE,
     STEPS,
     TINY,
     assert_same,
     before_step,
+    checkpoint,
     left_behind,
     press_ctrl_c,
     tiny_config,
@@ -26,7 +29,8 @@ from together import run_together, settle
 from mmlib import paths
 from mmlib.cli import main
 from mmlib.data import load_dataset
-from mmlib.data.shards import verdicts, write_shards
+from mmlib.data import shards as shards_module
+from mmlib.data.shards import write_shards
 from mmlib.files import read_json
 from mmlib.training import read_history, run_state
 from mmlib.training.loop import Training
@@ -66,8 +70,8 @@ def parameters(folder: Path) -> dict:
 
 @pytest.fixture
 def tolerant(monkeypatch):
-    """One of 24 samples may be broken, and what is known of samples is of each test's own."""
-    monkeypatch.setattr(verdicts, "MOST_BROKEN", 0.1)
+    """One of 24 samples may be broken."""
+    monkeypatch.setattr(shards_module, "MOST_BROKEN", 0.1)
 
 
 @pytest.fixture(autouse=True)
@@ -75,22 +79,6 @@ def cold(tiny_place, tmp_path, monkeypatch):
     """A cache that knows nothing yet."""
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     return tmp_path / "cache"
-
-
-def report(read: int = IMAGES, **changes) -> dict:
-    """What a row of the history says of an epoch's samples."""
-    whole = {
-        "samples": IMAGES,
-        "read": read,
-        "good": read,
-        "broken_samples": {},
-        "broken_shards": {},
-        "leaks": {},
-    }
-    return whole | changes
-
-
-BROKEN = {"image": {"count": 1, "first": [f"train-000001.tar: {SPOILED:09d}"]}}
 
 
 def test_it_trains_validates_and_is_evaluated(shards, tiny_place, monkeypatch):
@@ -106,7 +94,6 @@ def test_it_trains_validates_and_is_evaluated(shards, tiny_place, monkeypatch):
     for epoch in (seen[:STEPS], seen[STEPS:]):
         assert sorted(chain(*epoch)) == sorted(5 * list(range(IMAGES)))
     assert seen[:STEPS] != seen[STEPS:]
-    assert [row["shards"] for row in history] == [report()] * 2
     assert run_state("tiny") == ("complete", None)
 
     data = read_json(tiny_place / "tiny" / "environment.json")["data"]
@@ -120,6 +107,20 @@ def test_it_trains_validates_and_is_evaluated(shards, tiny_place, monkeypatch):
     assert result["protocols"]["standard"]["i2t"]["n"] == 8
     assert result["protocols"]["standard"]["t2i"]["n"] == 40
     assert (result["split"], result["epoch"]) == ("test", left_behind("tiny")["last"]["best"]["epoch"])
+
+
+def test_an_epoch_may_have_one_caption_of_each_image(shards, monkeypatch):
+    seen = []
+    step = Training._step
+    monkeypatch.setattr(Training, "_step", lambda t, b: (seen.append(b.image_id_R.tolist()), step(t, b))[1])
+    tiny_train(**shards | ADAMW_ONE, epochs=1)
+    assert sorted(chain(*seen)) == list(range(IMAGES))
+
+
+def test_a_frozen_pretrained_encoder_gets_its_mean_from_the_first_shards(shards):
+    frozen = {"image_encoder": "timm:test_resnet", "image_tune": "none", "image_weights": "none"}
+    history = tiny_train(**shards | frozen | {"image_size": 32}, epochs=1)
+    assert history[0]["train_loss"] > 0
 
 
 def test_its_captions_make_the_tokenizer_of_the_data_set(shards, tiny_place):
@@ -140,10 +141,7 @@ def test_it_can_be_evaluated_where_the_training_shards_are_not(shards, tmp_path)
 def test_a_run_is_continued(shards):
     tiny_train(**shards, epochs=1)
     history = tiny_continue(parent_checkpoint="last", epochs=1)
-    assert [(row["epoch"], row["phase"], row["shards"]) for row in history] == [
-        (1, 1, report()),
-        (2, 2, report()),
-    ]
+    assert [(row["epoch"], row["phase"]) for row in history] == [(1, 1), (2, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -153,16 +151,20 @@ def never_stopped(spoiled, tmp_path_factory):
 
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verdicts, "MOST_BROKEN", 0.1)
+        patch.setattr(shards_module, "MOST_BROKEN", 0.1)
         patch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
         patch.setattr(paths, "RUNS", tmp_path_factory.mktemp("runs"))
         tiny_train(**spoiled, flip=True)
         return left_behind("tiny")
 
 
-def test_a_broken_sample_is_counted_and_named_in_every_epoch(never_stopped):
-    expected = report(good=IMAGES - 1, broken_samples=BROKEN)
-    assert [row["shards"] for row in never_stopped["history"]] == [expected] * 2
+def test_a_broken_sample_is_left_out_counted_and_named(spoiled, never_stopped):
+    said = []
+    tiny_train(said.append, **spoiled, flip=True)
+    assert said[0] == (
+        f"shapes: Left out of train: 1 broken samples: train-000001.tar: {SPOILED:09d} (no image, or one that"
+        " cannot be decoded)."
+    )
     assert [row["steps"] for row in never_stopped["history"]] == [STEPS] * 2
 
 
@@ -198,13 +200,30 @@ def test_shards_that_changed_are_refused(shards, spoiled, tmp_path, monkeypatch)
         tiny_train(**parameters(folder))
 
 
+def test_shards_whose_content_alone_changed_are_refused(shards, tmp_path, monkeypatch):
+    """Names, sizes, counts and modification times are what they were; one letter of a caption is not."""
+    folder = shutil.copytree(Path(shards["val_shards"][0]).parent, tmp_path / "here")
+    with monkeypatch.context() as patch:
+        before_step(patch, 2, press_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_train(**parameters(folder))
+    shard = folder / "train-000001.tar"
+    status, content = shard.stat(), bytearray(shard.read_bytes())
+    content[content.index(b'"captions": ["') + 14] ^= 1
+    with open(shard, "r+b") as file:
+        file.write(content)
+    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(ValueError, match="'tiny' was trained on other data: shapes with fingerprint"):
+        tiny_train(**parameters(folder))
+
+
 # --- two processes
 
 
 def train_and_watch(runs, cache, changes, out, last):
     """Trains; keeps the images of each step; stops training in the way of a crash before step `last`."""
     settle(runs, cache)
-    verdicts.MOST_BROKEN = 0.1
+    shards_module.MOST_BROKEN = 0.1
     seen, step = [], Training._step
 
     def watched(training, batch):
@@ -220,40 +239,63 @@ def train_and_watch(runs, cache, changes, out, last):
     sys.exit(0)
 
 
-def two(place, cold, changes, last=0) -> list[list[list[int]]]:
-    """What each of two processes saw, step by step."""
-    codes = run_together(train_and_watch, 2, place / "runs", cold, changes, place, last)
-    assert codes == [9 if last else 0] * 2
-    return [json.loads((place / f"{rank}.json").read_text()) for rank in (0, 1)]
+def seen_by(processes, place, cold, changes, last=0) -> list[list[int]]:
+    """The images of each step, those of all processes in the order of their ranks."""
+    codes = run_together(train_and_watch, processes, place / "runs", cold, changes, place, last)
+    assert codes == [9 if last else 0] * processes
+    parts = [json.loads((place / f"{rank}.json").read_text()) for rank in range(processes)]
+    return [list(chain(*step)) for step in zip(*parts)]
 
 
-def test_two_processes_share_the_stream(shards, tmp_path, cold):
-    changes = shards | {"dropout": 0.0}
-    first, second = two(tmp_path, cold, changes)
-    for epoch in (slice(0, STEPS), slice(STEPS, 2 * STEPS)):
-        one, other = (sorted(chain(*seen[epoch])) for seen in (first, second))
-        assert sorted(one + other) == sorted(5 * list(range(IMAGES)))
-        assert not set(one) & set(other)
-    assert [row["shards"] for row in read_history("tiny")] == [report()] * 2
+def test_the_order_is_that_of_one_process_also_when_others_go_on(shards, tmp_path, cold):
+    changes = shards | {"dropout": 0.0, "checkpoint_steps": 1}
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    expected = seen_by(1, whole, cold, changes)
+    assert len(expected) == 2 * STEPS
+    for epoch in (expected[:STEPS], expected[STEPS:]):
+        assert sorted(chain(*epoch)) == sorted(5 * list(range(IMAGES)))
+    assert seen_by(2, tmp_path, cold, changes, last=STEPS + 2) == expected[: STEPS + 1]
+    assert run_state("tiny")[0] == "killed"
+    done = checkpoint("tiny")["position"]
+    assert seen_by(1, tmp_path, cold, changes) == expected[(done["epoch"] - 1) * STEPS + done["step"] :]
 
 
 def test_two_processes_that_were_killed_go_on_bit_for_bit(spoiled, tmp_path, cold, monkeypatch):
     changes = spoiled | {"checkpoint_steps": 1, "epochs": 2}
     whole = tmp_path / "whole"
     whole.mkdir()
-    two(whole, cold, changes)
+    seen_by(2, whole, cold, changes)
     with monkeypatch.context() as patch:
         patch.setattr(paths, "RUNS", whole / "runs")
         expected = left_behind("tiny")
-    rows = [row["shards"] for row in expected["history"]]
-    assert rows == [report(good=IMAGES - 1, broken_samples=BROKEN)] * 2
-    two(tmp_path, cold, changes, last=STEPS + 2)
+    seen_by(2, tmp_path, cold, changes, last=STEPS + 2)
     assert run_state("tiny")[0] == "killed"
-    two(tmp_path, cold, changes)
+    seen_by(2, tmp_path, cold, changes)
     assert_same(expected, left_behind("tiny"))
 
 
-# --- wrong input, through the command line
+# --- through the command line
+
+
+@pytest.mark.parametrize("which", ["all", "one"])
+def test_the_example_of_the_docs_runs(which, tmp_path, capsys):
+    text = (paths.ROOT / "docs" / "shards.md").read_text(encoding="utf-8")
+    (writing,) = re.findall(r"^python -m mmlib (shard .*)$", text, re.MULTILINE)
+    (example,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    folder = str(tmp_path / "shards")
+    small = ["-p", "shapes_train", "20", "-p", "shapes_val", "4", "-p", "shapes_test", "4"]
+    assert main([*writing.replace("data/shards", folder).split(), *small]) == 0
+    file = tmp_path / "example.yaml"
+    file.write_text(example.replace("data/shards", folder).replace("captions_per_image: all", ""))
+    small = ["-p", "batch_size", "10", "-p", "latent_dim", "16", "-p", "device", "cpu", "-p", "epochs", "1"]
+    assert main(["train", str(file), "-p", "captions_per_image", which, *small]) == 0
+    (row,) = read_history("from-shards")
+    assert row["steps"] == (10 if which == "all" else 2)
+    capsys.readouterr()
+
+
+# --- wrong input
 
 
 @pytest.fixture
@@ -278,8 +320,11 @@ def command(tmp_path, shards):
             "val_shards: expected tar files that match 'no/val.tar', found none",
         ),
         ({"train_shards": []}, "dataset 'shards' needs train_shards"),
-        ({"batch_size": 121}, "expected pairs for at least one batch of 121, found 120 in 3 shards"),
-        ({"captions_per_image": "one"}, "captions_per_image 'one' cannot be used with dataset 'shards'"),
+        ({"batch_size": 121}, "batch_size must not exceed the pairs of an epoch: found 121 for 120 training"),
+        (
+            {"also_train_on": ["coco"]},
+            "also_train_on is read by dataset 'flickr8k', 'flickr30k', 'coco'; this",
+        ),
     ],
 )
 def test_wrong_input_ends_with_the_code_for_it_and_leaves_nothing(

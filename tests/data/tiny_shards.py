@@ -29,7 +29,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 
 def write_tar(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> Path:
-    """A tar of samples, each a key and its files by suffix, written without webdataset."""
+    """A tar of samples, each a key and its files by suffix, written by tarfile alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
         for key, files in samples:
@@ -89,6 +89,3 @@ def dataset_of(source=None, name="tiny", **splits: list[tuple[str, list[str]]]) 
         for split, images in splits.items()
     }
     return Dataset(name, built, source or Pictures(), "0123456789abcdef")
-
-
-NO_IMAGES = dataset_of(val=[])

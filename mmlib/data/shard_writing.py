@@ -1,31 +1,34 @@
-"""Writing a data set as webdataset shards: tar files that this and other tools can stream."""
+"""Writing a data set as tar shards, which this and other tools of the webdataset layout read."""
 
+import hashlib
 import io
 import json
 import os
 import re
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from mmlib.data.dataset import Dataset, ImageSource, Split
 from mmlib.data.decoding import image_suffix
 from mmlib.data.image_folder import ImageFolder
-from mmlib.data.shards.index import FORMAT, MANIFEST, run_lengths
-from mmlib.data.shards.source import TarImages
+from mmlib.data.tar_images import TarImages
 from mmlib.files import replace_flushed, write_text_atomic
 from mmlib.paths import from_root, shown
 
+MANIFEST = "shards.json"
+FORMAT = 2  # of the manifest
 SAMPLES_PER_SHARD = 1_000
-_NAME = re.compile(r"(train|val|test)-[0-9]{6}\.tar")
+
+_SHARD_NAME = re.compile(r"(train|val|test)-[0-9]{6}\.tar")
 
 
 def write_shards(
     dataset: Dataset, folder: str | os.PathLike, *, samples_per_shard: int = SAMPLES_PER_SHARD
 ) -> dict:
-    """Writes a data set as `train-000000.tar`, `val-…`, `test-…` and `shards.json`.
+    """Write a data set as `train-000000.tar`, `val-…`, `test-…` and `shards.json`.
 
     Each image is one sample: its file's bytes as `.jpg` where the source reads files, else a lossless
     `.png`; a `.json` with name, captions (all, as published), data set and fingerprint; a `.txt` with
@@ -38,7 +41,7 @@ def write_shards(
         samples_per_shard: images of a shard; the last one of a split may have fewer.
 
     Returns:
-        What `shards.json` says: data set, and captions and bytes of each shard.
+        What `shards.json` says: data set, and samples, captions, bytes and SHA-256 of each shard.
 
     Raises:
         FileExistsError: the folder holds shards that this call would not write, or a `shards.json`.
@@ -58,14 +61,16 @@ def write_shards(
     bar = tqdm(total=len(dataset.images()), desc=f"writing {dataset.name}", unit="image", disable=None)
     with bar:
         for name, split, rows in shards:
-            size = _write_shard(folder / name, dataset, split, rows, captions[split.name], bar)
-            counts = np.array([len(captions[split.name][row]) for row in rows], dtype=np.int64)
+            path = folder / name
+            _write_shard(path, dataset, split, rows, captions[split.name], bar)
+            with open(path, "rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             listed[name] = {
                 "split": split.name,
                 "samples": len(rows),
-                "captions": int(counts.sum()),
-                "bytes": size,
-                "captions_per_sample": run_lengths(counts),
+                "captions": sum(len(captions[split.name][row]) for row in rows),
+                "bytes": path.stat().st_size,
+                "sha256": sha256,
             }
     manifest = {"format": FORMAT, "dataset": dataset.identity, "shards": listed}
     write_text_atomic(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
@@ -87,7 +92,7 @@ def _check_folder(folder: Path, names: list[str]) -> None:
             f"expected a folder to write shards to, found finished ones in {shown(folder)}; choose another"
             f" folder, or delete its {MANIFEST} to write them again"
         )
-    strange = sorted(name for name in there - set(names) if _NAME.fullmatch(name))
+    strange = sorted(name for name in there - set(names) if _SHARD_NAME.fullmatch(name))
     if strange:
         raise FileExistsError(
             f"expected a folder without other shards, found {strange[0]} ({len(strange)} in all) in"
@@ -110,14 +115,12 @@ def _captions_by_image(dataset: Dataset, split: Split) -> list[list[str]]:
 
 def _write_shard(
     path: Path, dataset: Dataset, split: Split, rows: range, captions: list[list[str]], bar: tqdm
-) -> int:
-    """Writes one shard, whole or not at all; returns its size in bytes."""
-    from webdataset import TarWriter
-
+) -> None:
+    """Write one shard, whole or not at all."""
     temporary = path.with_name(f"{path.name}.part")
     try:
         with open(temporary, "wb") as file:
-            with TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False) as writer:
+            with tarfile.open(fileobj=file, mode="w") as archive:
                 for row in rows:
                     suffix, content = _image_bytes(dataset.source, split.images[row])
                     facts = {
@@ -126,21 +129,21 @@ def _write_shard(
                         "dataset": dataset.name,
                         "fingerprint": dataset.fingerprint,
                     }
-                    writer.write(
-                        {
-                            "__key__": f"{row:09d}",
-                            suffix: content,
-                            "json": json.dumps(facts, ensure_ascii=False).encode(),
-                            "txt": captions[row][0].encode(),
-                        }
-                    )
+                    files = {
+                        suffix: content,
+                        "json": json.dumps(facts, ensure_ascii=False).encode(),
+                        "txt": captions[row][0].encode(),
+                    }
+                    for ending in sorted(files):
+                        member = tarfile.TarInfo(f"{row:09d}.{ending}")  # of time 0 and nobody
+                        member.size = len(files[ending])
+                        archive.addfile(member, io.BytesIO(files[ending]))
                     bar.update()
             file.flush()
             os.fsync(file.fileno())
         replace_flushed(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path.stat().st_size
 
 
 def _image_bytes(source: ImageSource, name: str) -> tuple[str, bytes]:

@@ -1,0 +1,301 @@
+"""Where shards are: patterns, and URLs whose bytes are those of the files or end in a clear error."""
+
+import contextlib
+import http.server
+import tarfile
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+from tiny_shards import config_of, dataset_of, picture, write_numbered
+
+from mmlib import paths
+from mmlib.data import shard_files
+from mmlib.data.shard_files import Retry, find_shards
+from mmlib.data.shards import load_shards, write_shards
+
+NOW = Retry(tries=3, wait=0.0, timeout=10.0)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of each test's own."""
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder; `faults` says what to do first to the requests of a path."""
+
+    protocol_version = "HTTP/1.0"
+
+    def do_GET(self):
+        self.server.asked[self.path] += 1
+        faults = self.server.faults.get(self.path, [])
+        fault = faults.pop(0) if faults else None
+        if isinstance(fault, int):
+            self.send_error(fault)
+        elif fault == "cut":
+            content = open_bytes(self.translate_path(self.path))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
+        elif fault == "hang up":
+            self.connection.close()
+        elif fault == "endless":
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(bytes(2**16))
+        elif fault:
+            self.send_response(200)
+            self.wfile.write(b"".join(self._headers_buffer) + f"Content-Length: {fault[1]}\r\n\r\n".encode())
+        else:
+            super().do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+def open_bytes(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    folder = tmp_path / "served"
+    folder.mkdir()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    server.asked, server.faults = Counter(), {}
+    server.folder, server.url = folder, f"http://127.0.0.1:{server.server_address[1]}"
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def shards(server):
+    """20 samples in 4 shards, behind the server; their paths on the disk."""
+    return write_numbered(server.folder, [5] * 4)
+
+
+def remote(server, pattern="{00000..00003}.tar", val=None, retry=NOW):
+    """The data set of training shards behind the server."""
+    config = config_of([f"{server.url}/{pattern}"], val_shards=[val or f"{server.url}/val.tar"])
+    return load_shards(config.model_copy(update={} if val else {"val_shards": []}), retry)
+
+
+def tars_asked(server):
+    return {path: count for path, count in server.asked.items() if path.endswith(".tar")}
+
+
+def fetched():
+    return sorted(path.suffix for path in (paths.CACHE / "shards" / "fetched").iterdir())
+
+
+def test_the_data_set_is_that_of_the_files_and_each_is_fetched_once(server, shards):
+    config = config_of(shards).model_copy(update={"val_shards": []})
+    assert remote(server).identity == load_shards(config).identity
+    assert remote(server).identity == load_shards(config).identity  # from the index
+    assert set(tars_asked(server).values()) == {1}
+    assert set(fetched()) == set()  # training shards are on the disk while they are read
+
+
+def test_images_are_fetched_when_they_are_read_and_go_when_they_are_not(server, shards):
+    dataset = remote(server)
+    names = dataset.splits["train"].images
+    server.asked.clear()
+    source = dataset.source
+    source.keep([0])
+    assert source.load(names[0]).size == source.load(names[4]).size == (40, 40)
+    assert tars_asked(server) == {"/00000.tar": 1}
+    source.keep([1])
+    source.read(names[5])
+    source.keep([2])
+    source.read(names[10])
+    assert fetched().count(".tar") == 2  # the first is gone
+    source.keep([3])
+    source.keep([2])
+    assert source.read(names[0]) == open_member(shards[0])
+    assert tars_asked(server) == {"/00000.tar": 2, "/00001.tar": 1, "/00002.tar": 1}
+
+
+def open_member(shard):
+    with tarfile.open(shard) as archive:
+        return archive.extractfile(archive.getmembers()[0]).read()
+
+
+@pytest.mark.usefixtures("shards")
+def test_the_next_shards_are_fetched_meanwhile(server):
+    source = remote(server).source
+    server.asked.clear()
+    source.keep([0], [1, 2])
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "mmlib-shards"]
+    thread.join(30)
+    assert tars_asked(server) == {"/00001.tar": 1, "/00002.tar": 1}
+
+
+@pytest.mark.usefixtures("shards")
+def test_a_file_that_another_process_deletes_can_still_be_read(server):
+    dataset = remote(server)
+    name = dataset.splits["train"].images[0]
+    content = dataset.source.read(name)
+    for path in (paths.CACHE / "shards" / "fetched").glob("*.tar"):
+        path.unlink()
+    assert dataset.source.read(name) == content
+
+
+def test_a_shard_that_changed_behind_its_url_is_refused_and_read_anew(server, shards):
+    dataset = remote(server)
+    name = dataset.splits["train"].images[0]
+    write_numbered(server.folder, [4] + [5] * 3)
+    with pytest.raises(
+        ValueError, match=r"00000\.tar has changed: expected bytes with SHA-256 \w{16}…, as index"
+    ):
+        dataset.source.read(name)
+    assert len(remote(server).splits["train"].images) == 19
+
+
+@pytest.mark.usefixtures("shards")
+def test_what_is_no_longer_needed_is_given_up_and_deleted(server):
+    dataset = remote(server, retry=Retry(tries=3, wait=1e6))
+    source, names = dataset.source, dataset.splits["train"].images
+    source.keep([0, 1])
+    source.read(names[0])
+    server.faults["/00001.tar"] = [503]
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(source.read, names[5])
+        while server.asked["/00001.tar"] != 2:
+            time.sleep(0.01)
+        source.keep()
+        with pytest.raises(InterruptedError, match="the shard is no longer needed"):
+            reading.result(60)
+    assert ".tar" not in fetched()
+
+
+@pytest.mark.parametrize("fault", [503, 429, "cut", "hang up"])
+@pytest.mark.usefixtures("shards")
+def test_what_passes_is_tried_again(server, fault):
+    server.faults["/00002.tar"] = [fault, fault]
+    assert len(remote(server).splits["train"].images) == 20
+    assert server.asked["/00002.tar"] == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [(503, "HTTP 503 Service Unavailable"), ("cut", "the connection ended after [0-9,]+ of [0-9,]+ bytes")],
+)
+@pytest.mark.usefixtures("shards")
+def test_what_does_not_pass_is_an_error_with_the_url_and_the_last_reason(server, fault, reason):
+    server.faults["/00001.tar"] = [500, *[fault] * 10]
+    with pytest.raises(
+        ConnectionError, match=f"{server.url}/00001.tar, found none in 3 tries, the last time: {reason}"
+    ):
+        remote(server)
+    assert set(fetched()) == set()
+
+
+@pytest.mark.usefixtures("shards")
+def test_what_is_not_there_is_asked_for_once(server):
+    with pytest.raises(
+        FileNotFoundError, match=f"a shard at {server.url}/gone.tar, found: HTTP 404 File not"
+    ):
+        remote(server, "gone.tar")
+    server.faults["/00001.tar"] = [403]
+    with pytest.raises(ConnectionError, match="HTTP 403 Forbidden; correct the address"):
+        remote(server, "00001.tar")
+    assert server.asked["/00001.tar"] == 1
+
+
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        ("abc", r"a Content-Length that is no number of bytes \('abc'\)"),
+        ("\u0665", "a Content-Length that is no number of bytes"),
+        (str(2**40), "1,099,511,627,776 bytes, of which at most 68,719,476,736 are read"),
+        ("9" * 30, "a Content-Length that is no number of bytes"),
+    ],
+)
+@pytest.mark.usefixtures("shards")
+def test_a_size_that_cannot_be_is_refused_before_anything_is_read(server, length, message):
+    server.faults["/00000.tar"] = [("length", length)]
+    with pytest.raises(ValueError, match=f"a shard at {server.url}/00000.tar, found: {message}"):
+        remote(server)
+    assert server.asked["/00000.tar"] == 1
+
+
+@pytest.mark.usefixtures("shards")
+def test_a_body_without_an_end_is_cut(server, monkeypatch):
+    monkeypatch.setattr(shard_files, "MAX_BYTES", 2**22)
+    server.faults["/00000.tar"] = ["endless"]
+    with pytest.raises(ValueError, match=r"00000\.tar, found: more than 4,194,304 bytes"):
+        remote(server, "00000.tar")
+    assert set(fetched()) == set()
+
+
+def test_a_server_that_is_not_there(server, shards):
+    assert shards
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(
+        ConnectionError, match=f"{server.url}/00000.tar, found none in 3 tries, the last time: .*refused"
+    ):
+        remote(server, "00000.tar")
+
+
+def test_remote_val_shards_are_fetched_once_and_kept(server):
+    images = [(f"{n}.jpg", [f"caption {n}"]) for n in range(3)]
+    write_shards(dataset_of(train=images[:1], val=images), server.folder)
+    for _ in range(2):
+        dataset = remote(server, "train-000000.tar", f"{server.url}/val-000000.tar?signed=1")
+        names = dataset.splits["val"].images
+        assert dataset.source.load(names[1]).tobytes() == picture(1).tobytes()
+    assert server.asked == {"/train-000000.tar": 1, "/val-000000.tar?signed=1": 1}
+
+
+# --- patterns
+
+
+def test_patterns_name_shards_in_their_order_each_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    for name in ("a-000.tar", "a-001.tar", "b.tar", "c [1].tar"):
+        (tmp_path / name).touch()
+    found = find_shards(
+        ["b.tar", "a-{000..001}.tar", "a-*.tar", f"file://{tmp_path}/c%20%5B1%5D.tar", "c [1].tar"], "x"
+    )
+    assert [place.name for place in found] == ["b.tar", "a-000.tar", "a-001.tar", "c [1].tar"]
+    urls = find_shards(["http://host/d/{08..10}.tar?key=a/b", "HTTPS://host/{e,f}-{1..2}.tar"], "x")
+    assert [(u.where, u.name, u.is_url) for u in urls] == [
+        *((f"http://host/d/{n}.tar?key=a/b", f"{n}.tar", True) for n in ("08", "09", "10")),
+        *((f"https://host/{n}.tar", f"{n}.tar", True) for n in ("e-1", "e-2", "f-1", "f-2")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kind", "message"),
+    [
+        ("gone-*.tar", FileNotFoundError, r"x: expected tar files that match 'gone-\*\.tar'"),
+        ("a-{000..001}.tar", FileNotFoundError, r"'a-\{000\.\.001\}\.tar', found none \(for 'a-001\.tar' of"),
+        (".", FileNotFoundError, r"it is a folder, add /train-\*\.tar or the like"),
+        ("s3://bucket/a.tar", ValueError, "a URL of http, https or file, found 's3://bucket/a"),
+        ("pipe:cat a.tar", ValueError, "a URL of http, https or file, found 'pipe:"),
+        ("a-{0..1.tar", ValueError, r"x: expected balanced braces, not nested, found 'a-\{0"),
+        ("a-{0}.tar", ValueError, r"expected \{first\.\.last\} or \{a,b\} in 'a-\{0\}\.tar', found \{0\}"),
+        ("{0..999999999999}.tar", ValueError, "a pattern for 1 to 1,000,000 shards, found 1,000,000,000,000"),
+        ("{0..9999}/{0..9999}.tar", ValueError, "a pattern for 1 to 1,000,000 shards, found 100,000,000"),
+        ("{5..3}.tar", ValueError, "a pattern for 1 to 1,000,000 shards, found 0"),
+    ],
+)
+def test_a_pattern_that_names_nothing_is_an_error(tmp_path, monkeypatch, pattern, kind, message):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    (tmp_path / "a-000.tar").touch()
+    with pytest.raises(kind, match=message):
+        find_shards(["a-000.tar", pattern], "x")
