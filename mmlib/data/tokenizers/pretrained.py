@@ -8,7 +8,7 @@ from mmlib.config import ParameterError
 from mmlib.data.tokenizers.base import Tokenizer
 from mmlib.data.tokenizers.clip import VOCABULARY, ClipTokenizer
 from mmlib.data.tokenizers.encoder import EncoderTokenizer
-from mmlib.network import fetching
+from mmlib.hubs import fetching
 from mmlib.paths import shown
 
 CLEANINGS = ("lower", "whitespace", "canonicalize")  # open_clip's names

@@ -6,17 +6,17 @@ import urllib.request
 
 import pytest
 
-from mmlib import network
+from mmlib import hubs
 from mmlib.data.tokenizers.pretrained import from_open_clip, from_transformers
+from mmlib.hubs import fetching
 from mmlib.model.image_towers import build_timm
 from mmlib.model.weights import downloading
-from mmlib.network import fetching
 
 
 @pytest.fixture
 def silent_server(monkeypatch):
     """A server that takes connections and never says a word, and a short patience with it."""
-    monkeypatch.setattr(network, "PATIENCE", 0.2)
+    monkeypatch.setattr(hubs, "PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         yield server
@@ -50,7 +50,7 @@ class AtOnce:
     """A timer whose time has come."""
 
     def __init__(self, seconds, act, arguments):
-        assert seconds == network.SOON <= 2
+        assert seconds == hubs.SOON <= 2
         self.start = lambda: act(*arguments)
 
     def cancel(self):
@@ -106,7 +106,7 @@ def test_another_server_that_never_answers_is_given_up(silent_server):
 
 def test_a_server_that_answers_is_asked_by_the_library(silent_hub, monkeypatch):
     asked = []
-    monkeypatch.setattr(network, "_silent_hub", lambda: asked.append("hub"))
+    monkeypatch.setattr(hubs, "_silent_hub", lambda: asked.append("hub"))
     with pytest.raises(ZeroDivisionError), fetching("weights", hub=True):
         raise ZeroDivisionError
     with fetching("weights", hub=False):
