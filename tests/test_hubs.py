@@ -70,7 +70,7 @@ class AtOnce:
     ids=["weights", "transformers", "open_clip"],
 )
 def test_a_hub_that_never_answers_is_asked_once(load, what, silent_hub, monkeypatch, caplog):
-    monkeypatch.setattr(network.threading, "Timer", AtOnce)
+    monkeypatch.setattr(hubs.threading, "Timer", AtOnce)
     with caplog.at_level(logging.WARNING), pytest.raises(FileNotFoundError) as caught:
         load()
     assert f"{address(silent_hub)} does not answer" in str(caught.value)
