@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmlib import __version__
+from mmlib import __version__, paths
 from mmlib.config import ContinueConfig, DataConfig, EvaluateConfig, ParameterError, TrainConfig, ask
 from mmlib.files import printable, write_json
 from mmlib.params import notebook_defaults, read_yaml
@@ -41,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    options = _parser().parse_args(arguments)
     # A person's own settings of matplotlib never change or end a run.
     os.environ |= {"MATPLOTLIBRC": os.devnull, "MPLBACKEND": "agg"}
     try:
+        options = _parser().parse_args(arguments)
         return options.command(options)
     except KeyboardInterrupt:
         if _speaks():
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Executes the notebooks of an experiment in order and renders its report. Called again"
         " after an interruption, it goes on where it stopped.",
     )
-    run.add_argument("experiment", help="a folder of params/, or its name: params/demo or demo")
+    run.add_argument("experiment", type=_folder, help="a folder of params/, or its name: params/demo or demo")
     run.add_argument("--overwrite", action="store_true", help="train and execute everything anew")
     _add_overrides(run, "given to every notebook that has it")
     run.set_defaults(command=_run)
@@ -150,6 +150,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _folder(text: str) -> str:
+    """The folder of an experiment, from the current folder where the root has none; else as it was typed."""
+    here = Path.cwd() / Path(text).expanduser()
+    known = paths.from_root(text).exists() or (paths.PARAMS / text).exists()
+    return str(here.resolve()) if here.exists() and (text.startswith(".") or not known) else text
+
+
+def _read(typed: Path) -> dict[str, Any]:
+    """The parameters in a file that was typed: from the current folder, or from the root.
+
+    Raises:
+        FileNotFoundError: it is in neither.
+    """
+    here, from_root = Path.cwd() / typed.expanduser(), paths.from_root(typed)
+    if not here.exists() and not from_root.exists() and here.resolve() != from_root:
+        raise FileNotFoundError(
+            f"no parameter file {typed}: found neither {here} nor {from_root}; name one, for example"
+            " params/demo/01_train.yaml"
+        )
+    return read_yaml(here if here.exists() else from_root)
+
+
 def _add_overrides(parser: argparse.ArgumentParser, meaning: str) -> None:
     parser.add_argument(
         "-p",
@@ -175,17 +197,13 @@ def _run(options: argparse.Namespace) -> int:
 
 def _parameters(options: argparse.Namespace, notebook: str) -> dict[str, Any]:
     """What the notebook would see: its defaults, then the file, then the command line."""
-    from mmlib import paths
-
     return (
-        notebook_defaults(paths.NOTEBOOKS / f"{notebook}.ipynb")
-        | read_yaml(options.params)
-        | _overrides(options)
+        notebook_defaults(paths.NOTEBOOKS / f"{notebook}.ipynb") | _read(options.params) | _overrides(options)
     )
 
 
 def _train(options: argparse.Namespace) -> int:
-    continues = "parent" in read_yaml(options.params)
+    continues = "parent" in _read(options.params)
     config = (
         ask(ContinueConfig, _parameters(options, "02_continue"))
         if continues
@@ -285,7 +303,7 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
 
 def _report(options: argparse.Namespace) -> int:
     from mmlib.files import checked_name, printable, read_json
-    from mmlib.paths import REPORTS, shown
+    from mmlib.paths import shown
     from mmlib.reporting.index import write_index
 
     problems = []
@@ -301,7 +319,7 @@ def _report(options: argparse.Namespace) -> int:
         problems = read_json(report / "results.json")["problems"]
     else:
         write_index()
-    print(shown(REPORTS / "index.html"))
+    print(shown(paths.REPORTS / "index.html"))
     for problem in problems:
         print(f"error: {printable(problem)}", file=sys.stderr)
     return EXIT_FAILED if problems else 0
@@ -317,7 +335,7 @@ def _publish(options: argparse.Namespace) -> int:
 
 
 def _shard(options: argparse.Namespace) -> int:
-    file, given = read_yaml(options.params) if options.params else {}, _overrides(options)
+    file, given = _read(options.params) if options.params else {}, _overrides(options)
     passed_over = TrainConfig.model_fields.keys() - DataConfig.model_fields.keys()
     config = ask(
         DataConfig, {name: value for name, value in (file | given).items() if name not in passed_over}

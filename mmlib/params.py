@@ -17,13 +17,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file; names the parameter files beside it.
         ParameterError: as `mmlib.config.yaml_text.parse_yaml`, or no mapping of names to values.
     """
-    given, path = Path(path), paths.typed(path)
+    path = paths.from_root(path)
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        here, elsewhere = Path.cwd(), not given.is_absolute() and Path.cwd() != paths.ROOT
         raise FileNotFoundError(
-            f"no parameter file {given if elsewhere else paths.shown(path)}"
-            + (f", neither in the current folder {here} nor in {paths.ROOT}; " if elsewhere else "; ")
+            f"no parameter file {paths.shown(path)}; "
             + (f"beside it there are {', '.join(near)}" if near else "its folder holds none")
         )
     try:

@@ -26,12 +26,6 @@ def from_root(path: str | os.PathLike) -> Path:
     return (ROOT / Path(path).expanduser()).resolve()
 
 
-def typed(path: str | os.PathLike) -> Path:
-    """A path from a command line: from the current folder if it is there, otherwise as `from_root`."""
-    here = Path(path).expanduser().absolute()
-    return here if here.exists() else from_root(path)
-
-
 def shown(path: str | os.PathLike) -> str:
     """`path` for a person to read: relative to the root when it lies under it, absolute otherwise."""
     path = Path(path)

@@ -11,7 +11,7 @@ import pytest
 from mmlib import cli, paths
 from mmlib.config import ContinueConfig, TrainConfig
 
-COMMANDS = ["run", "train", "evaluate", "report", "shard"]
+COMMANDS = ["run", "train", "evaluate", "report", "publish", "shard"]
 HEAVY = ("torch", "torchvision", "numpy", "pandas", "matplotlib", "papermill", "scipy", "lightning_fabric")
 TINY = """\
 run: tiny
@@ -148,6 +148,28 @@ def test_wrong_parameters_end_with_2_and_touch_nothing(capsys, write, tiny_place
 def test_a_missing_parameter_file_ends_with_2(capsys):
     assert cli.main(["train", "params/not/01_train.yaml"]) == 2
     assert capsys.readouterr().err.startswith("error: no parameter file params/not/01_train.yaml")
+
+
+def test_paths_are_found_from_the_current_folder_and_from_the_root(tmp_path, monkeypatch, capsys):
+    """`cd params/demo` and the bare file name work; what is in neither place is shown with both."""
+    read, ran = [], []
+    monkeypatch.setattr(cli, "read_yaml", lambda path: read.append(path) or {"epochs": -1})
+    monkeypatch.setattr("mmlib.reporting.pipeline.run_experiment", lambda name, *_: ran.append(name) or 0)
+    demo = paths.PARAMS / "demo"
+    for folder, text in ((paths.ROOT, "params/demo/01_train.yaml"), (demo, "01_train.yaml")):
+        monkeypatch.chdir(folder)
+        assert cli.main(["train", text]) == 2  # of its epochs, once it was read
+        assert read.pop().resolve() == demo / "01_train.yaml"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert cli.main(["train", "params/demo/01_train.yaml"]) == 2
+    assert read.pop() == demo / "01_train.yaml"
+    capsys.readouterr()
+    assert cli.main(["train", "01_train.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert f"found neither {tmp_path / '01_train.yaml'} nor {paths.ROOT / '01_train.yaml'}" in error
+    assert [cli.main(["run", name]) for name in ("demo", "params/demo", "./demo")] == [0, 0, 0]
+    assert ran == ["demo", "params/demo", str(tmp_path / "demo")]
 
 
 def test_an_unknown_experiment_offers_the_nearest(capsys, tmp_path, monkeypatch):

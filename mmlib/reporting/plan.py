@@ -132,7 +132,7 @@ def check_data_roots(steps: Iterable[Step]) -> None:
 
 
 def _folder(params_dir: str | Path) -> Path:
-    given = paths.typed(params_dir)
+    given = paths.from_root(params_dir)
     if given.is_file():
         raise ParameterError(
             f"expected the folder of an experiment, found the file {paths.shown(given)}; give its folder:"
