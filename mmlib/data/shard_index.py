@@ -44,9 +44,9 @@ class ShardIndex:
 
 
 def index_shards(places: Sequence[Place], keep: bool, retry: Retry) -> list[ShardIndex]:
-    """Read what shards hold, or what an earlier call found while size and times of the files are the same.
+    """Read what shards hold, or what an earlier call found in the same bytes.
 
-    Of several processes that want the same shard one reads it and the others wait.
+    If several processes want the same shard, one reads it and the others wait.
 
     Args:
         places: from `find_shards`.
@@ -58,7 +58,11 @@ def index_shards(places: Sequence[Place], keep: bool, retry: Retry) -> list[Shar
     """
     with ThreadPoolExecutor(WORKERS) as pool:
         found = pool.map(lambda place: _index(place, keep, retry), places)
-        return list(tqdm(found, total=len(places), desc="shards", unit="shard", disable=None, delay=2))
+        try:
+            return list(tqdm(found, total=len(places), desc="shards", unit="shard", disable=None, delay=2))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # those that are being read end first
+            raise
 
 
 def _index(place: Place, keep: bool, retry: Retry) -> ShardIndex:

@@ -101,7 +101,7 @@ class FetchedTars:
                 self._open.pop(tar, None)
         for tar in gone:
             path = fetched_path(tar.sha256)
-            with contextlib.suppress(Timeout), FileLock(f"{path}.lock", timeout=0):
+            with contextlib.suppress(Timeout), FileLock(f"{path}.lock", timeout=0.5):
                 path.unlink(missing_ok=True)
         if soon:
             threading.Thread(target=self._fetch, args=(soon,), name="mmlib-shards", daemon=True).start()
@@ -137,6 +137,8 @@ class FetchedTars:
                     part.unlink(missing_ok=True)
             file = _OpenFile(path)
         with self._lock:
+            if was_wanted and tar not in self._wanted:
+                return file  # for this one read
             return self._open.setdefault(tar, file)
 
 

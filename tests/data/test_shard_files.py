@@ -10,10 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
-from tiny_shards import config_of, dataset_of, picture, write_numbered
+import torch
+from tiny_shards import SIZE, config_of, dataset_of, picture, write_numbered
 
 from mmlib import paths
-from mmlib.data import shard_files
+from mmlib.config import AugmentConfig
+from mmlib.data import batches, build_tokenizer, open_store, shard_files
+from mmlib.data.batches import PairSource, SplitTensors
 from mmlib.data.shard_files import Retry, find_shards
 from mmlib.data.shards import load_shards, write_shards
 
@@ -141,6 +144,31 @@ def test_the_next_shards_are_fetched_meanwhile(server):
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "mmlib-shards"]
     thread.join(30)
     assert tars_asked(server) == {"/00001.tar": 1, "/00002.tar": 1}
+
+
+def test_an_epoch_over_urls_is_that_of_the_files_with_three_windows_on_the_disk(server, monkeypatch):
+    monkeypatch.setattr(batches, "WINDOW", 2)
+    local = write_numbered(server.folder, [2] * 14)
+    write_numbered(server.folder / "val", [1])
+    val = f"{server.url}/val/00000.tar"
+    there = remote(server, "{00000..00013}.tar", val)
+    here = load_shards(config_of(local, val_shards=[str(server.folder / "val" / "00000.tar")]))
+    server.asked.clear()
+    on_disk = []
+
+    def ids_and_pixels(dataset):
+        tokenizer = build_tokenizer("word", dataset.splits["train"].captions)
+        store = open_store(dataset, SIZE, workers=1)
+        data = SplitTensors(dataset, store, tokenizer, "train", 8, 1, torch.device("cpu"))
+        source = PairSource(data, 2, "all", 0, AugmentConfig())
+        for batch in source.batches(1, 0):
+            on_disk.append(len([suffix for suffix in fetched() if suffix == ".tar"]))
+            yield batch.image_id_R.tolist(), batch.image.numpy().tobytes()
+
+    assert list(ids_and_pixels(there)) == list(ids_and_pixels(here))
+    assert max(on_disk) <= 1 + 3 * 2  # that of val is kept
+    assert set(tars_asked(server).values()) == {1}
+    assert fetched().count(".tar") == 1
 
 
 @pytest.mark.usefixtures("shards")

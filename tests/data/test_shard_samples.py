@@ -285,6 +285,8 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
     """`content` with a few bytes changed, some of them in headers, or a piece moved, doubled or cut out."""
     changed = bytearray(content)
     for _ in range(chance.randint(1, 4)):
+        if not changed:
+            break
         kind, place = chance.randrange(5), chance.randrange(len(changed))
         if kind == 0:
             changed[place] = chance.randrange(256)
@@ -301,7 +303,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
         elif kind == 3:
             del changed[place : place + chance.choice([1, 512, 3000])]
         else:
-            del changed[max(1, place) :]
+            del changed[place:]
     return bytes(changed)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import tracemalloc
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -354,6 +355,27 @@ def test_the_order_does_not_depend_on_the_number_of_processes(tensors):
 
     together = [list(chain(*parts)) for parts in zip(*(ids(rank, 3) for rank in range(3)))]
     assert together == ids(0, 1)
+
+
+def test_memory_is_that_of_a_few_batches_not_of_the_data(tmp_path, val):
+    side = 96
+    dataset = train_of(*write_numbered(tmp_path, [60] * 5), val=val, image_size=side)
+    store = open_store(dataset, side, workers=1)
+    tokenizer = build_tokenizer("word", dataset.splits["train"].captions)
+    data = SplitTensors(dataset, store, tokenizer, "train", 8, 1, torch.device("cpu"))
+    source = PairSource(data, 4, "all", 0, AugmentConfig())
+
+    def peak(epoch):
+        tracemalloc.start()
+        try:
+            assert sum(batch.rows for batch in source.batches(epoch, 0)) == 300
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1)  # what is imported at the first use
+    image = 3 * side**2 * (1 + 4)  # as uint8, and as float32 that is normalised
+    assert peak(2) < 60 * image  # of 300 images: four batches of 4, and what threads decode
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])
