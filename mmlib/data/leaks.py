@@ -243,9 +243,7 @@ def _ids(dataset: Dataset, images: Sequence[str]) -> list[str | None]:
 
 
 def _digests(dataset: Dataset, images: Sequence[str]) -> list[str | None]:
-    if isinstance(dataset.source, TarImages):
-        return [dataset.source.digest(image) for image in images]
-    if not isinstance(dataset.source, ImageFolder):
+    if not isinstance(dataset.source, ImageFolder | TarImages):
         return [None] * len(images)
     return [dataset.source.digest(image) for image in images]
 

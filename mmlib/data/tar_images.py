@@ -181,12 +181,12 @@ class TarImages:
     fetched: FetchedTars = field(default_factory=FetchedTars)
 
     def load(self, name: str, size: int | None = None) -> Image.Image:
-        """The image `name` as `decode_image` gives it, at its own size.
+        """The image `name` as `decode_image` gives it.
 
         Raises:
             OSError, ValueError: the tar is missing or was changed, or the image cannot be decoded.
         """
-        return decode_image(self.read(name), name)
+        return decode_image(self.read(name), name, size)
 
     def read(self, name: str) -> bytes:
         """The bytes of the image's file.
