@@ -44,11 +44,10 @@ class _Image:
 
 @dataclass
 class _Loading:
-    """What all splits share while they are loaded: names that are taken, tars, data sets of origin."""
+    """What all splits share while they are loaded: names that are taken, tars, notes."""
 
     names: dict[str, _Image] = field(default_factory=dict)
     tars: list[Tar] = field(default_factory=list)
-    datasets: set[str | None] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
 
@@ -85,17 +84,21 @@ def load_shards(config: DataConfig, retry: Retry | None = None) -> Dataset:
         )
     digests = {name: image.sample.sha256 for name, image in loading.names.items()}
     held_out = {name: split for name, split in splits.items() if name != "train"}
-    name = loading.datasets.pop() if len(loading.datasets) == 1 else None
-    if name is None or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        name = "shards"
     return Dataset(
-        name,
+        _name_of(loading, held_out or splits),
         splits,
         _source(loading, retry),
         dataset_fingerprint(splits, digests),
         tuple(loading.notes),
         held_out_fingerprint=dataset_fingerprint(held_out, digests),
     )
+
+
+def _name_of(loading: _Loading, splits: dict[str, Split]) -> str:
+    """The name of the data set that all images of these splits come from, `shards` if there is none."""
+    names = {loading.names[image].sample.dataset for split in splits.values() for image in split.images}
+    name = names.pop() if len(names) == 1 else None
+    return name if name and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) else "shards"
 
 
 def _source(loading: _Loading, retry: Retry) -> TarImages:
@@ -146,7 +149,6 @@ def _joined(indexes: Sequence[ShardIndex], loading: _Loading) -> tuple[list[_Ima
         tar = len(loading.tars)
         loading.tars.append(index.tar)
         for sample in index.samples:
-            loading.datasets.add(sample.dataset)
             signs = _signs(sample)
             found = (known[sign] for sign in signs if sign in known)
             image = next((other for other in found if _is_same(other, sample, index.tar, loading)), None)
