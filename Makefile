@@ -2,6 +2,8 @@
 # What a person has set up for Jupyter elsewhere never changes what the targets run.
 export JUPYTER_PATH :=
 export PYTHONSTARTUP :=
+# Threads that wait for each other sleep, see mmlib/__init__.py; tests may load torch first.
+export OMP_WAIT_POLICY ?= PASSIVE
 PYTHON ?= python3
 EXPERIMENT ?= demo
 ARGS ?=
