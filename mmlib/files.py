@@ -300,19 +300,21 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
     )
 
 
-def parse_json(data: bytes | str, where: str) -> Any:
+def parse_json(data: bytes | str, where: str, finite: bool = True) -> Any:
     """The value in JSON text.
 
     Args:
         data: the text.
         where: the file (and the place in it) that errors name.
+        finite: refuse NaN and infinity, which JSON has not, although Python writes and reads them.
 
     Raises:
-        ValueError: not JSON, not UTF-8, nested too deeply, or a number of too many digits; NaN and
-            infinity too, which JSON has not, although Python reads them.
+        ValueError: not JSON, not UTF-8, nested too deeply, a number of too many digits, or one that is not
+            finite.
     """
+    number = _finite if finite else float
     try:
-        return json.loads(data, parse_constant=_finite, parse_float=_finite)
+        return json.loads(data, parse_constant=number, parse_float=number)
     except RecursionError:
         raise ValueError(f"{where} is damaged: expected JSON, found brackets nested too deeply") from None
     except ValueError as error:

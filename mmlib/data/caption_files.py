@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmlib.data.decoding import SUFFIXES
 from mmlib.files import parse_json, printable, read_text
 from mmlib.paths import shown
 
 _TOKEN_KEY = re.compile(r"(?P<image>.+)#(?P<number>[0-9]{1,9})")
 # A line within a quoted caption that begins as a row does: a quotation mark before it was not closed.
-_SWALLOWED_ROW = re.compile(r"[\r\n][^\r\n,]+\.(?:jpe?g|png|webp|gif|bmp|tiff?),", re.IGNORECASE)
+_ENDINGS = "|".join(map(re.escape, SUFFIXES))
+_SWALLOWED_ROW = re.compile(rf"[\r\n][^\r\n,]*(?:{_ENDINGS})[ \t]*,", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ def read_caption_csv(path: Path) -> CaptionFile:
     for number, row in _csv_rows(path):
         if len(row) != 2 or not row[0]:
             raise _bad_row(path, number, f"{len(row)} fields in {','.join(row)[:80]!r}")
+        if "\n" in row[0] or "\r" in row[0]:
+            raise _bad_row(path, number, f"a line break in the name {row[0][:80]!r}")
         if swallowed := _SWALLOWED_ROW.search(row[1]):
             raise _bad_row(
                 path,

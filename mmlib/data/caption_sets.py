@@ -3,6 +3,7 @@
 A loader reads captions by image and official image names by split; `build_dataset` does the rest.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from mmlib import paths
 from mmlib.data.caption_files import CaptionFile
 from mmlib.data.dataset import SPLITS, Dataset, Split
 from mmlib.data.fingerprint import dataset_fingerprint, file_digests
-from mmlib.data.image_folder import ImageFolder, match_names, normal_form
+from mmlib.data.image_folder import ImageFolder, list_images, match_names, normal_form
 from mmlib.files import printable, read_bounded
 from mmlib.paths import shown
 
@@ -34,7 +35,12 @@ def find_root(root: str | Path, title: str) -> Path:
 
 def find_file(root: Path, name: str) -> Path | None:
     """The file `name` in `root` or in a folder of it; copies with equal content count as one."""
-    return only_copy([path for path in (root / name, *sorted(root.glob(f"*/{name}"))) if path.is_file()])
+    return only_copy([path for folder in text_folders(root) if os.path.isfile(path := folder / name)])
+
+
+def text_folders(root: Path) -> list[Path]:
+    """Where a data set's text files may lie: `root` and its folders, but for those that systems put there."""
+    return [root, *list_images(root)[1]]
 
 
 def only_copy(found: Sequence[Path]) -> Path | None:

@@ -29,8 +29,16 @@ DRAFT_MARGIN = 2  # a reduced picture still has this many times the pixels a sid
 # Damaged EXIF data is common on the web, changes no pixel, and would be a line without a file's name.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
+# Such a picture ends in an error of ours; Pillow's warning before it names no file.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, module=r"PIL\.Image")
+
+_SIGNED_GREY = (
+    "expected grey levels without sign, found signed integers, of which nothing says what is white; save it"
+    " with 8 or 16 bits"
+)
 _KEY_SCALE = {"L;2": 85, "L;4": 17}  # PNG's transparent grey is given in samples of the file's own depth
 _TIFF_PHOTOMETRIC, _TIFF_BITS, _TIFF_SAMPLE_FORMAT, _TIFF_TILE_SIDES = 262, 258, 339, (322, 323)
+_TIFF_SUBSAMPLING, _SIGNED = 530, 2
 
 
 def decode_image(content: bytes, name: str, size: int | None = None) -> Image.Image:
@@ -84,9 +92,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     "White is zero" of TIFF is observed at every depth.  ICC profiles are not applied.
 
     Raises:
-        ValueError: signed or undeclared 32-bit integers, since nothing says which is white; floats that
-            are not finite or not in 0..1; an unknown mode.
+        ValueError: signed integers or undeclared ones of 32 bits, since nothing says which is white; floats
+            that are not finite or not in 0..1; a TIFF of uncompressed YCbCr with fewer colours than pixels,
+            which Pillow reads as noise; an unknown mode.
     """
+    if getattr(image, "format", None) == "TIFF":
+        _check_samples(image)
     raw_mode = str(image.tile[0][3]) if getattr(image, "tile", None) else ""
     image.load()
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -146,6 +157,19 @@ def _check_bounds(image: Image.Image, content: bytes) -> None:
         raise ValueError(f"expected at most {MAX_SCANS} scans in a JPEG, found {scans:,}")
 
 
+def _check_samples(image: Image.Image) -> None:
+    """Refuses what Pillow opens and reads as something else."""
+    tags = image.tag_v2
+    if _SIGNED in tags.get(_TIFF_SAMPLE_FORMAT, ()):
+        raise ValueError(_SIGNED_GREY)
+    raw = any(tile[0] == "raw" for tile in image.tile)
+    if image.mode == "YCbCr" and raw and tags.get(_TIFF_SUBSAMPLING, (2, 2)) != (1, 1):
+        raise ValueError(
+            "expected one colour for each pixel, or compression, in a TIFF of YCbCr, found neither;"
+            " save it as RGB"
+        )
+
+
 def _too_large(found: str) -> str:
     return f"expected at most {MAX_PIXELS:,} pixels, found {found}; shrink it or leave it out"
 
@@ -164,10 +188,7 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
         level_HW = np.rint(value_HW * 255).astype(np.uint8)
     elif image.mode == "I":
         if tags.get(_TIFF_BITS) != (32,) or tags.get(_TIFF_SAMPLE_FORMAT, (1,)) != (1,):
-            raise ValueError(
-                "expected grey levels without sign, found signed integers, of which nothing says what is"
-                " white; save it with 8 or 16 bits"
-            )
+            raise ValueError(_SIGNED_GREY)
         level_HW = (value_HW.view(np.uint32) >> 24).astype(np.uint8)
     else:
         bits = tags.get(_TIFF_BITS, (16,))[0]

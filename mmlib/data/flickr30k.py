@@ -4,6 +4,7 @@ Young, Lai, Hodosh, Hockenmaier (2014), "From Image Descriptions to Visual Denot
 splits: Karpathy and Fei-Fei (2015), "Deep Visual-Semantic Alignments for Generating Image Descriptions".
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mmlib.data.caption_sets import (
     note_sizes,
     only_copy,
     read_official_splits,
+    text_folders,
 )
 from mmlib.data.dataset import SPLITS, Dataset
 from mmlib.data.decoding import SUFFIXES
@@ -107,11 +109,19 @@ def _read_splits(root: Path, karpathy: Splits) -> tuple[Splits, list[str]]:
 def _find_lists(root: Path) -> dict[str, Path]:
     """The list of each split; equal copies count as one."""
     found: dict[str, list[Path]] = {}
-    for path in [*sorted(root.glob("*.[tT][xX][tT]")), *sorted(root.glob("*/*.[tT][xX][tT]"))]:
+    for path in (path for folder in text_folders(root) for path in _files(folder)):
         match = SPLIT_LIST.fullmatch(path.name.lower())
-        if match and match[1] in SPLIT_WORDS:
+        if match and match[1] in SPLIT_WORDS and os.path.isfile(path):
             found.setdefault(SPLIT_WORDS[match[1]], []).append(path)
     return {split: only_copy(paths) for split, paths in found.items()}
+
+
+def _files(folder: Path) -> list[Path]:
+    """What lies in a folder, in the order of the names; nothing of one that may not be read."""
+    try:
+        return sorted(folder.iterdir())
+    except PermissionError:
+        return []
 
 
 def _image_name(entry: str) -> str:

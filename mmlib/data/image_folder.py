@@ -135,12 +135,12 @@ def list_images(folder: Path) -> tuple[set[str], list[Path], Counter]:
         entries = sorted(entries, key=lambda entry: entry.name)
     names, folders, skipped = set(), [], Counter()
     for entry in entries:
-        if entry.is_dir():
+        if os.path.isdir(entry):  # unlike the entry's own methods, false for links that lead in a circle
             if entry.name.startswith(SYSTEM_FOLDERS):
                 skipped[f"{entry.name}/"] += 1
             else:
                 folders.append(folder / entry.name)
-        elif is_picture(entry.name) and entry.is_file():
+        elif is_picture(entry.name) and os.path.isfile(entry):
             names.add(entry.name)
         elif entry.name.startswith("._"):
             skipped["._*"] += 1

@@ -30,6 +30,7 @@ LOOKS = 2**15  # training images that are compared at once: 100 MB of small pict
 _ENDING = r"(?:\.[A-Za-z]{3,4})?"
 _FLICKR_NAME = re.compile(rf"([1-9][0-9]{{2,11}})_[0-9a-f]{{10}}(?:_[a-z0-9]{{1,2}})?{_ENDING}")
 _COCO_NAME = re.compile(rf"(?:COCO_(?:train|val|test)20[0-9]{{2}}_|(?=0{{6}}))([0-9]{{12}}){_ENDING}")
+_NUMBER_ALONE = re.compile(rf"[0-9]+{_ENDING}")
 _FLICKR30K_NAME = re.compile(rf"([1-9][0-9]{{2,11}}){_ENDING}")
 _FLICKR_PAGE = re.compile(r"/photos/[^/]+/([1-9][0-9]{2,11})(?:/.*)?")
 
@@ -174,7 +175,8 @@ def photo_id(image: str, dataset: str | None = None) -> str | None:
     a name counts only in a form of these:
 
     - Flickr, and Flickr8k: number, secret of ten hex digits, perhaps a size (`667626_18933d713e_b.jpg`);
-    - COCO: `COCO_val2014_000000391895.jpg`, or its twelve digits alone (`000000391895.jpg`);
+    - COCO: `COCO_val2014_000000391895.jpg`, or its twelve digits alone (`000000391895.jpg`), which
+      `find_leaks` takes for an id between two data sets and not within one;
     - Flickr30k: the number alone (`667626.jpg`), in that data set only;
     - an address at flickr.com, staticflickr.com or cocodataset.org that ends in such a name, or that of a
       photo's page (`https://www.flickr.com/photos/<user>/667626/`).
@@ -231,11 +233,18 @@ def _equals(kind: str, train: Dataset, held_out: Dataset, images: list[str]) -> 
     for image, key in zip(mine, keys(train, mine)):
         of_key[key].append(image)
     of_key.pop(None, None)
-    return [
+    pairs = [
         (other, image, None)
         for image, key in zip(images, keys(held_out, images))
         for other in of_key.get(key, ())
     ]
+    if kind == "id" and train is held_out:  # whose splits may be numbered each from 1 on
+        pairs = [pair for pair in pairs if not all(map(_is_number_alone, pair[:2]))]
+    return pairs
+
+
+def _is_number_alone(image: str) -> bool:
+    return _NUMBER_ALONE.fullmatch(image.rpartition("/")[2]) is not None
 
 
 def _ids(dataset: Dataset, images: Sequence[str]) -> list[str | None]:

@@ -30,6 +30,8 @@ MAX_BYTES = 2**36  # of one shard behind a URL: 64 GiB
 MAX_SHARDS = 1_000_000  # that one pattern may stand for
 PASSING = (408, 425, 429)  # answers of the 400s that may be another the next time; so may all 500s
 
+_WEB = ("http://", "https://")
+_URL_MARKS = "%/:=&?~#+!$,;'@()*[]"  # that stay as they are in an address; spaces and é are escaped
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
@@ -44,7 +46,7 @@ class Place:
     @property
     def is_url(self) -> bool:
         """Whether it has to be fetched."""
-        return self.where.startswith(("http://", "https://"))
+        return self.where.startswith(_WEB)
 
     @property
     def name(self) -> str:
@@ -60,7 +62,8 @@ def find_shards(patterns: Sequence[str], parameter: str) -> list[Place]:
 
     A pattern is a path (relative ones are read from the repository's root) or a URL of `file`, `http` or
     `https`.  Braces stand for several (`{000..099}`, `{a,b}`); `*`, `?` and `[…]` in paths stand for the
-    files that match, in the order of their names.
+    files that match, in the order of their names.  A folder or file that is there by the very name, such
+    as `photos [2024]/`, is meant by it.
 
     Args:
         patterns: as in `train_shards`.
@@ -68,19 +71,73 @@ def find_shards(patterns: Sequence[str], parameter: str) -> list[Place]:
 
     Raises:
         FileNotFoundError: a pattern that no file matches; names it.
-        ValueError: another kind of URL, or braces that cannot be read.
+        ValueError: another kind of URL, one without a host, or braces that cannot be read.
     """
     found: dict[Place, None] = {}
     for pattern in patterns:
-        for one in _expanded(pattern, parameter):
-            found.update(dict.fromkeys(_matches(one, pattern, parameter)))
+        if "\0" in pattern:
+            raise ValueError(f"{parameter}: expected a path or a URL, found {pattern!r}")
+        if (match := _SCHEME.match(pattern)) and not os.path.exists(paths.from_root(pattern)):
+            path = _path_of_url(pattern, match["scheme"].lower(), parameter)
+        else:
+            path = pattern
+        folder, rest = _literal_start(path) if path is not None else ("", pattern)
+        for one in _expanded(rest, pattern, parameter):
+            web = path is None
+            places = [_web_place(one, parameter)] if web else _matches(folder, one, pattern, parameter)
+            found.update(dict.fromkeys(places))
     return list(found)
 
 
-def _expanded(pattern: str, parameter: str) -> list[str]:
-    """All texts that a pattern with braces stands for."""
-    parts = _BRACES.split(pattern)  # text, inside of braces, text, …
-    if any(brace in text for text in parts[::2] for brace in "{}"):
+def _path_of_url(pattern: str, scheme: str, parameter: str) -> str | None:
+    """The path that a URL of `file` names, None for one of `http` or `https`."""
+    if scheme in ("http", "https"):
+        return None
+    if scheme != "file":
+        raise ValueError(
+            f"{parameter}: expected a path or a URL of http, https or file, found {pattern!r}; copy the"
+            " shards to a disk or behind a web server"
+        )
+    return urllib.request.url2pathname(urllib.parse.urlsplit(pattern).path)
+
+
+def _literal_start(path: str) -> tuple[str, str]:
+    """The folders that a pattern begins with and that are there by these very names, and the rest of it.
+
+    All of it is literal if there is such a file or folder.
+    """
+    if os.path.exists(paths.from_root(path)):
+        return path, ""
+    folder, rest = "", path
+    while "/" in rest:
+        head, _, tail = rest.partition("/")
+        if not os.path.isdir(paths.from_root(f"{folder}{head}/")):
+            break
+        folder, rest = f"{folder}{head}/", tail
+    return folder, rest
+
+
+def _web_place(url: str, parameter: str) -> Place:
+    """The shard behind an address, which is checked as far as can be without the network."""
+    scheme, colon, rest = url.partition(":")
+    url = f"{scheme.lower()}{colon}{rest}"
+    try:
+        parts = urllib.parse.urlsplit(url)
+        (parts.hostname or "").encode("idna")
+        usable = url.startswith(_WEB) and bool(parts.hostname) and parts.port != 0  # .port may raise too
+    except ValueError:  # also of encodings
+        usable = False
+    if not usable:
+        raise ValueError(
+            f"{parameter}: expected an address such as https://host/shard.tar, found {url!r}; correct it"
+        )
+    return Place(url)
+
+
+def _expanded(text: str, pattern: str, parameter: str) -> list[str]:
+    """All texts that a text with braces, the end of a pattern, stands for."""
+    parts = _BRACES.split(text)  # text, inside of braces, text, …
+    if any(brace in part for part in parts[::2] for brace in "{}"):
         raise ValueError(f"{parameter}: expected balanced braces, not nested, found {pattern!r}")
     choices: list[Sequence[str]] = []
     for number, part in enumerate(parts):
@@ -111,32 +168,22 @@ def _check_count(count: int, pattern: str, parameter: str) -> None:
         )
 
 
-def _matches(one: str, pattern: str, parameter: str) -> Iterator[Place]:
-    """The shards that a pattern without braces names; at least one."""
-    if (match := _SCHEME.match(one)) and not os.path.exists(paths.from_root(one)):
-        scheme = match["scheme"].lower()
-        if scheme in ("http", "https"):
-            yield Place(scheme + one[len(scheme) :])
-            return
-        if scheme != "file":
-            raise ValueError(
-                f"{parameter}: expected a path or a URL of http, https or file, found {one!r}; copy the"
-                " shards to a disk or behind a web server"
-            )
-        one = urllib.request.url2pathname(urllib.parse.urlsplit(one).path)
-    path = paths.from_root(one)
+def _matches(folder: str, one: str, pattern: str, parameter: str) -> Iterator[Place]:
+    """The shards in a folder that a pattern without braces names; at least one."""
+    path = paths.from_root(folder + one)
     if path.is_file():
         yield Place(str(path))
         return
-    matching = sorted(match for match in glob.glob(str(path)) if os.path.isfile(match))
+    whole = os.path.join(glob.escape(str(paths.from_root(folder))), one)
+    matching = sorted(match for match in glob.glob(whole) if os.path.isfile(match))
     if not matching:
         inside = f"; it is a folder, add /train-*.tar or the like: {shown(path)}" if path.is_dir() else ""
-        part = "" if one == pattern else f" (for {one!r} of it)"
+        part = "" if folder + one == pattern else f" (for {folder + one!r} of it)"
         raise FileNotFoundError(
             f"{parameter}: expected tar files that match {pattern!r}, found none{part}{inside};"
             f" relative paths are read from {paths.ROOT}"
         )
-    yield from (Place(match) for match in matching)
+    yield from (Place(os.path.normpath(match)) for match in matching)
 
 
 @dataclass(frozen=True)
@@ -237,7 +284,8 @@ def _check(stop: Callable[[], bool]) -> None:
 
 
 def _answer(url: str, retry: Retry) -> http.client.HTTPResponse:
-    request = urllib.request.Request(url, headers={"User-Agent": "mmlib"})
+    quoted = urllib.parse.quote(url, safe=_URL_MARKS)
+    request = urllib.request.Request(quoted, headers={"User-Agent": "mmlib"})
     try:
         return urllib.request.urlopen(request, timeout=retry.timeout)
     except urllib.error.HTTPError as error:
@@ -248,3 +296,5 @@ def _answer(url: str, retry: Retry) -> http.client.HTTPResponse:
         if error.code < 500 and error.code not in PASSING:
             raise _Final(ConnectionError, reason) from None
         raise ConnectionError(reason) from None
+    except (ValueError, http.client.InvalidURL) as error:  # of an address that the server sent us to
+        raise _Final(ValueError, f"an address that cannot be asked for ({error})") from None

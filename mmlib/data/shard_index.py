@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from mmlib import paths
+from mmlib.data.fingerprint import SETTLED_NS
 from mmlib.data.shard_files import Place, Retry, fetch
 from mmlib.data.shard_samples import Found, Sample, TarReader
 from mmlib.data.tar_images import LOOK_SIDE, Tar, fetched_path, record_path
@@ -89,17 +91,22 @@ def _index(place: Place, keep: bool, retry: Retry) -> ShardIndex:
         return index
 
 
-def _stamp(path: str) -> list[int]:
-    """What changes when a file does: writing to it, or giving another file its name, sets the last one."""
-    status = os.stat(path)
+def _stamp(path: str) -> list[int] | None:
+    """What changes when a file does: writing to it, or giving another file its name, sets the last one.
+
+    None where it was changed so lately that a second change might bear the same time.
+    """
+    now, status = time.time_ns(), os.stat(path)
+    if status.st_ctime_ns > now - SETTLED_NS:
+        return None
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _remembered(record: Path, place: Place, stamp: list[int]) -> str | None:
+def _remembered(record: Path, place: Place, stamp: list[int] | None) -> str | None:
     """SHA-256 of a shard; of a file with another stamp than then it is found anew.  None: never read."""
     try:
         known = read_json(record)
-        if known["stamp"] == stamp:
+        if stamp is not None and known["stamp"] == stamp:
             return str(known["sha256"])
     except (FileNotFoundError, ValueError, KeyError):
         return None
@@ -111,7 +118,7 @@ def _remembered(record: Path, place: Place, stamp: list[int]) -> str | None:
     return sha256
 
 
-def _remember(record: Path, place: Place, stamp: list[int], sha256: str) -> None:
+def _remember(record: Path, place: Place, stamp: list[int] | None, sha256: str) -> None:
     content = {"where": place.where, "stamp": stamp, "sha256": sha256}
     write_text_atomic(record, json.dumps(content))
 

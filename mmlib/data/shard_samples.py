@@ -16,6 +16,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from mmlib.data.decoding import decode_image
+from mmlib.data.image_folder import SYSTEM_FOLDERS
 from mmlib.data.packing import resize_image
 from mmlib.data.shard_files import BLOCK
 from mmlib.data.tar_images import LOOK_SIDE
@@ -29,6 +30,8 @@ MAX_TEXTS = 2**28  # of all of them in a shard
 MAX_IMAGE = 2**26  # of an image's file
 MAX_KEY = 1_000  # characters
 
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
+
 BROKEN = {
     "image": "no image, or one that cannot be decoded",
     "caption": "no caption",
@@ -39,7 +42,7 @@ UNUSED = {
     "folder": "folders",
     "link": "links",
     "special": "devices and other special files",
-    "hidden": "hidden files",
+    "hidden": "hidden files and those in folders of systems",
     "name": "names that lead elsewhere or are too long",
     "kind": "files of another kind",
     "double": "files that their sample already has",
@@ -155,6 +158,8 @@ class TarReader:
         except OSError:
             raise
         except Exception as error:  # tarfile raises anything on damaged headers
+            if self._file.tell() <= tarfile.BLOCKSIZE and self._file.last.startswith(COMPRESSED):
+                return "it is compressed: unpack it, since images are read at any place of it"
             return f"it is no whole tar file: {error or type(error).__name__}"
         if self._file.last != tarfile.NUL * tarfile.BLOCKSIZE:
             return "it is cut short or damaged: no end mark"
@@ -237,7 +242,7 @@ def _strangeness(member: tarfile.TarInfo) -> str | None:
     parts = member.name.split("/")
     if member.name.startswith("/") or ".." in parts or len(member.name) > MAX_KEY or "\0" in member.name:
         return "name"
-    if any((part.startswith(".") and part != ".") or part == "__MACOSX" for part in parts):
+    if any(part.startswith(SYSTEM_FOLDERS) and part != "." for part in parts[:-1]) or parts[-1][0:1] == ".":
         return "hidden"
     _, suffix = _key_and_suffix(member.name)
     return None if suffix in (*IMAGE_SUFFIXES, "txt", "json") else "kind"
@@ -262,7 +267,7 @@ def _sample(key: str, parts: _Parts) -> Sample:
     facts: object = {}
     if "json" in parts.texts:
         try:
-            facts = parse_json(parts.texts["json"], key)
+            facts = parse_json(parts.texts["json"], key, finite=False)
         except ValueError:
             raise _Broken("json") from None
         if not isinstance(facts, dict):
@@ -299,6 +304,8 @@ def _captions(facts: dict, text: bytes | None) -> list[str]:
             lines = text.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise _Broken("caption") from None
+        if "\0" in lines:  # UTF-16 without its mark
+            raise _Broken("caption")
         if one is None or one.strip() != lines.strip():
             captions = [line for line in re.split(r"\r\n|\r|\n", lines) if line.strip()]
             if captions:

@@ -40,6 +40,7 @@ class _Image:
     sample: Sample
     tar: int
     captions: list[str]
+    keys: set[str]
 
 
 @dataclass
@@ -124,7 +125,11 @@ def _split(split: str, indexes: Sequence[ShardIndex], loading: _Loading) -> Spli
             f"Read once: {len(indexes) - len(once):,} shards of {split} with the same bytes as another one."
         )
     loading.notes += _notes_on_left_out(split, once)
-    images, joined = _joined(once, loading)
+    images, joined, repeated = _joined(once, loading)
+    if repeated:
+        loading.notes.append(
+            f"Left out of {split}: {repeated:,} samples that repeat the image and captions of an earlier one."
+        )
     if joined:
         loading.notes.append(
             f"Joined {joined:,} samples of {split} to images that other samples show (same bytes, or same"
@@ -140,11 +145,14 @@ def _split(split: str, indexes: Sequence[ShardIndex], loading: _Loading) -> Spli
     )
 
 
-def _joined(indexes: Sequence[ShardIndex], loading: _Loading) -> tuple[list[_Image], int]:
-    """The images of a split, each with the captions of all samples that show it; how many were joined."""
+def _joined(indexes: Sequence[ShardIndex], loading: _Loading) -> tuple[list[_Image], int, int]:
+    """The images of a split, each with the captions of all samples that show it.
+
+    Also how many samples were joined to the images of others, and how many were left out as repeated.
+    """
     images: list[_Image] = []
     known: dict[tuple, _Image] = {}
-    joined = 0
+    joined = repeated = 0
     for index in indexes:
         tar = len(loading.tars)
         loading.tars.append(index.tar)
@@ -152,15 +160,29 @@ def _joined(indexes: Sequence[ShardIndex], loading: _Loading) -> tuple[list[_Ima
             signs = _signs(sample)
             found = (known[sign] for sign in signs if sign in known)
             image = next((other for other in found if _is_same(other, sample, index.tar, loading)), None)
+            if image and _repeats(image, sample):
+                repeated += 1
+                continue
             if image:
                 image.captions += sample.captions
+                image.keys.add(sample.key)
                 joined += 1
                 continue
             name = _free_name(sample, index.tar, loading.names)
-            image = loading.names[name] = _Image(name, sample, tar, list(sample.captions))
+            image = loading.names[name] = _Image(name, sample, tar, list(sample.captions), {sample.key})
             known.update((sign, image) for sign in signs if sign not in known)
             images.append(image)
-    return images, joined
+    return images, joined, repeated
+
+
+def _repeats(image: _Image, sample: Sample) -> bool:
+    """Whether a sample of this image was there before, as where two tars overlap.
+
+    Two samples with keys of their own may be two people's equal captions, as in one-sample-per-caption sets;
+    not so those of `write_shards`, which puts all captions of an image into one.
+    """
+    is_again = sample.key in image.keys or (sample.dataset and sample.name)
+    return bool(is_again) and set(sample.captions) <= set(image.captions)
 
 
 def _signs(sample: Sample) -> list[tuple]:
@@ -192,7 +214,8 @@ def _free_name(sample: Sample, tar: Tar, taken: dict) -> str:
         counts = posixpath.basename(sample.key).isdecimal()
         own = f"{shard}-{sample.key}.{sample.suffix}" if counts else f"{sample.key}.{sample.suffix}"
     folders = itertools.chain([shard], (f"{shard}-{number}" for number in itertools.count(2)))
-    names = itertools.chain([own], (f"{folder}/{own}" for folder in folders))
+    # A key is there once in a tar, so not even a million images that are all called `dog` take long.
+    names = itertools.chain([own, f"{shard}/{own}"], (f"{folder}/{sample.key}/{own}" for folder in folders))
     return next(name for name in names if name not in taken)
 
 

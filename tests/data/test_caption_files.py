@@ -47,6 +47,20 @@ def test_a_row_with_a_malformed_quote_is_named_by_the_line_that_it_begins_on(tmp
     assert_refused(read_caption_csv, path, "captions.txt, line 4: expected 'name.jpg,caption' with captions")
 
 
+@pytest.mark.parametrize("name", ["b.jfif", "b.JPE", "b.mpo", " b.jpg ", "b 1.tiff"])
+def test_a_swallowed_row_is_known_by_the_ending_of_every_image_that_is_read(tmp_path, name):
+    path = tmp_path / "captions.txt"
+    path.write_text(f'image,caption\na.jpg,"a dog\n{name},one"\n')
+    assert_refused(read_caption_csv, path, "line 2: expected 'name.jpg,caption' with captions that hold")
+
+
+@pytest.mark.parametrize("rows", ['"a.jpg,one\nb.jpg",two', '"a.jpg,one\nb.jpg,two",c'])
+def test_a_quotation_mark_before_a_name_swallows_no_row(tmp_path, rows):
+    path = tmp_path / "captions.txt"
+    path.write_text(f"image,caption\n{rows}\n")
+    assert_refused(read_caption_csv, path, "found a line break in the name 'a.jpg,one\\nb.jpg")
+
+
 def test_proper_quotes_line_breaks_and_rows_apart_are_read(tmp_path):
     path = tmp_path / "captions.txt"
     path.write_bytes(

@@ -138,6 +138,7 @@ def test_lab_is_converted_by_its_white():
         (saved(of_values(np.float32, 0, 255), "TIFF"), "floats in 0..1, 0 black and 1 white, found 0 to 255"),
         (saved(of_values(np.int32, 0, 40000), "TIFF"), "grey levels without sign, found signed integers"),
         (tiff(1, 1, 16, u16(7), sample_format=2), "grey levels without sign, found signed integers"),
+        (tiff(1, 1, 8, b"\xff", sample_format=2), "grey levels without sign, found signed integers"),
     ],
 )
 def test_values_without_a_meaning_as_grey_are_refused(content, found):
@@ -145,6 +146,30 @@ def test_values_without_a_meaning_as_grey_are_refused(content, found):
         ValueError, match=f"cannot decode x.tif: expected {found}.*; save it with 8 or 16 bits"
     ):
         decode_image(content, "x.tif")
+
+
+def test_fewer_colours_than_pixels_are_refused_where_they_would_be_noise():
+    """Of 2 x 2 pixels: four of brightness, one pair of colours.  Pillow takes them for two whole pixels."""
+    image = Image.new("YCbCr", (2, 2), (100, 128, 128))
+    assert pixels_of(decode_image(saved(image, "TIFF"), "x")) == grey(100) * 4
+    raw = saved(image, "TIFF", tiffinfo={530: (2, 2)})
+    with pytest.raises(ValueError, match=r"cannot decode x\.tif: expected one colour for each pixel, or"):
+        decode_image(raw, "x.tif")
+
+
+def test_a_picture_that_is_too_large_is_an_error_without_a_warning_before_it(tmp_path):
+    """In a process of its own, since pytest sets filters for warnings."""
+    (tmp_path / "x.png").write_bytes(png(9000, 9000, 8, 0, b"\0"))
+    code = (
+        "import pathlib, sys; from mmlib.data.decoding import decode_image\n"
+        "try: decode_image(pathlib.Path(sys.argv[1]).read_bytes(), 'x.png')\n"
+        "except ValueError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "x.png"], capture_output=True, text=True, check=True
+    )
+    message = "cannot decode x.png: expected at most 67,108,864 pixels, found 9,000 x 9,000; shrink it or"
+    assert (done.stderr, done.stdout[: len(message)]) == ("", message)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "deep"])

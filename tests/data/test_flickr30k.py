@@ -172,3 +172,9 @@ def test_an_image_in_two_splits(original):
 def test_an_image_without_captions(original):
     (original / "results_20130124.token").write_text("7000000007.jpg#0\tone .")
     assert_refused(original, ValueError, "results_20130124.token, found none of 3000000004.jpg and 4 more")
+
+
+def test_lists_that_systems_keep_are_no_second_ones(original):
+    (original / "@eaDir").mkdir()
+    (original / "@eaDir" / "train.txt").write_text("other")
+    assert_tiny(load_flickr30k(original), stripped)

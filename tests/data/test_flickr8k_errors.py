@@ -56,6 +56,13 @@ def test_two_different_caption_files_of_one_name(original):
     assert_refused(original, ValueError, "with different content; keep one")
 
 
+@pytest.mark.parametrize("folder", ["__MACOSX", "@eaDir", ".Trash-0", "#recycle"])
+def test_what_systems_keep_of_a_caption_file_is_no_second_one(original, folder):
+    (original / folder).mkdir()
+    tiny.write_token_file(original / folder / "Flickr8k.token.txt", {"40_d.jpg": ["other"]})
+    assert load_flickr8k(original).splits["train"].captions[0] == "caption of 40_d.jpg ."
+
+
 @pytest.mark.parametrize("content", ["", "\n \r\n", "\ufeff"])
 def test_empty_token_file(original, content):
     (original / "Flickr8k.token.txt").write_text(content, encoding="utf-8")

@@ -150,3 +150,10 @@ def test_of_several_folders_those_with_listed_images_count(tmp_path):
 
 def test_normal_form_leaves_plain_names():
     assert (normal_form(DECOMPOSED), normal_form("A b.jpg")) == (COMPOSED, "A b.jpg")
+
+
+def test_a_link_that_leads_in_a_circle_stops_no_scan(tmp_path):
+    Image.new("L", (1, 1)).save(tmp_path / "a.png")
+    for name in ("b.jpg", "loop"):
+        os.symlink(name, tmp_path / name)
+    assert list_images(tmp_path) == ({"a.png"}, [], Counter({"*.jpg": 1, "loop": 1}))

@@ -21,6 +21,7 @@ def dataset_of(tmp_path, monkeypatch):
         folder.mkdir()
         for images in splits.values():
             for file, image in images.items():
+                (folder / file).parent.mkdir(exist_ok=True)
                 if isinstance(image, bytes):
                     (folder / file).write_bytes(image)
                 else:
@@ -86,6 +87,20 @@ def test_photos_named_by_date_stay_in_the_training_split(dataset_of):
         test={day[8]: picture(8)},
     )
     assert find_leaks(dataset, dataset) == []
+
+
+def test_splits_that_are_numbered_each_from_one_on_share_no_photos(dataset_of):
+    """People's own photos in COCO's form; between two data sets the number of COCO is an id."""
+    number = "{:012d}.jpg".format
+    dataset = dataset_of(
+        "coco",
+        train={f"train2017/{number(n)}": picture(n) for n in range(1, 5)},
+        val={f"val2017/{number(n)}": picture(50 + n) for n in range(1, 5)},
+    )
+    assert find_leaks(dataset, dataset) == []
+    other = dataset_of("own", val={number(3): picture(99)})
+    (leak,) = find_leaks(dataset, other)
+    assert (leak.kind, leak.train_image) == ("id", "train2017/000000000003.jpg")
 
 
 def test_flickr30k_gives_away_what_flickr8k_holds_out(dataset_of):

@@ -48,6 +48,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.wfile.write(content[: len(content) // 2])
         elif fault == "hang up":
             self.connection.close()
+        elif isinstance(fault, tuple) and fault[0] == "to":
+            self.send_response(302)
+            self.send_header("Location", fault[1])
+            self.end_headers()
         elif fault == "endless":
             self.send_response(200)
             self.end_headers()
@@ -232,6 +236,19 @@ def test_what_does_not_pass_is_an_error_with_the_url_and_the_last_reason(server,
 
 
 @pytest.mark.usefixtures("shards")
+def test_an_address_is_written_as_people_write_it(server):
+    write_numbered(server.folder / "café 1", [2])
+    assert len(remote(server, "café 1/00000.tar").splits["train"].images) == 2
+    assert tars_asked(server) == {"/caf%C3%A9%201/00000.tar": 1}
+
+
+def test_a_server_that_sends_us_to_an_address_that_is_none(server):
+    server.faults["/00000.tar"] = [("to", "http://[::1/x")]
+    with pytest.raises(ValueError, match=r"/00000\.tar, found: an address that cannot be asked for"):
+        remote(server, "00000.tar")
+    assert tars_asked(server) == {"/00000.tar": 1}
+
+
 def test_what_is_not_there_is_asked_for_once(server):
     with pytest.raises(
         FileNotFoundError, match=f"a shard at {server.url}/gone.tar, found: HTTP 404 File not"
@@ -307,6 +324,19 @@ def test_patterns_name_shards_in_their_order_each_once(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("folder", ["photos [2024]", "set {1}", "a*b", "what?"])
+def test_a_folder_that_is_there_by_name_is_no_pattern(tmp_path, monkeypatch, folder):
+    monkeypatch.setattr(paths, "ROOT", tmp_path / folder)
+    (tmp_path / folder / folder).mkdir(parents=True)
+    for shard in ("0.tar", "1.tar"):
+        (tmp_path / folder / folder / shard).touch()
+    inside, whole = folder, str(tmp_path / folder / folder)
+    for pattern in ("*.tar", "{0..1}.tar", "[01].tar"):
+        for start in (inside, whole, f"file://{whole}") if folder != "what?" else (inside, whole):
+            assert [p.name for p in find_shards([f"{start}/{pattern}"], "x")] == ["0.tar", "1.tar"]
+    assert [p.name for p in find_shards([f"{whole}/1.tar"], "x")] == ["1.tar"]
+
+
 @pytest.mark.parametrize(
     ("pattern", "kind", "message"),
     [
@@ -319,6 +349,19 @@ def test_patterns_name_shards_in_their_order_each_once(tmp_path, monkeypatch):
         ("a-{0}.tar", ValueError, r"expected \{first\.\.last\} or \{a,b\} in 'a-\{0\}\.tar', found \{0\}"),
         ("{0..999999999999}.tar", ValueError, "a pattern for 1 to 1,000,000 shards, found 1,000,000,000,000"),
         ("{0..9999}/{0..9999}.tar", ValueError, "a pattern for 1 to 1,000,000 shards, found 100,000,000"),
+        *(
+            (address, ValueError, r"x: expected an address such as https://host/shard\.tar, found 'http:")
+            for address in (
+                "http://h:port/a.tar",
+                "http://h:70000/a.tar",
+                "http:///a.tar",
+                "http://[::1/a.tar",
+                "http://.h/a.tar",
+                f"http://{'h' * 64}/a.tar",
+                "http:a.tar",
+            )
+        ),
+        ("a\0.tar", ValueError, r"x: expected a path or a URL, found 'a\\x00\.tar'"),
         ("{5..3}.tar", ValueError, "a pattern for 1 to 1,000,000 shards, found 0"),
     ],
 )

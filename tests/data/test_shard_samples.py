@@ -1,7 +1,10 @@
 """What is read of one tar: every member is in a sample or in a count, whatever a stranger wrote."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import random
 import tarfile
 import tracemalloc
@@ -226,12 +229,45 @@ def test_a_header_damaged_in_the_middle_is_seen(tmp_path):
     assert ([sample.key for sample in samples], fault) == (["0"], "it is cut short or damaged: no end mark")
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>" * 100, bytes(10), b"\x1f\x8b" * 600])
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>" * 100, bytes(10), b"\x1f\x8c" * 600])
 def test_a_file_that_is_no_tar(tmp_path, content):
     (tmp_path / "s.tar").write_bytes(content)
     _, samples, fault = read(tmp_path / "s.tar")
     assert samples == []
     assert fault.startswith("it is no whole tar file: ")
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_tar_is_called_that(tmp_path, compress):
+    content = compress(write_tar(tmp_path / "s.tar", [("a", GOOD)]).read_bytes())
+    (tmp_path / "s.tar").write_bytes(content)
+    _, samples, fault = read(tmp_path / "s.tar")
+    assert (samples, fault) == ([], "it is compressed: unpack it, since images are read at any place of it")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_numbers_that_nobody_reads_break_no_sample(tmp_path, number):
+    """img2dataset writes the columns of a table as they are, and unknown numbers in them are NaN."""
+    facts = f'{{"caption": "a dog", "punsafe": {number}}}'.encode()
+    _, samples, fault = read(write_tar(tmp_path / "s.tar", [("a", {"jpg": JPEG, "json": facts})]))
+    assert ([s.captions for s in samples], fault) == ([["a dog"]], None)
+
+
+def test_utf_16_without_its_mark_is_no_caption(tmp_path):
+    files = {"jpg": JPEG, "txt": "a\nb".encode("utf-16-le")}
+    reading, samples, _ = read(write_tar(tmp_path / "s.tar", [("a", files)]))
+    assert (samples, reading.broken) == ([], {"caption": (1, ["a"])})
+
+
+def test_what_a_nas_put_into_a_tar_is_hidden(tmp_path):
+    jpg = {"jpg": JPEG}
+    tar = write_tar(
+        tmp_path / "s.tar", [("a", GOOD), ("@eaDir/a.jpg/THUMB", jpg), ("#recycle/b", jpg), ("#c", jpg)]
+    )
+    reading, samples, _ = read(tar)
+    assert len(samples) == 1
+    assert reading.unused == {"hidden": (2, ["@eaDir/a.jpg/THUMB.jpg", "#recycle/b.jpg"])}
+    assert reading.broken == {"caption": (1, ["#c"])}
 
 
 def test_tars_that_were_joined_are_not_read_half_without_a_word(tmp_path):
