@@ -302,16 +302,17 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
 
 
 def _report(options: argparse.Namespace) -> int:
-    from mmlib.files import checked_name, printable, read_json
+    from mmlib.files import printable, read_json
     from mmlib.paths import shown
     from mmlib.reporting.index import write_index
+    from mmlib.reporting.state import report_folder
 
     problems = []
     if options.experiment:
         from mmlib.reporting.pipeline import render_again
 
         try:
-            name = checked_name(Path(options.experiment).name, "experiment")
+            name = report_folder(Path(options.experiment).name).name
         except ValueError as error:
             raise ParameterError(str(error)) from None
         report = render_again(name)

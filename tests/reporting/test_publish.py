@@ -161,3 +161,43 @@ def test_git_ignores_local_reports_and_what_is_private():
         f"reports/published/{name}" for name in ("index.html", "demo/01_train.html", "new/README.md")
     }
     assert ignored(*local, *never, *published) == local | never
+
+
+def test_a_report_that_names_or_links_what_lies_elsewhere_publishes_nothing_of_it(report):
+    """A thumbnail by a path is not followed, and a picture or a folder that is a link is refused."""
+    secret = paths.ROOT / "secret.png"
+    secret.write_bytes(b"secret")
+    results = report / "results.json"
+    values = json.loads(results.read_text())
+    results.write_text(json.dumps(values | {"thumbnail": {"file": "../../secret.png", "alt": ""}}))
+    publish("demo")
+    assert not (paths.REPORTS / "secret.png").exists()
+    before = files_below(paths.PUBLISHED)
+    (report / "figures" / "03_evaluate-x.png").symlink_to(secret)
+    with pytest.raises(FileNotFoundError, match=r"03_evaluate-x\.png, found one that lies elsewhere"):
+        publish("demo")
+    (report / "figures" / "03_evaluate-x.png").unlink()
+    (report / "figures").rename(paths.ROOT / "pictures")
+    (report / "figures").symlink_to(paths.ROOT / "pictures")
+    with pytest.raises(FileNotFoundError, match="found one that lies elsewhere"):
+        publish("demo")
+    with pytest.raises(OSError, match=r"could not write .*demo/figures: .*A symbolic link lies in its place"):
+        write_report("demo")
+    assert files_below(paths.PUBLISHED) == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("thumbnail", "x"), ("thumbnail", {"alt": 1}), ("notebooks", {"../x": {"page": None}}),
+        ("notebooks", {"a": "complete"}), ("notebooks", []), ("metrics", {"a": {}}), ("metrics", None),
+        ("ablations", {"a": {"arms": []}}), ("state", ["complete"]), ("reason", {}),
+    ],
+)  # fmt: skip
+def test_a_damaged_report_is_refused_by_name_before_anything_is_changed(field, value, report):
+    results = report / "results.json"
+    results.write_text(json.dumps(json.loads(results.read_text()) | {field: value}))
+    with pytest.raises(ValueError, match=r"results\.json|only a complete report|notebook: expected a name"):
+        publish("demo")
+    assert not (paths.PUBLISHED / "demo").exists()
+    assert "old" in (paths.ROOT / "README.md").read_text()
