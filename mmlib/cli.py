@@ -269,6 +269,12 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
             f"expected ranks to compare with in {options.compare}, found no such file; another call writes it"
             " with --ranks"
         )
+    for name, place in (("--out", options.out), ("--ranks", options.ranks)):
+        if place and (place.is_symlink() or (place.exists() and not place.is_file())):
+            raise ParameterError(
+                f"{name} {place}: expected the name of a file, which is replaced as a whole; found a"
+                " folder, a link, or a device"
+            )
     from mmlib.metrics.embeddings import compare_with, evaluate_embeddings, read_array, results_text
 
     protocol, data = options.protocol or "standard", options.data or "data not named"

@@ -48,9 +48,9 @@ def test_what_is_no_folder_is_refused_by_name(kind, tmp_path, monkeypatch):
     {"file": path.touch, "pipe": lambda: os.mkfifo(path), "link to itself": lambda: path.symlink_to(path)}[
         kind
     ]()
-    with pytest.raises(OSError, match=r"could not write .*/a: File exists. Something else lies in its place"):
-        with open_run("a"):
-            pass
+    message = r"could not write .*/a: File exists. Something else lies in its place"
+    with pytest.raises(OSError, match=message), open_run("a"):
+        pass
     assert run_state("a")[0] == "failed"
 
 

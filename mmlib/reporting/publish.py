@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from mmlib import paths
-from mmlib.files import checked_name, explained, flush_folder, locked, write_text_atomic
+from mmlib.files import checked_name, explained, flush_folder, locked, write_bytes_atomic, write_text_atomic
 from mmlib.reporting.ablation import ablation_table
 from mmlib.reporting.ablation_verdicts import ablation_verdicts
 from mmlib.reporting.index import write_index
@@ -44,8 +44,7 @@ def publish(experiment: str) -> Path:
     with locked(source, f"experiment {name!r}"), locked(paths.PUBLISHED, "the published reports"):
         files = _files_of(source, name)
         readme = renewed((paths.ROOT / "README.md").read_text(encoding="utf-8"), {name: source})
-        with explained(target):
-            _replace(target, source, files)
+        _replace(target, source, files)
         write_index(paths.PUBLISHED)
         with explained(paths.ROOT / "README.md"):
             write_text_atomic(paths.ROOT / "README.md", readme)
@@ -117,8 +116,8 @@ def _require(source: Path, file: str) -> None:
     if not path.is_file() or path.resolve() != source.resolve() / file:
         found = "one that lies elsewhere" if path.is_file() else "nothing"
         raise FileNotFoundError(
-            f"nothing to publish of {source.name!r}: expected {paths.shown(path)}, found {found}; make it with:"
-            f" make report EXPERIMENT={source.name}"
+            f"nothing to publish of {source.name!r}: expected {paths.shown(path)}, found {found}; make it"
+            f" with: make report EXPERIMENT={source.name}"
         )
 
 
@@ -129,11 +128,14 @@ def _replace(target: Path, source: Path, files: list[Path]) -> None:
         shutil.rmtree(stale, ignore_errors=True)
     try:
         for file in files:
-            (new / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / file, new / file)
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
+            with explained(target / file):
+                (new / file).parent.mkdir(parents=True, exist_ok=True)
+                write_bytes_atomic(new / file, (source / file).read_bytes())
+        flush_folder(new)
+        with explained(target):
+            if target.exists():
+                target.rename(old)
+            new.rename(target)
         flush_folder(target.parent)
     finally:
         if old.exists() and not target.exists():

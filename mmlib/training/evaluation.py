@@ -20,6 +20,7 @@ from mmlib.data.batches import SplitTensors
 from mmlib.data.judgements import find_judgements
 from mmlib.files import InUse
 from mmlib.metrics import RetrievalRanks, paired_ranks, retrieval_ranks, summarise
+from mmlib.metrics.compare import held_out_fingerprint
 from mmlib.model import DualEncoder, MemoryNetwork, build_model
 from mmlib.training.assembly import split_tensors
 from mmlib.training.checkpoint import (
@@ -158,7 +159,7 @@ def _dataset_of(run: str, config: TrainConfig, data_root: str | None, loaded: di
     loaded[key] = dataset
     there = stored_environment(run)["data"]
     if config.dataset == "shards":
-        there = {**there, "fingerprint": there["held_out_fingerprint"]}
+        there = {**there, "fingerprint": held_out_fingerprint(there)}
     check_same_data(run, dataset.name, dataset.fingerprint, there)
     return dataset
 

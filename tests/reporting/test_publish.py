@@ -1,14 +1,17 @@
 """Publishing: complete reports alone, nothing private, whole or not at all, and README renewed with them."""
 
 import base64
+import errno
 import io
 import json
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import nbformat
 import pytest
+from faults.events import watched
 from PIL import Image
 
 from mmlib import paths
@@ -99,22 +102,6 @@ def test_what_is_missing_or_incomplete_is_refused_and_what_stands_is_kept(report
     assert (paths.ROOT / "README.md").read_text() == readme
 
 
-def test_a_copy_that_fails_leaves_what_was_published(report, monkeypatch):
-    publish("demo")
-    before = {file: (paths.PUBLISHED / file).read_bytes() for file in files_below(paths.PUBLISHED)}
-
-    def full(source, target):
-        if source.name == "README.md":
-            raise OSError(28, "No space left on device")
-        target.write_bytes(b"new")
-
-    monkeypatch.setattr("mmlib.reporting.publish.shutil.copyfile", full)
-    with pytest.raises(OSError, match=r"could not write reports/published/demo: No space.*Free some space"):
-        publish("demo")
-    after = {file: (paths.PUBLISHED / file).read_bytes() for file in files_below(paths.PUBLISHED)}
-    assert after == before
-
-
 def test_a_readme_that_quotes_what_a_report_lacks_is_not_touched(report):
     text = "<!-- ablation: demo -->\nold\n<!-- end -->\n"
     (paths.ROOT / "README.md").write_text(text)
@@ -201,3 +188,38 @@ def test_a_damaged_report_is_refused_by_name_before_anything_is_changed(field, v
         publish("demo")
     assert not (paths.PUBLISHED / "demo").exists()
     assert "old" in (paths.ROOT / "README.md").read_text()
+
+
+def test_what_is_published_is_on_the_disk_before_it_takes_its_place(report, monkeypatch):
+    flushed, rename = set(), Path.rename
+    fsync = os.fsync
+
+    def synced(descriptor):
+        fsync(descriptor)
+        flushed.add(os.fstat(descriptor).st_ino)
+
+    def renamed(path, target):
+        if path.name == ".new":
+            assert {found.stat().st_ino for found in (path, *path.rglob("*"))} <= flushed
+            flushed.add("all")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    publish("demo")
+    assert "all" in flushed
+
+
+@pytest.mark.parametrize("name", ["README.md", "03_evaluate-loss.png", "results.json"])
+def test_a_disk_that_is_full_is_told_with_the_file_and_the_old_report_stands(name, report, monkeypatch):
+    publish("demo")
+    before = {file: (paths.PUBLISHED / file).read_bytes() for file in files_below(paths.PUBLISHED)}
+
+    def happens(number: int, kind: str, file: str) -> None:
+        if (kind, file) == ("write", name):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    message = rf"could not write .*demo/.*{name}: Input/output error"
+    with watched([paths.PUBLISHED], happens), pytest.raises(OSError, match=message):
+        publish("demo")
+    assert {file: (paths.PUBLISHED / file).read_bytes() for file in files_below(paths.PUBLISHED)} == before

@@ -257,3 +257,15 @@ def test_a_run_that_is_trained_anew_while_it_is_evaluated_keeps_its_own_results(
     with pytest.raises(FileNotFoundError, match="no run 'tiny'"):
         tiny_evaluate()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"kind": 0}, {"kind": {}}, {"vocabulary": 1.5}, {"vocabulary": [{}, 1]}, {"vocabulary": None}, {}],
+)
+def test_a_damaged_tokenizer_is_refused_by_the_name_of_its_file(change, trained, tiny_place):
+    shutil.copytree(trained / "tiny", tiny_place / "tiny")
+    path = tiny_place / "tiny" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change if change else {}))
+    with pytest.raises(ValueError, match=r"tiny/tokenizer\.json"):
+        tiny_evaluate()
