@@ -269,6 +269,12 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
             f"expected ranks to compare with in {options.compare}, found no such file; another call writes it"
             " with --ranks"
         )
+    for name, place in (("--out", options.out), ("--ranks", options.ranks)):
+        if place and (place.is_symlink() or (place.exists() and not place.is_file())):
+            raise ParameterError(
+                f"{name} {place}: expected the name of a file, which is replaced as a whole; found a"
+                " folder, a link, or a device"
+            )
     from mmlib.metrics.embeddings import compare_with, evaluate_embeddings, read_array, results_text
 
     protocol, data = options.protocol or "standard", options.data or "data not named"
@@ -302,16 +308,17 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
 
 
 def _report(options: argparse.Namespace) -> int:
-    from mmlib.files import checked_name, printable, read_json
+    from mmlib.files import printable, read_json
     from mmlib.paths import shown
     from mmlib.reporting.index import write_index
+    from mmlib.reporting.state import report_folder
 
     problems = []
     if options.experiment:
         from mmlib.reporting.pipeline import render_again
 
         try:
-            name = checked_name(Path(options.experiment).name, "experiment")
+            name = report_folder(Path(options.experiment).name).name
         except ValueError as error:
             raise ParameterError(str(error)) from None
         report = render_again(name)

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import socket
+import stat
 import time
 import unicodedata
 import uuid
@@ -43,9 +44,13 @@ _WHAT_TO_DO = {
     errno.ENOENT: "Its folder is gone: it was deleted or moved while this was at work",
     errno.ESTALE: "Its folder is gone: it was deleted or moved while this was at work",
     errno.ENOTDIR: "A file lies where its folder should be: move it away, or choose another folder",
+    errno.EISDIR: "A folder lies in its place: move it away and start again",
+    errno.EEXIST: "Something else lies in its place: move it away and start again",
+    errno.ELOOP: "A symbolic link lies in its place: remove it and start again",
 }
 
 _LOCK = ".lock"  # in a locked folder: who holds it
+_RECORD = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # never what a link in its place leads to
 _TRIES = 1000  # a millisecond apart, to take a lock that others only ask about
 
 
@@ -134,7 +139,7 @@ def locked(folder: Path, what: str) -> Iterator[FolderLock]:
         with explained(folder):
             descriptor = _hold(folder, os.O_RDONLY, held)
         with explained(folder / _LOCK):
-            record = None if descriptor is None else _hold(folder / _LOCK, os.O_RDWR | os.O_CREAT, held)
+            record = None if descriptor is None else _hold(folder / _LOCK, _RECORD, held)
         if descriptor is None or record is None:
             raise InUse(
                 f"{what} is being written by another process ({_named(folder)}); wait for it, stop it, or"
@@ -150,9 +155,9 @@ def holder(folder: Path) -> str | None:
 
     Nothing is written, and a process that takes the lock meanwhile gets it.
     """
-    for path in (folder, folder / _LOCK):
+    for path, flags in ((folder, os.O_DIRECTORY), (folder / _LOCK, os.O_NOFOLLOW | os.O_NONBLOCK)):
         with contextlib.ExitStack() as opened, contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY | flags)
             opened.callback(os.close, descriptor)
             if not _is_free(descriptor):
                 return _named(folder)
@@ -166,12 +171,14 @@ def _hold(path: Path, flags: int, held: contextlib.ExitStack) -> int | None:
             path.mkdir(parents=True, exist_ok=True)
             flush_folder(path.parent)
         try:
-            descriptor = os.open(path, flags, 0o666)
+            descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
         except FileNotFoundError:
             if flags & os.O_CREAT:
                 raise
             continue  # the folder was deleted since it was made
         try:
+            if flags & os.O_CREAT and not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise FileExistsError(errno.EEXIST, "it is no regular file")
             if not _take(descriptor):
                 os.close(descriptor)
                 return None
@@ -215,8 +222,10 @@ def _is_free(descriptor: int) -> bool:
 def _is_at(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
+        raise
 
 
 def _sign(record: int, text: str | None = None) -> None:
@@ -230,9 +239,12 @@ def _sign(record: int, text: str | None = None) -> None:
 
 
 def _named(folder: Path) -> str:
-    with contextlib.suppress(OSError), open(folder / _LOCK, "rb") as file:
-        return printable(file.read(200).decode(errors="replace").strip()) or "it has not said which"
-    return "it has not said which"
+    text = b""
+    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+        record = os.open(folder / _LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        opened.callback(os.close, record)
+        text = os.read(record, 200)
+    return printable(text.decode(errors="replace").strip()) or "it has not said which"
 
 
 @contextlib.contextmanager

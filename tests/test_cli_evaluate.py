@@ -1,6 +1,7 @@
 """`mmlib evaluate` of files: the numbers of a plain loop, a verdict, and an error for all that is wrong."""
 
 import json
+import os
 import pickle
 
 import numpy as np
@@ -246,3 +247,16 @@ def test_folds_have_no_ranks_to_write(capsys, files):
     assert evaluate(*words, texts="images.npy") == 2
     assert "'coco_1k_folds' ranks in folds, which have no file of ranks" in capsys.readouterr().err
     assert not (files / "x.npz").exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--ranks"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_only_a_file_is_replaced_by_results(option, kind, capsys, files):
+    """A device, as /dev/null or /dev/stdout, would be gone for all programs."""
+    place = files / "place"
+    make = {"folder": place.mkdir, "pipe": lambda: os.mkfifo(place), "link": lambda: place.symlink_to("x")}
+    make[kind]()
+    before = place.lstat()
+    assert evaluate(option, str(place)) == 2
+    assert f"error: {option} {place}: expected the name of a file" in capsys.readouterr().err
+    assert (place.lstat().st_ino, place.lstat().st_mode) == (before.st_ino, before.st_mode)

@@ -2,12 +2,11 @@
 
 import pandas as pd
 
-from mmlib.files import read_json
 from mmlib.metrics import RetrievalRanks, summarise
 from mmlib.metrics.compare import held_out_fingerprint, measured_on, why_not_comparable
 from mmlib.reporting.tables import Table
 from mmlib.training.ablation import members
-from mmlib.training.runs import read_result, run_folder, run_state
+from mmlib.training.runs import read_result, run_folder, run_state, stored_environment
 
 
 def ablation_checks(record: dict) -> Table:
@@ -57,7 +56,7 @@ def _states(runs: list[dict], now: bool = False) -> dict[str, str]:
 
 
 def _data(run: str) -> dict:
-    data = read_json(run_folder(run) / "environment.json")["data"]
+    data = stored_environment(run)["data"]
     return {"data": data["name"], "fingerprint": held_out_fingerprint(data)}
 
 

@@ -136,6 +136,8 @@ def _execute(step: Step, copy: Path, outdated: bool) -> tuple[str, str | None]:
     if outdated and "overwrite" in step.accepted:
         parameters["overwrite"] = True
     copy.parent.mkdir(parents=True, exist_ok=True)
+    if copy.is_symlink():  # papermill would write where it leads
+        copy.unlink()
     # It warns of parameters that are not in the notebook's cell; `plan` has checked every name.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     stopped: tuple[str, str] | None = None

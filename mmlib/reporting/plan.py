@@ -17,8 +17,9 @@ from mmlib.config import (
     read_values,
     refuse_unread,
 )
-from mmlib.files import checked_name, nearest
+from mmlib.files import nearest
 from mmlib.params import notebook_defaults, read_yaml
+from mmlib.reporting.state import report_folder
 from mmlib.training.ablation_plan import plan_grid
 
 ON_DISK = {"flickr8k": "Flickr8k", "flickr30k": "Flickr30k", "coco": "MS-COCO"}
@@ -74,12 +75,8 @@ def plan(params_dir: str | Path, overrides: Mapping[str, Any]) -> tuple[str, lis
 
 def _checked(experiment: str) -> str:
     """The name, if a report's folder can have it."""
-    if experiment == paths.PUBLISHED.name:
-        raise ParameterError(
-            f"an experiment cannot be called {experiment!r}, the folder of published reports; rename it"
-        )
     try:
-        return checked_name(experiment, "name of an experiment")
+        return report_folder(experiment).name
     except ValueError as error:
         raise ParameterError(f"{error}; rename its folder") from None
 

@@ -9,12 +9,15 @@ import shutil
 from pathlib import Path
 
 from mmlib import paths
-from mmlib.files import checked_name, explained, flush_folder, locked, read_json, write_text_atomic
+from mmlib.files import checked_name, explained, flush_folder, locked, write_bytes_atomic, write_text_atomic
 from mmlib.reporting.ablation import ablation_table
 from mmlib.reporting.ablation_verdicts import ablation_verdicts
 from mmlib.reporting.index import write_index
 from mmlib.reporting.overview import markdown_table
+from mmlib.reporting.report import THUMBNAIL
+from mmlib.reporting.state import report_folder
 from mmlib.reporting.tables import results_table
+from mmlib.training.stored import Report, read_stored
 
 # What README.md quotes stands between two comments, the first of which names the experiment.
 QUOTED = re.compile(r"(<!-- (results|ablation): ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -35,14 +38,13 @@ def publish(experiment: str) -> Path:
         InUse: the experiment is at work.
         OSError: it could not be copied; what was published before stands.
     """
-    name = checked_name(experiment, "experiment")
-    source, target = paths.REPORTS / name, paths.PUBLISHED / name
-    _require(source / "results.json", name)
+    name, source = experiment, report_folder(experiment)
+    target = paths.PUBLISHED / name
+    _require(source, "results.json")
     with locked(source, f"experiment {name!r}"), locked(paths.PUBLISHED, "the published reports"):
         files = _files_of(source, name)
         readme = renewed((paths.ROOT / "README.md").read_text(encoding="utf-8"), {name: source})
-        with explained(target):
-            _replace(target, source, files)
+        _replace(target, source, files)
         write_index(paths.PUBLISHED)
         with explained(paths.ROOT / "README.md"):
             write_text_atomic(paths.ROOT / "README.md", readme)
@@ -63,13 +65,13 @@ def renewed(text: str, instead: dict[str, Path]) -> str:
     def quote(found: re.Match) -> str:
         experiment = found[3]
         path = instead.get(experiment, paths.PUBLISHED / experiment) / "results.json"
-        report = read_json(path)
+        report = read_stored(path, Report)
         try:
             lines = (_results if found[2] == "results" else _verdicts)(report)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(
                 f"README.md quotes the {found[2]} of {experiment!r}, which {paths.shown(path)} does not give:"
-                f" {type(error).__name__}: {error}"
+                f" {error}"
             ) from None
         return "\n".join([found[1].rstrip(), *lines, found[4]])
 
@@ -82,7 +84,7 @@ def _results(report: dict) -> list[str]:
 
 
 def _verdicts(report: dict) -> list[str]:
-    if not report["ablations"]:
+    if not report.get("ablations"):
         raise ValueError("it has no ablation")
     lines = []
     for record in report["ablations"].values():
@@ -93,29 +95,29 @@ def _verdicts(report: dict) -> list[str]:
 
 def _files_of(source: Path, name: str) -> list[Path]:
     """What is published of a report, relative to its folder, after a check that it is complete."""
-    report = read_json(source / "results.json")
-    notebooks = report.get("notebooks")
-    states = [report, *notebooks.values()] if isinstance(notebooks, dict) and notebooks else [{}]
-    if not all(isinstance(part, dict) and part.get("state") == "complete" for part in states):
+    report = read_stored(source / "results.json", Report)
+    states = [report["state"], *(notebook.get("state") for notebook in report["notebooks"].values())]
+    if len(states) == 1 or set(states) != {"complete"}:
         raise ValueError(
-            f"only a complete report is published, found {paths.shown(source)} to be"
-            f" {report.get('state')!r} ({report.get('reason') or 'no reason given'}); run it to its end:"
-            f" make report EXPERIMENT={name}"
+            f"only a complete report is published, found {paths.shown(source)} to be {report['state']!r}"
+            f" ({report['reason'] or 'no reason given'}); run it to its end: make report EXPERIMENT={name}"
         )
-    pages = [f"{checked_name(notebook, 'notebook')}.html" for notebook in notebooks]
+    pages = [f"{checked_name(notebook, 'notebook')}.html" for notebook in report["notebooks"]]
     figures = [f"figures/{path.name}" for path in sorted((source / "figures").glob("*.png"))]
     files = ["results.json", "README.md", *pages, *figures]
-    thumbnail = report["thumbnail"]["file"] if report.get("thumbnail") else None
-    for file in files if thumbnail in (None, *figures) else [*files, str(thumbnail)]:
-        _require(source / file, name)
+    for file in files if not report["thumbnail"] or THUMBNAIL in figures else [*files, THUMBNAIL]:
+        _require(source, file)
     return [Path(file) for file in files]
 
 
-def _require(path: Path, name: str) -> None:
-    if not path.is_file():
+def _require(source: Path, file: str) -> None:
+    """Passes if a report has this file, and it is no link to another place."""
+    path = source / file
+    if not path.is_file() or path.resolve() != source.resolve() / file:
+        found = "one that lies elsewhere" if path.is_file() else "nothing"
         raise FileNotFoundError(
-            f"nothing to publish of {name!r}: expected {paths.shown(path)}, found nothing; make it with:"
-            f" make report EXPERIMENT={name}"
+            f"nothing to publish of {source.name!r}: expected {paths.shown(path)}, found {found}; make it"
+            f" with: make report EXPERIMENT={source.name}"
         )
 
 
@@ -126,11 +128,14 @@ def _replace(target: Path, source: Path, files: list[Path]) -> None:
         shutil.rmtree(stale, ignore_errors=True)
     try:
         for file in files:
-            (new / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / file, new / file)
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
+            with explained(target / file):
+                (new / file).parent.mkdir(parents=True, exist_ok=True)
+                write_bytes_atomic(new / file, (source / file).read_bytes())
+        flush_folder(new)
+        with explained(target):
+            if target.exists():
+                target.rename(old)
+            new.rename(target)
         flush_folder(target.parent)
     finally:
         if old.exists() and not target.exists():

@@ -5,7 +5,9 @@
 """
 
 import dataclasses
+import errno
 import io
+import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -58,6 +60,10 @@ def write_report(experiment: str) -> Path:
     results = [run.result for name, run in runs.items() if name in mentioned and run.result]
     shared = [page.name for page in pages if page.href in files]
     text = overview(experiment, state, reason, shared, list(files), results, list(ablations.values()))
+    for name in ("figures", "private"):
+        with explained(folder / name):
+            if (folder / name).is_symlink():  # a stranger's may lead anywhere
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     for name, content in files.items():
         _write(folder / name, content)
     write_json(

@@ -72,9 +72,11 @@ def report_folder(experiment: str) -> Path:
     """Where the report of an experiment lies, or will lie.
 
     Raises:
-        ValueError: the name cannot be that of a folder, see `checked_name`.
+        ValueError: the name cannot be that of a folder, see `checked_name`, or is taken in `reports/`.
     """
-    return paths.REPORTS / checked_name(experiment, "experiment")
+    if checked_name(experiment, "experiment").casefold() in (paths.PUBLISHED.name, "index.html"):
+        raise ValueError(f"experiment: {experiment!r} is taken, for the published reports or the index")
+    return paths.REPORTS / experiment
 
 
 def experiment_pages(experiment: str) -> tuple[Page, ...]:
@@ -126,7 +128,8 @@ def read_run(run: str) -> RunFiles:
         try:
             return reader(run)
         except (OSError, ValueError) as error:
-            files.problems.append(str(error))
+            if not (files.state == "running" and isinstance(error, FileNotFoundError)):  # yet to come
+                files.problems.append(str(error))
             return otherwise
 
     if not is_name(run) or not run_folder(run).is_dir():

@@ -18,7 +18,9 @@ from mmlib.config import DataConfig, EvaluateConfig, ParameterError, TrainConfig
 from mmlib.data import Dataset, Tokenizer, load_dataset
 from mmlib.data.batches import SplitTensors
 from mmlib.data.judgements import find_judgements
+from mmlib.files import InUse
 from mmlib.metrics import RetrievalRanks, paired_ranks, retrieval_ranks, summarise
+from mmlib.metrics.compare import held_out_fingerprint
 from mmlib.model import DualEncoder, MemoryNetwork, build_model
 from mmlib.training.assembly import split_tensors
 from mmlib.training.checkpoint import (
@@ -39,6 +41,7 @@ from mmlib.training.runs import (
     run_folder,
     stored_config,
     stored_environment,
+    traces,
 )
 from mmlib.training.slots import slot_readers
 
@@ -54,6 +57,7 @@ class LoadedRun:
     model: DualEncoder
     tokenizer: Tokenizer
     epoch: int  # at whose end the weights were
+    traces: dict[str, tuple]  # of its folder when it was read
 
 
 def load_run(run: str, checkpoint: str, device: torch.device, wise_ft: float = 1.0) -> LoadedRun:
@@ -72,6 +76,7 @@ def load_run(run: str, checkpoint: str, device: torch.device, wise_ft: float = 1
         ParameterError: `wise_ft` for a run that started from random weights.
     """
     require_complete(run)
+    there = traces(run)
     config = stored_config(run)
     tokenizer = stored_tokenizer(run)
     path = run_folder(run) / f"{checkpoint}.pt"
@@ -85,7 +90,7 @@ def load_run(run: str, checkpoint: str, device: torch.device, wise_ft: float = 1
     if wise_ft < 1:
         weights = interpolate_weights(_first_weights(run, config, tokenizer), weights, wise_ft)
     load_weights(path, model, weights)
-    return LoadedRun(config, model.to(device).eval(), tokenizer, content["position"]["epoch"] - 1)
+    return LoadedRun(config, model.to(device).eval(), tokenizer, content["position"]["epoch"] - 1, there)
 
 
 def _first_weights(run: str, config: TrainConfig, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
@@ -121,6 +126,7 @@ def evaluate(config: EvaluateConfig) -> list[dict]:
     Raises:
         FileNotFoundError, ValueError: a run that is missing, not complete or damaged, or data that are
             not those of the run.
+        InUse: a run is at work, or was trained anew meanwhile.
     """
     fabric = build_fabric(config)
     loaded = {run: load_run(run, config.checkpoint, fabric.device, config.wise_ft) for run in config.runs}
@@ -153,7 +159,7 @@ def _dataset_of(run: str, config: TrainConfig, data_root: str | None, loaded: di
     loaded[key] = dataset
     there = stored_environment(run)["data"]
     if config.dataset == "shards":
-        there = {**there, "fingerprint": there["held_out_fingerprint"]}
+        there = {**there, "fingerprint": held_out_fingerprint(there)}
     check_same_data(run, dataset.name, dataset.fingerprint, there)
     return dataset
 
@@ -202,7 +208,12 @@ def _evaluate_run(
             embed_captions(model, parts.tokenizer, captions, parts.config.max_tokens).cpu().numpy()
         ),
     )
+    require_complete(run)  # a run that was deleted meanwhile must not come back as an empty folder
     with open_run(run) as folder:
+        if traces(run) != parts.traces:
+            raise InUse(
+                f"run {run!r} was trained anew while it was evaluated; nothing was written: evaluate it again"
+            )
         # Results that are there say that the rest is of the same evaluation, so they go first and come last.
         (folder.path / "results.json").unlink(missing_ok=True)
         for name, values in arrays.items():

@@ -54,13 +54,10 @@ def run_grid(config: AblationConfig, log: Log = print) -> dict:
             " one run together; start the command without torchrun"
         )
     planned = plan_grid(config)
-    if config.overwrite:
-        for run in [run.name for run in planned if run_folder(run.name).exists()] + [config.run]:
-            with open_run(run, overwrite=True):
-                pass
-    _check_folders(config, planned)
+    if not config.overwrite:
+        _check_folders(config, planned)
     arms = arms_of(planned)
-    with _announced(config, arms):
+    with _announced(config, planned, arms):
         _work_through(config, arms, log)
         record = ablation_record(config, planned)
         write_ablation(record)
@@ -83,9 +80,13 @@ def _check_folders(config: AblationConfig, planned: list[PlannedRun]) -> None:
 
 
 @contextlib.contextmanager
-def _announced(config: AblationConfig, arms: Arms) -> Iterator[None]:
-    """Holds the ablation's folder and keeps its `status.json` true."""
-    with open_run(config.run):
+def _announced(config: AblationConfig, planned: list[PlannedRun], arms: Arms) -> Iterator[None]:
+    """Holds the ablation's folder and keeps its `status.json` true; its runs are emptied under its lock."""
+    with open_run(config.run, config.overwrite):
+        for run in planned if config.overwrite else ():
+            if run_folder(run.name).exists():
+                with open_run(run.name, overwrite=True):
+                    pass
         if not all(_is_done(run, final, config.split) for run, final in _due(arms)):
             record_status(config.run, "running")
         try:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mmlib import paths
 from mmlib.data import Tokenizer
 from mmlib.files import read_json
 from mmlib.training.runs import run_folder, stored_environment
@@ -38,7 +39,17 @@ def stored_tokenizer(run: str) -> Tokenizer:
     Raises:
         FileNotFoundError, ValueError: there is none, or its file is damaged.
     """
-    return Tokenizer.from_state(read_json(run_folder(run) / "tokenizer.json"))
+    path = run_folder(run) / "tokenizer.json"
+    state = read_json(path)
+    try:
+        return Tokenizer.from_state(state)
+    except ValueError as error:
+        raise ValueError(f"{paths.shown(path)}: {error}") from None
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
+        reason = f"expected a tokenizer, found {type(error).__name__}: {error}"
+        raise ValueError(
+            f"{paths.shown(path)} is damaged: {reason:.300}; bring it back from a copy"
+        ) from None
 
 
 def check_same_data(run: str, name: str, fingerprint: str, there: dict | None = None) -> None:

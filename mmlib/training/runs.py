@@ -195,14 +195,27 @@ def run_state(run: str) -> tuple[str, str | None]:
     """State of a run and the reason, if any.
 
     A run that says `running` while no process holds its folder was killed: nothing had the time to
-    write that down, so it is found out here.  Nothing is written, and no other process is held up.
+    write that down, so it is found out here.  One that is held and has said nothing yet is being started.
+    Nothing is written, and no other process is held up.
     """
+    said = _said(run)
+    while said[0] in ("running", "nothing"):
+        if holder(run_folder(run)):
+            return "running", None
+        before, said = said, _said(run)  # it may have ended, and said so, since it was read
+        if said == ("running", None):
+            said = "killed", "a process of it ended without a word (killed, or the machine went down)"
+        elif said == before:
+            said = "failed", said[1]
+    return said
+
+
+def _said(run: str) -> tuple[str, str | None]:
+    """State and reason as a run's `status.json` has them; `nothing`, and what was expected, without one."""
     try:
         status = read_status(run)
     except (OSError, ValueError) as error:
-        return "failed", str(error)
-    if status["state"] == "running" and not holder(run_folder(run)):
-        return "killed", "a process of it ended without a word (killed, or the machine went down)"
+        return "nothing" if isinstance(error, FileNotFoundError) else "failed", str(error)
     return status["state"], status.get("reason")
 
 
@@ -328,12 +341,30 @@ def open_run(run: str, overwrite: bool = False) -> Iterator[RunFolder]:
     with locked(folder, f"run {run!r}") as lock:
         # Under the lock, unfinished files can only be a killed process's.
         for stale in folder.glob("*.part"):
-            stale.unlink()
+            _remove(stale)
         if overwrite:
             # What says "a complete run" goes first: killed halfway, the rest must not pass for one.
             first = ("status.json", "config.json", "last.pt")
             rest = sorted(path.name for path in folder.iterdir() if path.name not in (*first, ".lock"))
             for path in (folder / name for name in (*first, *rest)):
-                if path.exists():
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _remove(path)
         yield RunFolder(folder, lock)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file or a folder; of a link, the link alone."""
+    with explained(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def traces(run: str) -> dict[str, tuple]:
+    """What tells whether a run's folder was written to: its parameters and what a run goes on from."""
+    found = {}
+    for name in ("config.json", "history.jsonl", "last.pt", "best.pt"):
+        with contextlib.suppress(FileNotFoundError):
+            file = (run_folder(run) / name).stat()
+            found[name] = (file.st_ino, file.st_size, file.st_mtime_ns)
+    return found

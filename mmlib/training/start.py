@@ -38,6 +38,7 @@ from mmlib.training.runs import (
     run_state,
     stored_config,
     stored_environment,
+    traces,
 )
 from mmlib.training.stopping import stop_requests
 
@@ -142,7 +143,7 @@ def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: st
 class _Ready:
     """All that a training needs besides its folder."""
 
-    found: dict  # what was in the folder, by `_traces`
+    found: dict  # what was in the folder, by `traces`
     path: Path | None
     resumed: dict | None
     data_identity: dict
@@ -163,7 +164,7 @@ def _prepare(
     processes: Processes,
 ) -> _Ready | None:
     """Reads and checks everything and touches nothing; None if the run is complete."""
-    found = _traces(config.run)
+    found = traces(config.run)
     if not config.overwrite and _is_finished(config, parent, if_complete, log):
         return None
     dataset = load_dataset(config)
@@ -338,7 +339,7 @@ def _finished_since(
         FileExistsError: it completed it and `if_complete` is `refuse`, or it began another run there.
         InUse: it trained a part of it.
     """
-    if _traces(config.run) == found:
+    if traces(config.run) == found:
         return False
     if _is_finished(config, parent, if_complete, log):
         return True
@@ -346,16 +347,6 @@ def _finished_since(
         f"run {config.run!r} was changed by another process while this one got ready; start again: it goes on"
         " from there"
     )
-
-
-def _traces(run: str) -> dict[str, tuple]:
-    """What tells whether a run's folder was written to: its parameters and what a run goes on from."""
-    traces = {}
-    for name in ("config.json", "history.jsonl", "last.pt", "best.pt"):
-        with contextlib.suppress(FileNotFoundError):
-            found = (run_folder(run) / name).stat()
-            traces[name] = (found.st_ino, found.st_size, found.st_mtime_ns)
-    return traces
 
 
 def _parent_path(parent: Parent | None) -> Path | None:

@@ -46,6 +46,12 @@ HOSTILE = (
     f'<form action="javascript:{ACT}"><button formaction="javascript:{ACT}">b</button></form>',
     '<span class="badge complete">complete</span><p class="banner" id="x" role="alert">a finished run</p>',
     f"<!--><img src=x onerror={ACT}>--><![CDATA[<img src=x onerror={ACT}>]]>",
+    f'<? a="><script>{ACT}</script>"><! a="><script>{ACT}</script>"></ a="><script>{ACT}</script>">',
+    f"<svg></p><style><a id=\"</style><img src=x onerror={ACT}>\"></svg><xmp><img src=x onerror={ACT}></xmp>",
+    f'<noembed><img title="</noembed><img src=x onerror={ACT}>"></noembed><textarea><svg onload={ACT}>',
+    f'</textarea></pre></div></main><img alt="<x" title="><img src=x onerror={ACT}>">',
+    '<p style="b\\61ckground: u\\72l(/loaded.png); color: red; content: url(/loaded.png)">p</p>',
+    f'<svg><use href="data:image/svg+xml,<svg id=x onload={ACT}>#x"/></svg><math href="javascript:{ACT}">',
 )  # fmt: skip
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n and so on").decode()
 

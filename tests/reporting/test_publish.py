@@ -1,14 +1,17 @@
 """Publishing: complete reports alone, nothing private, whole or not at all, and README renewed with them."""
 
 import base64
+import errno
 import io
 import json
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import nbformat
 import pytest
+from faults.events import watched
 from PIL import Image
 
 from mmlib import paths
@@ -99,22 +102,6 @@ def test_what_is_missing_or_incomplete_is_refused_and_what_stands_is_kept(report
     assert (paths.ROOT / "README.md").read_text() == readme
 
 
-def test_a_copy_that_fails_leaves_what_was_published(report, monkeypatch):
-    publish("demo")
-    before = {file: (paths.PUBLISHED / file).read_bytes() for file in files_below(paths.PUBLISHED)}
-
-    def full(source, target):
-        if source.name == "README.md":
-            raise OSError(28, "No space left on device")
-        target.write_bytes(b"new")
-
-    monkeypatch.setattr("mmlib.reporting.publish.shutil.copyfile", full)
-    with pytest.raises(OSError, match=r"could not write reports/published/demo: No space.*Free some space"):
-        publish("demo")
-    after = {file: (paths.PUBLISHED / file).read_bytes() for file in files_below(paths.PUBLISHED)}
-    assert after == before
-
-
 def test_a_readme_that_quotes_what_a_report_lacks_is_not_touched(report):
     text = "<!-- ablation: demo -->\nold\n<!-- end -->\n"
     (paths.ROOT / "README.md").write_text(text)
@@ -161,3 +148,78 @@ def test_git_ignores_local_reports_and_what_is_private():
         f"reports/published/{name}" for name in ("index.html", "demo/01_train.html", "new/README.md")
     }
     assert ignored(*local, *never, *published) == local | never
+
+
+def test_a_report_that_names_or_links_what_lies_elsewhere_publishes_nothing_of_it(report):
+    """A thumbnail by a path is not followed, and a picture or a folder that is a link is refused."""
+    secret = paths.ROOT / "secret.png"
+    secret.write_bytes(b"secret")
+    results = report / "results.json"
+    values = json.loads(results.read_text())
+    results.write_text(json.dumps(values | {"thumbnail": {"file": "../../secret.png", "alt": ""}}))
+    publish("demo")
+    assert not (paths.REPORTS / "secret.png").exists()
+    before = files_below(paths.PUBLISHED)
+    (report / "figures" / "03_evaluate-x.png").symlink_to(secret)
+    with pytest.raises(FileNotFoundError, match=r"03_evaluate-x\.png, found one that lies elsewhere"):
+        publish("demo")
+    (report / "figures" / "03_evaluate-x.png").unlink()
+    (report / "figures").rename(paths.ROOT / "pictures")
+    (report / "figures").symlink_to(paths.ROOT / "pictures")
+    with pytest.raises(FileNotFoundError, match="found one that lies elsewhere"):
+        publish("demo")
+    with pytest.raises(OSError, match=r"could not write .*demo/figures: .*A symbolic link lies in its place"):
+        write_report("demo")
+    assert files_below(paths.PUBLISHED) == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("thumbnail", "x"), ("thumbnail", {"alt": 1}), ("notebooks", {"../x": {"page": None}}),
+        ("notebooks", {"a": "complete"}), ("notebooks", []), ("metrics", {"a": {}}), ("metrics", None),
+        ("ablations", {"a": {"arms": []}}), ("state", ["complete"]), ("reason", {}),
+    ],
+)  # fmt: skip
+def test_a_damaged_report_is_refused_by_name_before_anything_is_changed(field, value, report):
+    results = report / "results.json"
+    results.write_text(json.dumps(json.loads(results.read_text()) | {field: value}))
+    with pytest.raises(ValueError, match=r"results\.json|only a complete report|notebook: expected a name"):
+        publish("demo")
+    assert not (paths.PUBLISHED / "demo").exists()
+    assert "old" in (paths.ROOT / "README.md").read_text()
+
+
+def test_what_is_published_is_on_the_disk_before_it_takes_its_place(report, monkeypatch):
+    flushed, rename = set(), Path.rename
+    fsync = os.fsync
+
+    def synced(descriptor):
+        fsync(descriptor)
+        flushed.add(os.fstat(descriptor).st_ino)
+
+    def renamed(path, target):
+        if path.name == ".new":
+            assert {found.stat().st_ino for found in (path, *path.rglob("*"))} <= flushed
+            flushed.add("all")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    publish("demo")
+    assert "all" in flushed
+
+
+@pytest.mark.parametrize("name", ["README.md", "03_evaluate-loss.png", "results.json"])
+def test_a_disk_that_is_full_is_told_with_the_file_and_the_old_report_stands(name, report, monkeypatch):
+    publish("demo")
+    before = {file: (paths.PUBLISHED / file).read_bytes() for file in files_below(paths.PUBLISHED)}
+
+    def happens(number: int, kind: str, file: str) -> None:
+        if (kind, file) == ("write", name):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    message = rf"could not write .*demo/.*{name}: Input/output error"
+    with watched([paths.PUBLISHED], happens), pytest.raises(OSError, match=message):
+        publish("demo")
+    assert {file: (paths.PUBLISHED / file).read_bytes() for file in files_below(paths.PUBLISHED)} == before

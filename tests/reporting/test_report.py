@@ -196,3 +196,12 @@ def test_every_committed_report_is_sound():
     for path in files:
         page = read_stored(path, Report)
         assert re.fullmatch("complete|failed|interrupted|killed|incomplete", page["state"])
+
+
+@pytest.mark.parametrize("name", ["published", "Published", "index.html"])
+def test_names_that_reports_has_for_itself_are_refused(name, repository, capsys):
+    repository.executed(name, "01_train", [])
+    before = sorted(paths.ROOT.rglob("*"))
+    assert main(["report", name]) == 2
+    assert f"experiment: {name!r} is taken" in capsys.readouterr().err
+    assert sorted(paths.ROOT.rglob("*")) == before

@@ -1,6 +1,7 @@
 """Evaluation: the same figures every time, those that the embeddings give, and a gallery that agrees."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from mmlib import paths
 from mmlib.config import ParameterError
 from mmlib.data import load_dataset, open_store, shapes
 from mmlib.data.batches import SplitTensors
+from mmlib.files import InUse
 from mmlib.metrics import paired_ranks, retrieval_ranks, summarise
 from mmlib.metrics.ranks import RetrievalRanks
-from mmlib.training import read_arrays, read_result
+from mmlib.training import evaluation, read_arrays, read_result
 from mmlib.training.embed import embed_split
 from mmlib.training.evaluation import load_run
 
@@ -233,3 +235,37 @@ def test_a_folder_is_refused_where_the_data_are_drawn():
         ParameterError, match=r"data_root is read by dataset 'flickr8k', .* has dataset 'shapes'"
     ):
         tiny_evaluate("tiny", data_root="data/x")
+
+
+def test_a_run_that_is_trained_anew_while_it_is_evaluated_keeps_its_own_results(tiny_place, monkeypatch):
+    """Numbers of the weights that were must not stand beside those that are."""
+    tiny_train(epochs=1)
+    folder, diagnose = tiny_place / "tiny", evaluation.diagnose
+
+    def meanwhile(act):
+        def found(*arguments):
+            act()
+            return diagnose(*arguments)
+
+        monkeypatch.setattr(evaluation, "diagnose", found)
+
+    meanwhile(lambda: tiny_train(epochs=1, lr=0.02, overwrite=True))
+    with pytest.raises(InUse, match="'tiny' was trained anew while it was evaluated; nothing was written"):
+        tiny_evaluate()
+    assert not (folder / "results.json").exists()
+    meanwhile(lambda: shutil.rmtree(folder))
+    with pytest.raises(FileNotFoundError, match="no run 'tiny'"):
+        tiny_evaluate()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"kind": 0}, {"kind": {}}, {"vocabulary": 1.5}, {"vocabulary": [{}, 1]}, {"vocabulary": None}, {}],
+)
+def test_a_damaged_tokenizer_is_refused_by_the_name_of_its_file(change, trained, tiny_place):
+    shutil.copytree(trained / "tiny", tiny_place / "tiny")
+    path = tiny_place / "tiny" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change if change else {}))
+    with pytest.raises(ValueError, match=r"tiny/tokenizer\.json"):
+        tiny_evaluate()

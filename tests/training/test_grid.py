@@ -181,6 +181,11 @@ def test_an_ablation_that_another_process_runs_is_refused(base, work):
     with open_run("grid"), pytest.raises(InUse, match="run 'grid'"):
         run_grid(tiny_grid(base), quiet)
     assert work == []
+    with open_run("grid.memory.s0") as folder:  # which it has trained already
+        folder.write_json("results.json", {})
+    with open_run("grid"), pytest.raises(InUse, match="run 'grid'"):
+        run_grid(tiny_grid(base, overwrite=True), quiet)
+    assert (run_folder("grid.memory.s0") / "results.json").exists()
 
 
 def test_what_a_killed_process_leaves_is_finished_by_the_next(base, tiny_place, tiny_cache):
