@@ -13,7 +13,7 @@ from typing import Any
 
 from mmlib import __version__, paths
 from mmlib.config import ContinueConfig, DataConfig, EvaluateConfig, ParameterError, TrainConfig, ask
-from mmlib.files import printable, write_json
+from mmlib.files import checked_name, printable, write_json
 from mmlib.params import notebook_defaults, read_yaml
 from mmlib.terminal import Output
 
@@ -302,19 +302,15 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
 
 
 def _report(options: argparse.Namespace) -> int:
-    from mmlib.files import checked_name, printable, read_json
+    from mmlib.files import read_json
     from mmlib.paths import shown
     from mmlib.reporting.index import write_index
 
     problems = []
-    if options.experiment:
+    if options.experiment is not None:
         from mmlib.reporting.pipeline import render_again
 
-        try:
-            name = checked_name(Path(options.experiment).name, "experiment")
-        except ValueError as error:
-            raise ParameterError(str(error)) from None
-        report = render_again(name)
+        report = render_again(_report_name(options.experiment))
         print(shown(report))
         problems = read_json(report / "results.json")["problems"]
     else:
@@ -329,9 +325,17 @@ def _publish(options: argparse.Namespace) -> int:
     from mmlib.paths import shown
     from mmlib.reporting.publish import publish
 
-    print(f"published: {shown(publish(options.experiment))}")
+    print(f"published: {shown(publish(_report_name(options.experiment)))}")
     print("renewed: README.md between its comments; read what it says around them")
     return 0
+
+
+def _report_name(typed: str) -> str:
+    """The experiment of a report that was typed by its name or its folder."""
+    try:
+        return checked_name(Path(typed).name, "experiment")
+    except ValueError as error:
+        raise ParameterError(str(error)) from None
 
 
 def _shard(options: argparse.Namespace) -> int:
