@@ -74,7 +74,7 @@ def test_a_hub_that_never_answers_is_asked_once(load, what, silent_hub, monkeypa
     with caplog.at_level(logging.WARNING), pytest.raises(FileNotFoundError) as caught:
         load()
     assert f"{address(silent_hub)} does not answer" in str(caught.value)
-    assert [r.message for r in caplog.records if r.name == "mmlib.network"] == [
+    assert [r.message for r in caplog.records if r.name == "mmlib.hubs"] == [
         f"looking for {what} in the library's cache, or downloading it"
     ]
     assert calls(silent_hub) == 1

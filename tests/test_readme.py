@@ -78,7 +78,8 @@ def test_commands_of_mmlib_reach_their_work(command, tmp_path, monkeypatch):
     np.save("img.npy", np.eye(3))
     np.save("txt.npy", np.eye(3))
     np.save("map.npy", np.arange(3))
-    arguments = of_mmlib(command)
+    example = "params/demo/01_train.yaml"
+    arguments = [example if word == "<file>" else word for word in of_mmlib(command)]
     if arguments == ["evaluate"]:
         arguments = ["evaluate", "params/demo/03_evaluate.yaml"]  # the command by name alone
     assert main(arguments) == 0
