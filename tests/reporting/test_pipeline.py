@@ -303,7 +303,8 @@ def test_a_wrong_value_stops_an_experiment_before_it_begins(repository, fake_pap
     repository.params("demo", "03_evaluate")
     with pytest.raises(ParameterError, match=said + r".*\nNothing was executed"):
         run_experiment("demo", {name: value})
-    assert fake_papermill == [] and not paths.REPORTS.exists()
+    assert fake_papermill == []
+    assert not paths.REPORTS.exists()
 
 
 def test_notebooks_get_values_and_not_the_text_of_a_file(repository, fake_papermill):
