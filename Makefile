@@ -19,7 +19,7 @@ LOCKED := --universal --generate-hashes --python-version 3.11 --no-header --no-e
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## build .venv from the lock (about two minutes, 5 GB)
+setup: $(READY) ## build .venv from the lock (about two minutes, 6 GB)
 
 $(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else \

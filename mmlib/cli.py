@@ -311,17 +311,12 @@ def _report(options: argparse.Namespace) -> int:
     from mmlib.files import printable, read_json
     from mmlib.paths import shown
     from mmlib.reporting.index import write_index
-    from mmlib.reporting.state import report_folder
 
     problems = []
-    if options.experiment:
+    if options.experiment is not None:
         from mmlib.reporting.pipeline import render_again
 
-        try:
-            name = report_folder(Path(options.experiment).name).name
-        except ValueError as error:
-            raise ParameterError(str(error)) from None
-        report = render_again(name)
+        report = render_again(_report_name(options.experiment))
         print(shown(report))
         problems = read_json(report / "results.json")["problems"]
     else:
@@ -336,9 +331,19 @@ def _publish(options: argparse.Namespace) -> int:
     from mmlib.paths import shown
     from mmlib.reporting.publish import publish
 
-    print(f"published: {shown(publish(options.experiment))}")
+    print(f"published: {shown(publish(_report_name(options.experiment)))}")
     print("renewed: README.md between its comments; read what it says around them")
     return 0
+
+
+def _report_name(typed: str) -> str:
+    """The experiment of a report that was typed by its name or its folder."""
+    from mmlib.reporting.state import report_folder
+
+    try:
+        return report_folder(Path(typed).name).name
+    except ValueError as error:
+        raise ParameterError(str(error)) from None
 
 
 def _shard(options: argparse.Namespace) -> int:

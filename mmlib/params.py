@@ -19,7 +19,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     path = paths.from_root(path)
     if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        near = sorted(p.name for p in path.parent.glob("[!.]*.y*ml")) if path.parent.is_dir() else []
         raise FileNotFoundError(
             f"no parameter file {paths.shown(path)}; "
             + (f"beside it there are {', '.join(near)}" if near else "its folder holds none")

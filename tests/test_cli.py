@@ -188,6 +188,15 @@ def test_a_report_on_nothing_ends_with_2(capsys):
     assert "nothing to report on 'unheard-of'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["report", "publish"])
+@pytest.mark.parametrize("name", ["..", "", "a/.b"])
+def test_a_name_that_no_report_can_have_ends_with_2(capsys, command, name):
+    assert cli.main([command, name]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: experiment: expected a name of letters")
+    assert said.out == ""
+
+
 # --- exit codes of what happens at work
 
 

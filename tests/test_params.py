@@ -67,6 +67,12 @@ def test_a_missing_file_names_those_beside_it(root):
     )
 
 
+def test_a_hidden_file_is_no_parameter_file(root):
+    write_yaml(root / ".pre-commit-config.yaml", "")
+    with pytest.raises(FileNotFoundError, match=r"no parameter file a\.yaml; its folder holds none"):
+        read_yaml("a.yaml")
+
+
 def test_a_missing_file_in_an_empty_or_missing_folder_says_so():
     with pytest.raises(FileNotFoundError, match=r"no parameter file nowhere/a\.yaml; its folder holds none"):
         read_yaml("nowhere/a.yaml")

@@ -20,7 +20,7 @@ from mmlib.config.fields import (
     TuneConfig,
     is_pretrained,
 )
-from mmlib.config.reading import ParameterError, build, read_values
+from mmlib.config.reading import ParameterError, build, read_values, required
 from mmlib.config.unread import ask, is_read, refuse_unread, unread
 
 __all__ = [
@@ -49,5 +49,6 @@ __all__ = [
     "is_read",
     "read_values",
     "refuse_unread",
+    "required",
     "unread",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mmlib.config.reading import ParameterError
+from mmlib.config.reading import ParameterError, required
 from mmlib.config.unread import ask
 
 INJECTED = "# Parameters\n"  # how papermill's cell begins
@@ -22,11 +22,12 @@ INJECTED = "# Parameters\n"  # how papermill's cell begins
 def from_notebook(config_class: type[BaseModel]) -> Any:
     """The config of the notebook that calls this, from its parameters cell.
 
-    That is the last cell executed before this one with a line `name: type = value`.  Of papermill's
-    injected cells the last one after it counts too.
+    That is the last cell executed before this one with a line `name: type = value` of one of its
+    parameters.  Of papermill's injected cells the last one after it counts too.
 
     Raises:
-        ParameterError: as `ask`; or there is no such cell, or it does not stand by itself.
+        ParameterError: as `ask`; or there is no such cell, or it does not stand by itself; or this is
+            called from a file by `%run`.
     """
     kernel = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if kernel is None:
@@ -34,7 +35,12 @@ def from_notebook(config_class: type[BaseModel]) -> Any:
             "from_notebook reads the parameters cell of a notebook, and this is none: use"
             f" ask({config_class.__name__}, {{name: value}})"
         )
-    executed = kernel.history_manager.input_hist_parsed[:-1]  # without the cell that calls this
+    *executed, calling = kernel.history_manager.input_hist_parsed
+    if _RUN in calling:
+        raise ParameterError(
+            "this cell has a %run, and whose parameters cell is meant cannot be told: give %run a cell of its"
+            " own; open a notebook that builds a config, or execute it with papermill"
+        )
     return ask(config_class, cell_parameters(executed, config_class))
 
 
@@ -47,19 +53,22 @@ def cell_parameters(executed: Sequence[str], config_class: type[BaseModel]) -> d
 
     Raises:
         ParameterError: no cell has a line `name: type = value`; or a later one assigns all that the config
-            needs without types, so that it may be the parameters cell; or one of them fails by itself.
+            needs without types, or under a cell magic, so that it may be the parameters cell; or one of
+            them fails by itself.
     """
-    needed = {name for name, field in config_class.model_fields.items() if field.is_required()}
-    example = ", ".join(f"`{name}: type = value`" for name in needed)
-    place, untyped = None, None
+    needed = required(config_class)
+    example = ", ".join(f"`{name}: type = value`" for name in config_class.model_fields if name in needed)
+    place, unclear = None, None
     for number, source in enumerate(executed):
-        typed, names = _assigned(source)
-        if typed:
-            place, untyped = number, None
-        elif needed <= names and not source.startswith(INJECTED):
-            untyped = number
-    if untyped is not None:
-        raise ParameterError(_NO_TYPES.format(number=untyped, example=example))
+        body = _under_magic(source)
+        typed, names = _assigned(source if body is None else body)
+        is_typed = bool(typed & config_class.model_fields.keys())
+        if is_typed and body is None:
+            place, unclear = number, None
+        elif is_typed or (needed <= names and not source.startswith(INJECTED)):
+            unclear = (_NO_TYPES if body is None else _UNDER_MAGIC).format(number=number, example=example)
+    if unclear:
+        raise ParameterError(unclear)
     if place is None:
         raise ParameterError(
             f"expected a parameters cell with lines {example}, found none among the executed cells; run it"
@@ -74,17 +83,35 @@ _NO_TYPES = (
 )
 
 
-def _assigned(source: str) -> tuple[bool, set[str]]:
-    """Whether a cell has a line `name: type = value`, and the names that its own lines assign."""
+_UNDER_MAGIC = (
+    "cell [{number}] has parameters under a cell magic (%%…), which does with them what it likes; if it is"
+    " the parameters cell, take the magic out; if not, run the parameters cell again"
+)
+_RUN = "get_ipython().run_line_magic('run',"  # what IPython makes of %run
+
+
+def _under_magic(source: str) -> str | None:
+    """What stands under a cell magic, as `%%time`; None if the cell has none."""
+    if not source.startswith("get_ipython().run_cell_magic("):  # what IPython makes of it
+        return None
+    try:
+        call = ast.parse(source, mode="eval").body
+        return str(ast.literal_eval(call.args[-1]))
+    except (SyntaxError, ValueError, AttributeError, IndexError):
+        return None
+
+
+def _assigned(source: str) -> tuple[set[str], set[str]]:
+    """The names in a cell's lines `name: type = value`, and all that its own lines assign."""
     try:
         lines = ast.parse(source).body
     except (SyntaxError, ValueError):
-        return False, set()
+        return set(), set()
     typed = {line.target.id for line in lines if isinstance(line, ast.AnnAssign) and line.value
              and isinstance(line.target, ast.Name)}  # fmt: skip
     plain = {target.id for line in lines if isinstance(line, ast.Assign)
              for target in line.targets if isinstance(target, ast.Name)}  # fmt: skip
-    return bool(typed), typed | plain
+    return typed, typed | plain
 
 
 def _values(sources: Sequence[str]) -> dict[str, Any]:

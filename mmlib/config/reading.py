@@ -172,6 +172,11 @@ _ELSEWHERE = {  # what other trainers call it, where spelling alone finds anothe
 }
 
 
+def required(config_class: type[BaseModel]) -> set[str]:
+    """The names of the parameters that have no default."""
+    return {name for name, field in config_class.model_fields.items() if field.is_required()}
+
+
 def build(config_class: type[BaseModel], parameters: Mapping[str, Any]) -> Any:
     """`parameters` as a checked config.
 

@@ -142,9 +142,12 @@ def is_read(config: TrainConfig, name: str) -> bool:
 
 
 def _missing(config: BaseModel, needs: Needs) -> dict[str, tuple | str] | None:
-    """The first of the needs that does not hold; None where all do, or other configs decide it."""
+    """The first of the needs that does not hold; None where all do, or another config decides it.
+
+    That is so where a config lacks a reader, or leaves it to the parent, by None.
+    """
     for readers in needs:
-        known = readers.keys() <= type(config).model_fields.keys()
+        known = all(getattr(config, name, None) is not None for name in readers)
         if known and not any(_holds(getattr(config, name), values) for name, values in readers.items()):
             return readers
     return None

@@ -16,6 +16,7 @@ from mmlib.config import (
     continued,
     read_values,
     refuse_unread,
+    required,
 )
 from mmlib.files import nearest
 from mmlib.params import notebook_defaults, read_yaml
@@ -57,7 +58,7 @@ def plan(params_dir: str | Path, overrides: Mapping[str, Any]) -> tuple[str, lis
             parameters cell, or a parameter that no notebook has; names the nearest.
     """
     folder = _folder(params_dir)
-    files = sorted(folder.glob("*.yaml"))
+    files = sorted(path for path in folder.glob("*.yaml") if not path.name.startswith("."))
     if not files:
         raise FileNotFoundError(
             f"{paths.shown(folder)}: expected one YAML file per notebook, such as 01_train.yaml, found none"
@@ -82,20 +83,18 @@ def _checked(experiment: str) -> str:
 
 
 def check_parameters(steps: Iterable[Step]) -> None:
-    """Passes if every parameter that is set in the steps is read; asked before anything is executed.
-
-    A step whose parameters make no config is passed over: its notebook says what is wrong with them.
+    """Passes if the steps' parameters make their configs and are read; asked before anything is executed.
 
     Raises:
-        ParameterError: names the notebook, the parameters, and what would read them.
+        ParameterError: names the notebook and the parameters, with what was expected or would read them.
     """
     planned: dict[str, TrainConfig] = {}
     for step in steps:
+        config_class, values = CONFIG_OF_NOTEBOOK.get(step.name), step.known | step.parameters
+        if config_class is None or not required(config_class) <= values.keys():
+            continue  # a notebook that reads its parameters in a way of its own
         try:
-            config = build(CONFIG_OF_NOTEBOOK[step.name], step.known | step.parameters)
-        except (KeyError, ParameterError):
-            continue
-        try:
+            config = build(config_class, values)
             if isinstance(config, TrainConfig):
                 refuse_unread(config, TrainConfig.model_fields)
                 planned[config.run] = config

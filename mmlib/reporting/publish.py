@@ -20,7 +20,9 @@ from mmlib.reporting.tables import results_table
 from mmlib.training.stored import Report, read_stored
 
 # What README.md quotes stands between two comments, the first of which names the experiment.
-QUOTED = re.compile(r"(<!-- (results|ablation): ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_OLD = ".old"  # where a report lies while another takes its place
+_OPENING = r"<!-- (results|ablation): ([\w.-]+) -->\n"
+QUOTED = re.compile(rf"({_OPENING})(?:(?!<!-- (?:results|ablation): ).)*?(<!-- end -->)", re.DOTALL)
 
 
 def publish(experiment: str) -> Path:
@@ -42,6 +44,7 @@ def publish(experiment: str) -> Path:
     target = paths.PUBLISHED / name
     _require(source, "results.json")
     with locked(source, f"experiment {name!r}"), locked(paths.PUBLISHED, "the published reports"):
+        _put_back(paths.PUBLISHED / _OLD)
         files = _files_of(source, name)
         readme = renewed((paths.ROOT / "README.md").read_text(encoding="utf-8"), {name: source})
         _replace(target, source, files)
@@ -59,8 +62,15 @@ def renewed(text: str, instead: dict[str, Path]) -> str:
         instead: folders to read in place of the published ones, by experiment.
 
     Raises:
-        FileNotFoundError, ValueError: a report is missing, damaged, or lacks what is quoted.
+        FileNotFoundError, ValueError: a report is missing, damaged, or lacks what is quoted; or a comment
+            has no end, so that more than a quotation would be replaced.
     """
+    for opening in re.finditer(_OPENING, text):
+        if not QUOTED.match(text, opening.start()):
+            raise ValueError(
+                f"README.md: expected <!-- end --> after {opening[0].strip()}, found none before the next"
+                " such comment; write it where the quotation ends"
+            )
 
     def quote(found: re.Match) -> str:
         experiment = found[3]
@@ -103,7 +113,12 @@ def _files_of(source: Path, name: str) -> list[Path]:
             f" ({report['reason'] or 'no reason given'}); run it to its end: make report EXPERIMENT={name}"
         )
     pages = [f"{checked_name(notebook, 'notebook')}.html" for notebook in report["notebooks"]]
-    figures = [f"figures/{path.name}" for path in sorted((source / "figures").glob("*.png"))]
+    drawn = [f"figures/{p.name}" for p in sorted((source / "figures").glob("*.png"))]
+    own = (
+        THUMBNAIL,
+        *(f"figures/{notebook}-" for notebook in report["notebooks"]),
+    )  # others were not made by this
+    figures = [file for file in drawn if file.startswith(own)]
     files = ["results.json", "README.md", *pages, *figures]
     for file in files if not report["thumbnail"] or THUMBNAIL in figures else [*files, THUMBNAIL]:
         _require(source, file)
@@ -123,9 +138,8 @@ def _require(source: Path, file: str) -> None:
 
 def _replace(target: Path, source: Path, files: list[Path]) -> None:
     """Copies the files beside the target, then takes its place; on an error the old ones stay."""
-    new, old = target.with_name(".new"), target.with_name(".old")
-    for stale in (new, old):
-        shutil.rmtree(stale, ignore_errors=True)
+    new, old = target.with_name(".new"), target.with_name(_OLD)
+    shutil.rmtree(new, ignore_errors=True)
     try:
         for file in files:
             with explained(target / file):
@@ -134,11 +148,18 @@ def _replace(target: Path, source: Path, files: list[Path]) -> None:
         flush_folder(new)
         with explained(target):
             if target.exists():
-                target.rename(old)
+                old.mkdir()
+                target.rename(old / target.name)
             new.rename(target)
         flush_folder(target.parent)
     finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        for folder in (new, old):
-            shutil.rmtree(folder, ignore_errors=True)
+        _put_back(old)
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _put_back(old: Path) -> None:
+    """Gives a report that was moved away its place again, unless another has it: after an error or a kill."""
+    for report in old.iterdir() if old.is_dir() else ():
+        if not (place := old.with_name(report.name)).exists():
+            report.rename(place)
+    shutil.rmtree(old, ignore_errors=True)

@@ -13,6 +13,7 @@ from mmlib.params import notebook_defaults
 
 CELL = 'run: str = "a"  # name\nepochs: int = 3\nlr: float = 0.1\n'
 CONFIG = "from mmlib.config import TrainConfig, from_notebook\nconfig = from_notebook(TrainConfig)\n"
+TIMED = "get_ipython().run_cell_magic('time', '', '{}\\n')\n"  # what IPython makes of %%time
 VALUES = {"run": "a", "epochs": 3, "lr": 0.1}
 
 
@@ -35,6 +36,9 @@ def parameters(*executed, config_class=TrainConfig):
         ([CELL, "this is no Python", "def f(x: int = 3): y: int = 2", "class A:\n    z: int = 1"], VALUES),
         (["run = 'b'\nepochs = 2\nlr = 0.1", CELL], VALUES),
         ([CELL + "sedd = 3\n"], VALUES | {"sedd": 3}),
+        ([CELL, "hits: list = []\nx: int = 3"], VALUES),  # types of names that are no parameters
+        ([CELL, TIMED.format("x: int = 3"), TIMED.format("this is no Python")], VALUES),
+        ([TIMED.format("lr: float = 0.3"), CELL], VALUES),
     ],
 )
 def test_what_the_parameters_cells_assign_counts_and_nothing_else(executed, expected):
@@ -48,6 +52,8 @@ def test_what_the_parameters_cells_assign_counts_and_nothing_else(executed, expe
         (["flip = True"], TrainConfig, "expected a parameters cell with lines"),
         ([CELL, "run, lr = 'b', 1\nrun = 'b'\nepochs = 2\nlr = 0.1"], TrainConfig, "cell [2] assigns"),
         (['runs: list = ["a"]', 'runs = ["b"]'], AnalysisConfig, "write `runs: type = value`"),
+        ([CELL, TIMED.format("lr: float = 0.3")], TrainConfig, r"cell [2] has parameters under a cell magic"),
+        ([TIMED.format("runs: list = []")], AnalysisConfig, r"if it is the parameters cell, take the magic"),
         ([CELL + "seed: int = base\n"], TrainConfig, "from other cells: NameError: name 'base'"),
         ([CELL + "seed: int = 1 // 0\n"], TrainConfig, "must stand by itself"),
     ],
@@ -79,7 +85,7 @@ def kernel():
         yield execute
 
 
-def test_a_kernel_builds_the_config_from_its_cells(kernel):
+def test_a_kernel_builds_the_config_from_its_cells(kernel, tmp_path):
     show = CONFIG + "print(config.run, config.epochs, config.lr, config.flip)\n"
 
     def run(*cells):
@@ -99,6 +105,11 @@ def test_a_kernel_builds_the_config_from_its_cells(kernel):
     wrong = run(CELL.replace("lr", "learning_rate"), show)
     assert "learning_rate = 0.1: unknown parameter; did you mean 'lr'?" in wrong
     assert "lr: missing" in wrong
+    file = tmp_path / "other.py"
+    file.write_text(CELL.replace('"a"', '"other"') + show)
+    assert "this cell has a %run" in run(CELL, f"%run {file}")  # which would have got the run 'a'
+    assert "under a cell magic" in run("%%time\n" + CELL.replace("0.1", "0.3"), show)
+    assert run("%matplotlib inline\n" + CELL, "%%capture --no-stdout\n" + show) == "a 3 0.1 False\n"
     assert "data_root is read by dataset 'flickr8k'" in run(CELL + 'data_root: str = "x"\n', show)
 
 

@@ -3,13 +3,16 @@
 import pytest
 
 from mmlib.config import (
+    IDENTITY,
     AblationConfig,
+    ContinueConfig,
     DataConfig,
     EvaluateConfig,
     ParameterError,
     TrainConfig,
     ask,
     build,
+    continued,
     unread,
 )
 from mmlib.config.unread import READ_BY
@@ -111,6 +114,17 @@ def test_the_message_says_what_would_read_it_and_what_there_is(changes, expected
 
 def test_only_asking_refuses_so_that_stored_configs_can_be_read():
     assert build(TrainConfig, RUN | {"momentum": 0.1}).momentum == 0.1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_continued_run_reads_what_its_parent_makes_it_read(name):
+    """`null` in its config is no value: the parent has the data set, the optimizer, the encoders."""
+    value, reading, other = CASES[name]
+    on = ask(ContinueConfig, {"run": "b", "parent": "a-run", "epochs": 1, "lr": 0.1, name: value})
+    if name not in (*IDENTITY, "checkpoint_seconds") or name == "data_root":
+        assert getattr(continued(on, build(TrainConfig, RUN | reading)), name) == value
+        with pytest.raises(ParameterError, match=f"{name} is read by"):
+            continued(on, build(TrainConfig, RUN | other))
 
 
 def test_configs_that_other_runs_decide_on_are_asked_for_as_they_are():

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import mmlib
 from mmlib import paths
 from mmlib.config import ParameterError
 from mmlib.files import InUse
@@ -200,6 +202,7 @@ def test_unknown_experiments_are_named_with_the_nearest(repository):
 
 def test_a_folder_without_yaml_is_an_error(repository):
     (paths.PARAMS / "empty").mkdir(parents=True)
+    (paths.PARAMS / "empty" / ".pre-commit-config.yaml").touch()
     with pytest.raises(
         FileNotFoundError, match=r"params/empty: expected one YAML file per notebook.*found none"
     ):
@@ -283,6 +286,27 @@ def test_a_parameter_that_nothing_reads_stops_an_experiment_before_it_begins(rep
     assert fake_papermill == []
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("epochs", "abc", r"01_train: 1 wrong .*\n  epochs: expected a whole number, found 'abc'"),
+        ("warmup_epochs", "7", r"01_train: 1 wrong .*\n  warmup_epochs must be smaller than epochs"),
+        ("run", "../x", r"01_train: 1 wrong .*\n  run: expected a name of letters.*found '../x'"),
+        ("checkpoint", "lasst", r"03_evaluate: 1 wrong .*\n  checkpoint: .*did you mean 'last'"),
+    ],
+)
+def test_a_wrong_value_stops_an_experiment_before_it_begins(repository, fake_papermill, name, value, said):
+    train = 'run: str = "demo-train"  # run\nepochs: int = 2  # epochs\nlr: float = 0.1  # rate'
+    repository.notebook("01_train", "work()", parameters=train)
+    repository.notebook("03_evaluate", "work()", parameters='runs: list[str] = ["a"]  # runs')
+    repository.params("demo", "01_train")
+    repository.params("demo", "03_evaluate")
+    with pytest.raises(ParameterError, match=said + r".*\nNothing was executed"):
+        run_experiment("demo", {name: value})
+    assert fake_papermill == []
+    assert not paths.REPORTS.exists()
+
+
 def test_notebooks_get_values_and_not_the_text_of_a_file(repository, fake_papermill):
     repository.run("demo-train")
     repository.notebook("03_evaluate", "work()", parameters='runs: list[str] = ["a"]  # runs')
@@ -325,6 +349,20 @@ def test_settings_of_a_person_neither_change_nor_end_a_run(repository, tmp_path,
     assert any(
         "image/png" in o.get("data", {}) for c in executed("01_train").cells for o in c.get("outputs", [])
     )
+
+
+@pytest.mark.parametrize("text", ["lines.linewidth: 77\n", "\xff", "lines.linewidth: wide\n"])
+def test_a_matplotlibrc_in_the_current_folder_is_not_read(tmp_path, text):
+    (tmp_path / "matplotlibrc").write_text(text, encoding="latin-1")
+    seen = "import mmlib.reporting, matplotlib as m, os; print(m.rcParams['lines.linewidth'], os.getcwd())"
+    environment = os.environ | {
+        "MATPLOTLIBRC": os.devnull,
+        "PYTHONPATH": str(Path(mmlib.__file__).parents[1]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", seen], cwd=tmp_path, env=environment, text=True, capture_output=True
+    )
+    assert (done.stdout, done.stderr) == (f"1.5 {tmp_path}\n", "")
 
 
 def test_folders_with_characters_of_patterns_and_formats_are_folders_like_others(repository, monkeypatch):
