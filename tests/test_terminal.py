@@ -1,5 +1,6 @@
 """What was worked for is saved, whatever becomes of the terminal; and no foreign text commands one."""
 
+import errno
 import io
 import json
 import os
@@ -133,13 +134,16 @@ def test_the_process_ends_as_its_work_did(stdout, code):
     assert saved_all()
 
 
-def test_what_cannot_be_saved_is_still_shown(folder, capsys):
-    (folder / "r.npz").mkdir()
+def test_what_cannot_be_saved_is_still_shown(folder, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mmlib.files.os.replace", full)
     assert cli.main([*FILES, "--ranks", "r.npz"]) == 1
     said = capsys.readouterr()
     assert "protocol standard · 6 image and 12 caption queries" in said.out
     assert said.err.startswith("error: ")
-    assert "could not write r.npz: Is a directory" in said.err
+    assert "could not write r.npz: No space left on device" in said.err
 
 
 # --- foreign text

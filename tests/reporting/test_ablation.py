@@ -246,7 +246,7 @@ def test_the_checks_pass_and_name_what_diverged(folders, ablation):
         ),
         (
             lambda f: (f / "abl.weak.s1" / "environment.json").write_text(
-                json.dumps({"data": samples.DATA | {"fingerprint": "f" * 16}})
+                json.dumps({"data": samples.DATA | {"fingerprint": "f" * 16}, "parent": None})
             ),
             "all runs have the same data: expected [], found ['fingerprint differs (0123456789",
         ),
