@@ -9,7 +9,7 @@ import reporting_samples as samples
 
 from mmlib import paths
 from mmlib.config import ParameterError
-from mmlib.files import write_json
+from mmlib.files import read_json, write_json
 from mmlib.metrics import paired_ranks, retrieval_ranks, summarise, summarise_seeds
 from mmlib.reporting import (
     ablation_checks,
@@ -245,8 +245,10 @@ def test_the_checks_pass_and_name_what_diverged(folders, ablation):
             "the results are those of the kept ranks: expected [], found ['abl.strong.s0']",
         ),
         (
-            lambda f: (f / "abl.weak.s1" / "environment.json").write_text(
-                json.dumps({"data": samples.DATA | {"fingerprint": "f" * 16}, "parent": None})
+            lambda f: write_json(
+                f / "abl.weak.s1" / "environment.json",
+                read_json(f / "abl.weak.s1" / "environment.json")
+                | {"data": samples.DATA | {"fingerprint": "f" * 16}},
             ),
             "all runs have the same data: expected [], found ['fingerprint differs (0123456789",
         ),
