@@ -36,12 +36,19 @@ def from_notebook(config_class: type[BaseModel]) -> Any:
             f" ask({config_class.__name__}, {{name: value}})"
         )
     *executed, calling = kernel.history_manager.input_hist_parsed
+    if not executed and not calling:  # `pytest --nbval` has the kernel keep no history: each cell runs once
+        return ask(config_class, _annotated(kernel.user_ns))
     if _RUN in calling:
         raise ParameterError(
             "this cell has a %run, and whose parameters cell is meant cannot be told: give %run a cell of its"
             " own; open a notebook that builds a config, or execute it with papermill"
         )
     return ask(config_class, cell_parameters(executed, config_class))
+
+
+def _annotated(namespace: dict[str, Any]) -> dict[str, Any]:
+    """The variables that a line `name: type = value` made."""
+    return {name: namespace[name] for name in namespace.get("__annotations__", {}) if name in namespace}
 
 
 def cell_parameters(executed: Sequence[str], config_class: type[BaseModel]) -> dict[str, Any]:

@@ -123,3 +123,23 @@ def test_the_notebooks_of_this_repository_can_be_run_twice_in_one_kernel(kernel,
     for _ in range(2):
         assert kernel(cell) == ""
         assert kernel(f"{source}\nprint(config.model_dump().items() >= {values}.items())") == "True\n"
+
+
+def test_a_kernel_that_keeps_no_history_gives_what_was_written_with_a_type(tmp_path):
+    """As `pytest --nbval` executes: the cells of a notebook, once each."""
+    from jupyter_client.manager import start_new_kernel
+
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        parameters = 'run: str = "a"\nepochs: int = 2\nlr: float = 0.5\nscratch = 3'
+        use = (
+            "from mmlib.config import TrainConfig, from_notebook\n"
+            f"open({str(tmp_path / 'found')!r}, 'w').write(repr(from_notebook(TrainConfig).lr))"
+        )
+        for source in (parameters, use):
+            reply = client.execute_interactive(source, store_history=False, timeout=120)
+            assert reply["content"]["status"] == "ok"
+        assert (tmp_path / "found").read_text() == "0.5"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
