@@ -248,14 +248,13 @@ def _named(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def explained(path: Path, about: str = "", kept: str = "", afterwards: str = "") -> Iterator[None]:
+def explained(path: Path, about: str = "", kept: str = "") -> Iterator[None]:
     """Gives a system's error in writing `path` its meaning: which file, what the system said, what to do.
 
     Args:
         path: of the file.
         about: what follows its name, as its size.
         kept: what is said of the file that was there before.
-        afterwards: what the user gains by doing it, as ", the run goes on where it stopped".
 
     Raises:
         OSError: of the same number.
@@ -267,7 +266,7 @@ def explained(path: Path, about: str = "", kept: str = "", afterwards: str = "")
         reason = error.strerror or str(error)
         raise OSError(
             error.errno,
-            f"could not write {paths.shown(path)}{about}: {reason}{kept}. {what_to_do}{afterwards}",
+            f"could not write {paths.shown(path)}{about}: {reason}{kept}. {what_to_do}",
         ) from error
 
 

@@ -1,5 +1,8 @@
 """What the rooms that train share: a place for tiny runs that is no person's."""
 
+import os
+import threading
+
 import pytest
 
 
@@ -22,3 +25,32 @@ def tiny_place(tmp_path, tiny_cache, monkeypatch):
     torch.set_num_threads(1)
     yield paths.RUNS
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def renamed(monkeypatch):
+    """Names of renamed files; each was flushed, and its folder too before anything else was renamed."""
+    names, flushed, waiting = [], {}, {}
+    fsync, replace = os.fsync, os.replace
+
+    def identity(path) -> tuple[int, int]:
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
+
+    def synced(descriptor):
+        fsync(descriptor)
+        flushed[identity(descriptor)] = True
+        if waiting.get(threading.get_ident()) == identity(descriptor):
+            del waiting[threading.get_ident()]
+
+    def replaced(source, target):
+        assert flushed.get(identity(source)), f"{source} was renamed and not flushed"
+        assert threading.get_ident() not in waiting, f"{names[-1]} was renamed, its folder was not flushed"
+        replace(source, target)
+        names.append(os.path.basename(target))
+        waiting[threading.get_ident()] = identity(os.path.dirname(target))
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    yield names
+    assert not waiting, f"{names[-1]} was renamed, its folder was not flushed"

@@ -206,7 +206,7 @@ class _Final(Exception):
 
 
 def fetch(url: str, path: Path, retry: Retry, stop: Callable[[], bool] = lambda: False) -> str:
-    """Write what lies behind a URL to `path` and return its SHA-256, 64 hex digits.
+    """Write what lies behind a URL to `path`, flushed to the disk, and return its SHA-256, 64 hex digits.
 
     Args:
         url: of `http` or `https`.
@@ -226,7 +226,11 @@ def fetch(url: str, path: Path, retry: Retry, stop: Callable[[], bool] = lambda:
             with explained(path):
                 file = open(path, "wb")  # noqa: SIM115 - closed below
             with file:
-                return _receive(url, path, file, retry, stop)
+                sha256 = _receive(url, path, file, retry, stop)
+                with explained(path):
+                    file.flush()
+                    os.fsync(file.fileno())
+                return sha256
         except _Final as final:
             kind, reason = final.args
             raise kind(

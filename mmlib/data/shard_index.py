@@ -18,7 +18,7 @@ from mmlib.data.fingerprint import SETTLED_NS
 from mmlib.data.shard_files import Place, Retry, fetch
 from mmlib.data.shard_samples import Found, Sample, TarReader
 from mmlib.data.tar_images import LOOK_SIDE, Tar, fetched_path, record_path
-from mmlib.files import explained, read_json, write_text_atomic
+from mmlib.files import explained, read_json, replace_flushed, write_text_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def _index(place: Place, keep: bool, retry: Retry) -> ShardIndex:
                 fetch(place.where, part, retry)
                 index = _make_index(part, place)
                 if keep:
-                    os.replace(part, fetched_path(index.tar.sha256))
+                    replace_flushed(part, fetched_path(index.tar.sha256))
             finally:
                 part.unlink(missing_ok=True)
         _remember(record, place, stamp, index.tar.sha256)
@@ -162,7 +162,10 @@ def _make_index(path: Path, place: Place) -> ShardIndex:
             reading = TarReader(file, keep)
             fault = reading.read()
             sha256 = reading.sha256()
-        os.replace(temporary, _looks_path(sha256))
+            with explained(temporary):
+                looks.flush()
+                os.fsync(looks.fileno())
+        replace_flushed(temporary, _looks_path(sha256))
     finally:
         temporary.unlink(missing_ok=True)
     samples = reading.samples()

@@ -20,7 +20,7 @@ from PIL import Image
 from mmlib import paths
 from mmlib.data.decoding import decode_image
 from mmlib.data.shard_files import Place, Retry, fetch
-from mmlib.files import printable
+from mmlib.files import printable, replace_flushed
 
 LOOK_SIDE = 32  # of the small pictures that are kept of all images for the leak guard, pixels
 
@@ -132,7 +132,7 @@ class FetchedTars:
                             f"{tar.place} has changed: expected bytes with SHA-256 {tar.sha256[:16]}…, as"
                             f" indexed, found {found[:16]}…; start again to index it as it is now"
                         )
-                    os.replace(part, path)
+                    replace_flushed(part, path)
                 finally:
                     part.unlink(missing_ok=True)
             file = _OpenFile(path)

@@ -16,6 +16,7 @@ from torch import nn
 
 from mmlib import paths
 from mmlib.config import ParameterError
+from mmlib.files import read_json
 from mmlib.model.encoders import real_positions
 from mmlib.model.pretrained import Backbone, NamedBlocks, is_loaded
 from mmlib.model.weights import downloading, fit, is_file, read_weights
@@ -119,7 +120,7 @@ def _pooling(source: str, revision: str) -> list[str]:
     file = cached_file(source, POOLING_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
     if file is None:
         return ["mean"]
-    said = json.loads(Path(file).read_text(encoding="utf-8"))
+    said = read_json(Path(file))
     modes = said.get("pooling_mode") or [mode for key, mode in LEGACY.items() if said.get(key)] or ["mean"]
     modes = [modes] if isinstance(modes, str) else list(modes)
     if unknown := [mode for mode in modes if mode not in POOLINGS]:

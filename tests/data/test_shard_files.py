@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,6 +115,12 @@ def test_the_data_set_is_that_of_the_files_and_each_is_fetched_once(server, shar
     assert remote(server).identity == load_shards(config).identity  # from the index
     assert set(tars_asked(server).values()) == {1}
     assert set(fetched()) == set()  # training shards are on the disk while they are read
+
+
+def test_what_is_kept_of_shards_outlasts_a_power_cut(renamed, server, shards):
+    dataset = remote(server)
+    dataset.source.load(dataset.splits["train"].images[0])
+    assert {Path(name).suffix for name in renamed} >= {".looks", ".json", ".tar"}
 
 
 def test_images_are_fetched_when_they_are_read_and_go_when_they_are_not(server, shards):

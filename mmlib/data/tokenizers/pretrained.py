@@ -1,6 +1,5 @@
 """Where the tokenizer of a pretrained text encoder comes from: transformers or open_clip."""
 
-import difflib
 from typing import Any
 
 from mmlib import paths
@@ -8,6 +7,7 @@ from mmlib.config import ParameterError
 from mmlib.data.tokenizers.base import Tokenizer
 from mmlib.data.tokenizers.clip import VOCABULARY, ClipTokenizer
 from mmlib.data.tokenizers.encoder import EncoderTokenizer
+from mmlib.files import nearest
 from mmlib.hubs import fetching
 from mmlib.paths import shown
 
@@ -64,9 +64,8 @@ def from_open_clip(name: str) -> Tokenizer:
     if name.startswith("local-dir:"):
         name = f"local-dir:{paths.from_root(name.removeprefix('local-dir:'))}"
     elif not name.startswith("hf-hub:") and name not in list_models():
-        near = difflib.get_close_matches(name, list_models(), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else "open_clip.list_models() lists them"
-        raise ParameterError(f"text_encoder: expected a model of open_clip, found {name!r}; {hint}")
+        hint = nearest(name, list_models()) or "; open_clip.list_models() lists them"
+        raise ParameterError(f"text_encoder: expected a model of open_clip, found {name!r}{hint}")
     hub = name.startswith("hf-hub:") or (
         name in list_models() and "hf_tokenizer_name" in get_model_config(name)["text_cfg"]
     )
