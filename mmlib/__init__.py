@@ -1,7 +1,8 @@
 """mmlib: image–text retrieval that can be reproduced, resumed and believed.
 
 Rooms, in the order in which they may import each other:
-`config, paths <- data <- model <- training <- reporting`; `metrics` imports none of them.
+`files, config <- metrics <- data <- model <- analysis <- training <- reporting <- pipeline <- cli`; `metrics`
+needs `files` alone.
 Importing this package does no work and loads no torch.
 """
 

@@ -1,8 +1,9 @@
-"""What the rooms that train share: a place for tiny runs that is no person's."""
+"""Fixtures that several rooms share: a place for tiny runs, and synthetic embeddings."""
 
 import os
 import threading
 
+import numpy as np
 import pytest
 
 
@@ -54,3 +55,17 @@ def renamed(monkeypatch):
     monkeypatch.setattr(os, "replace", replaced)
     yield names
     assert not waiting, f"{names[-1]} was renamed, its folder was not flushed"
+
+
+@pytest.fixture
+def sample():
+    """Makes image embeddings, noisy caption embeddings in random order, and the image of each caption."""
+
+    def make(seed=0, images=30, width=16, captions=5, noise=1.5):
+        rng = np.random.default_rng(seed)
+        image_of_text_M = rng.permutation(np.repeat(np.arange(images), captions))
+        image_ND = rng.standard_normal((images, width))
+        text_MD = image_ND[image_of_text_M] + noise * rng.standard_normal((len(image_of_text_M), width))
+        return image_ND.astype(np.float32), text_MD.astype(np.float32), image_of_text_M
+
+    return make

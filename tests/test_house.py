@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,23 @@ from mmlib.reporting.plan import plan
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 EXPERIMENTS = sorted(path.name for path in paths.PARAMS.iterdir() if path.is_dir())
-# Each room may import those before it; metrics imports none and may be imported by the later ones.
-ROOMS = ("config", "paths", "params", "data", "metrics", "model", "training", "reporting")
+# Each room may import those of its own line and the lines above; metrics needs the first line alone.
+ORDER = (
+    {"arrays", "files", "hubs", "paths", "terminal"},
+    {"config", "params"},
+    {"metrics"},
+    {"data"},
+    {"model"},
+    {"analysis"},
+    {"training"},
+    {"reporting"},
+    {"pipeline"},
+    {"cli", "__main__"},
+)
+MODULES = {
+    ".".join(part for part in path.relative_to(paths.ROOT).with_suffix("").parts if part != "__init__"): path
+    for path in sorted((paths.ROOT / "mmlib").rglob("*.py"))
+}
 
 
 def code_cells(path: Path) -> list[dict]:
@@ -24,25 +40,45 @@ def code_cells(path: Path) -> list[dict]:
     return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
-def imported_rooms(path: Path) -> set[str]:
-    rooms = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imported_modules(name: str, at_import: bool = False) -> set[str]:
+    """The modules of mmlib that one imports: anywhere, or as it is itself imported."""
+    tree, later, found = ast.parse(MODULES[name].read_text(encoding="utf-8")), set(), set()
+    for node in ast.walk(tree):
+        of_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or of_types:
+            later |= {inner for statement in node.body for inner in ast.walk(statement)}
+    for node in ast.walk(tree):
+        if at_import and node in later:
+            continue
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {full if full in MODULES else node.module for full in names}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        rooms |= {name.split(".")[1] for name in names if name.startswith("mmlib.")}
-    return rooms & set(ROOMS)
+            found |= {alias.name for alias in node.names}
+    return found & MODULES.keys()
 
 
-@pytest.mark.parametrize("room", ["data", "metrics", "model", "training"])
-def test_imports_go_one_way(room):
-    allowed = set(ROOMS[: ROOMS.index(room) + 1])
-    allowed = {"metrics"} if room == "metrics" else allowed
-    for path in (paths.ROOT / "mmlib" / room).rglob("*.py"):
-        assert imported_rooms(path) <= allowed, path
+def room_of(module: str) -> str | None:
+    return module.split(".")[1] if "." in module else None
+
+
+def test_imports_go_one_way():
+    level = {room: number for number, rooms in enumerate(ORDER) for room in rooms}
+    wrong = []
+    for name in MODULES:
+        room = room_of(name)
+        assert room is None or room in level, f"{name}: a new room needs its place in ORDER"
+        allowed = {None, *(other for other in level if room and level[other] <= level[room])}
+        if room == "metrics":
+            allowed = {None, "metrics", *ORDER[0]}
+        found = sorted(other for other in imported_modules(name) if room_of(other) not in allowed)
+        wrong += [f"{name} imports {other}" for other in found]
+    assert wrong == []
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {name: imported_modules(name, at_import=True) - {"mmlib"} for name in MODULES}
+    TopologicalSorter(graph).prepare()  # a CycleError names the modules of the circle
 
 
 def test_importing_the_package_loads_no_torch():

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from mmlib.arrays import check_safetensors, npz_names, open_npy, read_npz, refused
-from mmlib.metrics.bootstrap import bootstrap_intervals
 from mmlib.metrics.compare import compare_runs
-from mmlib.metrics.folds import fold_ranks, summarise_folds
-from mmlib.metrics.protocols import PROTOCOLS, first_captions
+from mmlib.metrics.protocols import PROTOCOLS, first_captions, fold_ranks
 from mmlib.metrics.ranks import RetrievalRanks, checked_map, paired_ranks, retrieval_ranks
-from mmlib.metrics.summary import DIRECTIONS, summarise
+from mmlib.metrics.resampling import bootstrap_intervals
+from mmlib.metrics.summary import DIRECTIONS, summarise, summarise_folds
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 MOST_NAMES = 20  # of the arrays of a file, that an error lists

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmlib.metrics.ranks import RANKINGS, RetrievalRanks
+from mmlib.metrics.ranks import RANKINGS, RetrievalRanks, checked_map, retrieval_ranks
 
 
 @dataclass(frozen=True)
@@ -128,3 +128,28 @@ def recall_ceiling(ranks: RetrievalRanks, direction: str, k: int) -> float:
 def first_captions(image_of_text_M) -> np.ndarray:
     """Indices of the first caption of each image, in the order of the images: `single_caption`."""
     return np.unique(np.asarray(image_of_text_M), return_index=True)[1]
+
+
+def fold_ranks(
+    image_ND, text_MD, image_of_text_M, *, folds: int = 5, chunk: int = 1024
+) -> list[RetrievalRanks]:
+    """`standard` ranks in each of `folds` consecutive, equal runs of images, with their captions.
+
+    Arguments and errors are those of `retrieval_ranks`.
+
+    Raises:
+        ValueError: images that do not divide into `folds` equal folds.
+    """
+    images = len(image_ND)
+    image_of_text_M = checked_map(image_of_text_M, images, len(text_MD))
+    if folds < 1 or images % folds:
+        raise ValueError(f"folds: expected a divisor of the {images} images, found {folds}")
+    size = images // folds
+    ranks = []
+    for start in range(0, images, size):
+        text_m = np.flatnonzero((image_of_text_M >= start) & (image_of_text_M < start + size))
+        image_of_text_m = image_of_text_M[text_m] - start
+        ranks.append(
+            retrieval_ranks(image_ND[start : start + size], text_MD[text_m], image_of_text_m, chunk=chunk)
+        )
+    return ranks

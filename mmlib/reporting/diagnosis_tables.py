@@ -3,17 +3,16 @@
 import numpy as np
 import pandas as pd
 
+from mmlib.analysis import changed_queries
 from mmlib.metrics import RetrievalRanks
-from mmlib.metrics.analysis import changed_queries
-from mmlib.metrics.compare import measured_on, why_not_comparable
-from mmlib.metrics.significance import mcnemar, sign_flip_test
+from mmlib.metrics.compare import mcnemar, measured_on, why_not_comparable
+from mmlib.metrics.resampling import sign_flip_test
 from mmlib.metrics.summary import DIRECTIONS
 from mmlib.reporting.display import MARK
 from mmlib.reporting.scope import p_text, percent, recall_text, scope
 from mmlib.reporting.style import DIRECTION_NAMES
 from mmlib.reporting.tables import Table
-from mmlib.training.diagnose import read_queries
-from mmlib.training.runs import read_result, run_folder
+from mmlib.training.runs import read_queries, read_result, run_folder
 
 _PEOPLE = {"expert": "three experts, 1–4", "crowdflower": "CrowdFlower, share of yes"}
 _RULE = {4.0: "4 (no errors)", 3.0: "3 and above"}
@@ -31,7 +30,7 @@ def hubness_table(diagnosis: dict) -> Table:
     """How evenly the first results are spread over the gallery, both directions.
 
     Args:
-        diagnosis: from `mmlib.training.diagnose.read_diagnosis`.
+        diagnosis: from `mmlib.training.runs.read_diagnosis`.
     """
     rows = []
     for direction in DIRECTIONS:
@@ -59,7 +58,7 @@ def agreement_table(diagnosis: dict) -> Table | None:
     """Kendall's tau between the model's scores and people's ratings; None without judgements.
 
     Args:
-        diagnosis: from `mmlib.training.diagnose.read_diagnosis`.
+        diagnosis: from `mmlib.training.runs.read_diagnosis`.
     """
     people = diagnosis["people"]
     if people is None:
@@ -94,7 +93,7 @@ def human_aware_table(diagnosis: dict) -> Table | None:
     """Recall where pairs that experts rate well count as hits, beside the standard; None without them.
 
     Args:
-        diagnosis: from `mmlib.training.diagnose.read_diagnosis`.
+        diagnosis: from `mmlib.training.runs.read_diagnosis`.
     """
     people = diagnosis["people"]
     if people is None or people["human_aware"] is None:

@@ -26,7 +26,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 _HEAVY = {
     "continue_training": "start",
     "evaluate": "evaluation",
-    "read_diagnosis": "diagnose",
+    "read_diagnosis": "runs",
     "run_grid": "grid",
     "train": "start",
 }

@@ -1,9 +1,7 @@
 """Claims of the form "this arm beats that one", judged on the ranks of both under the same seeds."""
 
 from mmlib.metrics import RetrievalRanks
-from mmlib.metrics.compare import ALPHA
-from mmlib.metrics.paired_seeds import compare_seeds
-from mmlib.metrics.significance import holm
+from mmlib.metrics.compare import ALPHA, compare_seeds, holm
 
 VERDICTS = ("supported", "contradicted", "no evidence", "not judged")
 DECIDES = "mean_r1"  # the one figure that decides, named before anything is measured

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mmlib.analysis import diagnose, queries_of, slot_readers
 from mmlib.config import DataConfig, EvaluateConfig, ParameterError, TrainConfig, build, is_pretrained, unread
 from mmlib.data import Dataset, Tokenizer, load_dataset
 from mmlib.data.batches import SplitTensors
@@ -29,7 +30,6 @@ from mmlib.training.checkpoint import (
     load_checkpoint,
     load_weights,
 )
-from mmlib.training.diagnose import diagnose, queries_of
 from mmlib.training.embed import embed_captions, embed_split
 from mmlib.training.engine import build_fabric
 from mmlib.training.interpolate import interpolate_weights
@@ -43,7 +43,6 @@ from mmlib.training.runs import (
     stored_environment,
     traces,
 )
-from mmlib.training.slots import slot_readers
 
 GALLERY_K = 5  # retrieved items shown per query
 GALLERY_PIXELS = 128  # side of a gallery picture, where the source can draw or has it

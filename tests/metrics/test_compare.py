@@ -9,12 +9,9 @@ import pytest
 from scipy.stats import binomtest
 
 from mmlib.metrics import RetrievalRanks, compare_runs, paired_ranks, retrieval_ranks, verdict_from_counts
-from mmlib.metrics.bootstrap import bootstrap_intervals, image_weights, metric_values
-from mmlib.metrics.compare import verdict_in_words
-from mmlib.metrics.intervals import exact_binomial_interval
-from mmlib.metrics.seeds import summarise_seeds
-from mmlib.metrics.significance import holm, mcnemar, sign_flip_test
-from mmlib.metrics.summary import recall_at_k, summarise
+from mmlib.metrics.compare import holm, mcnemar, summarise_seeds, verdict_in_words
+from mmlib.metrics.resampling import bootstrap_intervals, image_weights, metric_values, sign_flip_test
+from mmlib.metrics.summary import exact_binomial_interval, recall_at_k, summarise
 
 
 def ranks_of(hit_N, hit_M, image_of_text_M):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmlib.metrics import recall_interval
-from mmlib.metrics.intervals import exact_binomial_interval
+from mmlib.metrics.summary import exact_binomial_interval
 
 IMAGES, CAPTIONS = 1000, 5
 IMAGE_OF_TEXT = np.repeat(np.arange(IMAGES), CAPTIONS)

@@ -17,8 +17,8 @@ from mmlib.metrics import (
     summarise,
 )
 from mmlib.metrics.embeddings import compare_with, evaluate_embeddings, read_array, results_text
-from mmlib.metrics.folds import fold_ranks, summarise_folds
-from mmlib.metrics.protocols import first_captions
+from mmlib.metrics.protocols import first_captions, fold_ranks
+from mmlib.metrics.summary import summarise_folds
 
 
 @pytest.fixture

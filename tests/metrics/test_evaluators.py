@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mmlib.metrics import PROTOCOLS, paired_ranks, retrieval_ranks, summarise
-from mmlib.metrics.folds import fold_ranks, summarise_folds
-from mmlib.metrics.protocols import first_captions
+from mmlib.metrics.protocols import first_captions, fold_ranks
+from mmlib.metrics.summary import summarise_folds
 
 KS = (1, 5, 10)
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest
 
 from mmlib.metrics import recall_interval
-from mmlib.metrics.intervals import exact_binomial_interval
+from mmlib.metrics.summary import exact_binomial_interval
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 10), (3, 1000), (17, 5000), (800, 1000), (10, 10), (1, 1)])

@@ -5,9 +5,8 @@ import pytest
 from scipy.stats import t
 
 from mmlib.metrics import RetrievalRanks, compare_runs, summarise_seeds
-from mmlib.metrics.bootstrap import image_weights
-from mmlib.metrics.paired_seeds import compare_seeds
-from mmlib.metrics.significance import sign_flip_test
+from mmlib.metrics.compare import compare_seeds
+from mmlib.metrics.resampling import image_weights, sign_flip_test
 from mmlib.training.claims import judge_claims
 
 IMAGES = 120

@@ -14,6 +14,7 @@ from test_diagnosis import dataset
 from test_foreign import PNG
 
 from mmlib import paths
+from mmlib.analysis.diagnose import diagnose, queries_of
 from mmlib.files import write_json
 from mmlib.metrics import retrieval_ranks, summarise
 from mmlib.reporting import (
@@ -39,8 +40,15 @@ from mmlib.reporting import (
 from mmlib.reporting.index import write_index
 from mmlib.reporting.report import write_report
 from mmlib.training.ablation import read_ablation, write_ablation
-from mmlib.training.diagnose import diagnose, queries_of, read_diagnosis, read_queries
-from mmlib.training.runs import read_arrays, read_history, read_result, run_folder, stored_environment
+from mmlib.training.runs import (
+    read_arrays,
+    read_diagnosis,
+    read_history,
+    read_queries,
+    read_result,
+    run_folder,
+    stored_environment,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of letters that no font has
 RUN = "demo-train"

@@ -11,10 +11,11 @@ from matplotlib.text import Text
 from nbformat import v4
 
 from mmlib import paths
+from mmlib.analysis.diagnose import diagnose, queries_of
+from mmlib.analysis.people import human_aware_recall
 from mmlib.data import Dataset, Split
 from mmlib.files import write_json
 from mmlib.metrics import retrieval_ranks, summarise
-from mmlib.metrics.human_aware import human_aware_recall
 from mmlib.reporting.diagnosis import calibration_figure, recall_by_group_figure, similarity_figure
 from mmlib.reporting.diagnosis_tables import (
     PrivateQueries,
@@ -26,7 +27,6 @@ from mmlib.reporting.diagnosis_tables import (
 )
 from mmlib.reporting.notebook import has_private
 from mmlib.reporting.style import DIRECTIONS, alt_text
-from mmlib.training.diagnose import diagnose, queries_of
 from mmlib.training.runs import run_folder
 
 WORDS = ("man", "dog", "ball", "two men")

@@ -1,13 +1,137 @@
-"""Where a model is right and wrong: small pure functions from embeddings and ranks.
+"""What an evaluation keeps for the analysis of errors: numbers of groups, never a caption or an image.
 
-Shapes: N images, M captions, Q queries, G gallery items.
+`diagnosis.json` may be published with a run.  `queries.json` lists the captions and image names of the
+queries, for tables of single queries; it shares the licence of the data set.
+
+Shapes: N images, M captions, D width, Q queries of one direction.
 """
 
 import numpy as np
 
-from mmlib.metrics.intervals import recall_interval
+from mmlib.analysis.groups import recall_by_groups, recall_of
+from mmlib.analysis.people import EmbedCaptions, agreement_with_people
+from mmlib.data import Dataset
+from mmlib.data.judgements import JudgementFiles
+from mmlib.metrics import RetrievalRanks, summarise
 from mmlib.metrics.ranks import checked_map
 from mmlib.metrics.scores import score_blocks, unit_rows
+from mmlib.metrics.summary import DIRECTIONS
+
+HUB_K = 10
+
+
+MARGIN_BINS = 10
+
+
+SIMILARITY_BINS = 60
+
+
+def diagnose(
+    dataset: Dataset,
+    split_name: str,
+    image_ND,
+    text_MD,
+    ranks: RetrievalRanks,
+    judgements: JudgementFiles | None = None,
+    embed_captions: EmbedCaptions | None = None,
+) -> dict:
+    """Where a model is right and wrong on one split, ready for JSON.
+
+    Args:
+        dataset: the data set.
+        split_name: the split that was embedded.
+        image_ND, text_MD: its embeddings, of two images or more.
+        ranks: their standard ranks.
+        judgements: people's judgements of this data set (`mmlib.data.judgements.find_judgements`).
+        embed_captions: see `agreement_with_people`.
+
+    Returns:
+        `data`, `split` and `standard` (as in `results.json`); `groups`, from `recall_by_groups`, at
+        K of 1 and 10; `hubness` and `calibration` by direction; `similarity`; `people`, from
+        `agreement_with_people`, or None.
+
+    Raises:
+        ValueError: ranks of another protocol or split; fewer than two images; see
+            `agreement_with_people`.
+    """
+    split = dataset.splits[split_name]
+    if ranks.protocol != "standard" or not np.array_equal(ranks.image_of_text_M, split.image_of_caption_M):
+        raise ValueError(
+            f"ranks: expected standard ranks of the {split_name} split, {len(split.captions)} captions of"
+            f" {len(split.images)} images, found {ranks.protocol} ranks of {len(ranks.t2i_M)} captions of"
+            f" {ranks.images}; rank the embeddings that are diagnosed"
+        )
+    people = None
+    if judgements is not None:
+        people = agreement_with_people(
+            judgements, dataset, split_name, image_ND, text_MD, ranks, embed_captions
+        )
+    embeddings = {"i2t": (image_ND, text_MD), "t2i": (text_MD, image_ND)}
+    return {
+        "data": dataset.identity,
+        "split": split_name,
+        "standard": summarise(ranks),
+        "groups": recall_by_groups(split, ranks, image_ND),
+        "hubness": {d: _hubness(*embeddings[d]) for d in DIRECTIONS},
+        "similarity": _similarity(image_ND, text_MD, ranks),
+        "calibration": {d: _calibration(*embeddings[d], ranks, d) for d in DIRECTIONS},
+        "people": people,
+    }
+
+
+def queries_of(dataset: Dataset, split_name: str) -> dict:
+    """The content of `queries.json`: a split's image names and captions, in order."""
+    split = dataset.splits[split_name]
+    return {
+        "fingerprint": dataset.fingerprint,
+        "split": split_name,
+        "redistributable": dataset.redistributable,
+        "images": list(split.images),
+        "captions": list(split.captions),
+    }
+
+
+def _hubness(query_QD, gallery_GD) -> dict:
+    k = min(HUB_K, len(gallery_GD))
+    found = hubness(query_QD, gallery_GD, k=k)
+    count_G = found.pop("count_G")
+    queries, gallery = len(query_QD), len(count_G)
+    return found | {
+        "k": k,
+        "queries": queries,
+        "gallery": gallery,
+        "largest_item": int(count_G.argmax()),
+        "expected": k * queries / gallery,
+        # If every query drew its k at random.
+        "never_by_chance": (1 - k / gallery) ** queries,
+    }
+
+
+def _similarity(image_ND, text_MD, ranks: RetrievalRanks) -> dict:
+    """Histograms over common edges."""
+    found = similarity_distributions(image_ND, text_MD, ranks.image_of_text_M)
+    parts = {
+        "positive": found["positive_M"],
+        "hardest_i2t": found["hardest_i2t_N"],
+        "hardest_t2i": found["hardest_t2i_M"],
+    }
+    edges = np.histogram_bin_edges(np.concatenate(list(parts.values())).astype(np.float64), SIMILARITY_BINS)
+    return {"edges": edges.tolist()} | {
+        name: {
+            "n": len(values),
+            "mean": float(values.mean()),
+            "median": float(np.median(values)),
+            "counts": np.histogram(values, edges)[0].tolist(),
+        }
+        for name, values in parts.items()
+    }
+
+
+def _calibration(query_QD, gallery_GD, ranks: RetrievalRanks, direction: str) -> list[dict]:
+    hit_Q = ranks.of(direction) == 1
+    cluster_Q = None if direction == "i2t" else ranks.image_of_text_M
+    margin_Q = top1_margin(query_QD, gallery_GD)
+    return calibration(margin_Q, hit_Q, bins=min(MARGIN_BINS, len(hit_Q)), cluster_Q=cluster_Q)
 
 
 def hubness(query_QD, gallery_GD, *, k: int = 10, chunk: int = 1024) -> dict:
@@ -75,7 +199,7 @@ def calibration(margin_Q, hit_Q, *, bins: int = 10, cluster_Q=None) -> list[dict
     rows = []
     for index in np.array_split(np.argsort(margin_Q, kind="stable"), bins):
         ends = {"margin_low": float(margin_Q[index[0]]), "margin_high": float(margin_Q[index[-1]])}
-        rows.append(ends | _recall_of(hit_Q, index, cluster_Q))
+        rows.append(ends | recall_of(hit_Q, index, cluster_Q))
     return rows
 
 
@@ -109,30 +233,6 @@ def similarity_distributions(image_ND, text_MD, image_of_text_M, *, chunk: int =
     return {n: torch.cat(v).cpu().numpy() for n, v in zip(names, (positive, hardest_i2t, hardest_t2i))}
 
 
-def recall_by_group(rank_Q, group_Q, *, k: int = 1, cluster_Q=None) -> list[dict]:
-    """R@K for each group of queries: caption length, object word, image cluster.
-
-    Args:
-        rank_Q: 1-based ranks of one direction.
-        group_Q: the group of each query, numbers or words; a row for each, in sorted order.
-        k: the K of R@K.
-        cluster_Q: the image of each query, where several belong to one.
-
-    Returns:
-        Rows of `group`, `n`, `hits`, `value`, `low`, `high` (95 %).
-
-    Raises:
-        ValueError: shapes that differ.
-    """
-    rank_Q, group_Q = np.asarray(rank_Q), np.asarray(group_Q)
-    if rank_Q.shape != group_Q.shape:
-        raise ValueError(f"group_Q: expected a group per query, shape {rank_Q.shape}, found {group_Q.shape}")
-    return [
-        {"group": group.item()} | _recall_of(rank_Q <= k, np.flatnonzero(group_Q == group), cluster_Q)
-        for group in np.unique(group_Q)
-    ]
-
-
 def changed_queries(rank_a_Q, rank_b_Q, *, k: int = 1) -> dict[str, np.ndarray]:
     """Queries that the second run wins or loses against the first, largest change of rank first.
 
@@ -150,9 +250,3 @@ def changed_queries(rank_a_Q, rank_b_Q, *, k: int = 1) -> dict[str, np.ndarray]:
     order = np.argsort(-np.abs(rank_b_Q - rank_a_Q), kind="stable")
     hit_a_Q, hit_b_Q = rank_a_Q[order] <= k, rank_b_Q[order] <= k
     return {"gained": order[hit_b_Q & ~hit_a_Q], "lost": order[hit_a_Q & ~hit_b_Q]}
-
-
-def _recall_of(hit_Q, index, cluster_Q) -> dict:
-    hit = hit_Q[index]
-    low, high = recall_interval(hit, None if cluster_Q is None else np.asarray(cluster_Q)[index])
-    return {"n": len(hit), "hits": int(hit.sum()), "value": float(hit.mean()), "low": low, "high": high}

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from mmlib.analysis.people import human_aware_recall, pair_scores
 from mmlib.metrics import paired_ranks, retrieval_ranks
-from mmlib.metrics.human_aware import human_aware_recall, pair_scores
 
 
 def unit(rows):

@@ -7,14 +7,14 @@ import pytest
 from scipy.stats import kendalltau
 
 from mmlib import paths
+from mmlib.analysis.diagnose import diagnose, queries_of
+from mmlib.analysis.groups import image_clusters
+from mmlib.analysis.people import agreement_with_people
 from mmlib.data import Dataset, Split
 from mmlib.data.judgements import find_judgements
 from mmlib.files import write_json
 from mmlib.metrics import paired_ranks, retrieval_ranks, summarise
-from mmlib.training.diagnose import diagnose, queries_of, read_diagnosis, read_queries
-from mmlib.training.people import agreement_with_people
-from mmlib.training.query_groups import image_clusters
-from mmlib.training.runs import run_folder
+from mmlib.training.runs import read_diagnosis, read_queries, run_folder
 
 IMAGES, PER_IMAGE = 48, 5
 THINGS = ("man", "dog", "two men", "ball")

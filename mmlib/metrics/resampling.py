@@ -103,3 +103,31 @@ def _weighted_medians(rank_Q, image_Q, weight_BN, total_B) -> np.ndarray:
     lower_B = np.argmax(upto_BQ >= ((total_B + 1) // 2)[:, None], axis=1)
     upper_B = np.argmax(upto_BQ >= (total_B // 2 + 1)[:, None], axis=1)
     return (sorted_rank_Q[lower_B] + sorted_rank_Q[upper_B]) / 2
+
+
+FLIPS_CHUNK = 1000  # sign vectors held at a time
+
+
+def sign_flip_test(difference_NS: np.ndarray, *, flips: int = 10_000, seed: int = 0) -> np.ndarray:
+    """Permutation test of paired differences, clustered by image; two-sided p for each score.
+
+    If two runs differ only by luck, exchanging all results of an image between them changes
+    nothing: the sign of an image's difference is a coin toss.  p is the share of sign vectors,
+    the observed one among them, whose sum is as large (Phipson & Smyth 2010): never 0, and at
+    most alpha with probability alpha, whatever the clusters.
+
+    Args:
+        difference_NS: b - a per image, summed over the queries of the image.
+        flips: random sign vectors.
+        seed: the same seed gives the same p.
+    """
+    rng = np.random.default_rng(seed)
+    observed_S = np.abs(difference_NS.sum(0))
+    # Sums of the same numbers in another order may differ by rounding; they count as equal.
+    slack_S = 1e-10 * np.abs(difference_NS).sum(0)
+    as_large_S = np.ones(difference_NS.shape[1])
+    for start in range(0, flips, FLIPS_CHUNK):
+        shape = (min(FLIPS_CHUNK, flips - start), len(difference_NS))
+        sign = rng.integers(0, 2, shape, dtype=np.int8).astype(np.float64) * 2 - 1
+        as_large_S += (np.abs(sign @ difference_NS) >= observed_S - slack_S).sum(0)
+    return as_large_S / (flips + 1)

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from mmlib.metrics import retrieval_ranks
-from mmlib.metrics.analysis import (
+from mmlib.analysis.diagnose import (
     calibration,
     changed_queries,
     hubness,
-    recall_by_group,
     similarity_distributions,
     top1_margin,
 )
+from mmlib.analysis.groups import recall_by_group
+from mmlib.metrics import retrieval_ranks
 
 
 def test_a_hub_is_found():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmlib.data.caption_groups import PEOPLE, length_bins, object_words, people_mentioned
+from mmlib.analysis.groups import PEOPLE, length_bins, object_words, people_mentioned
 
 
 def test_length_bins_are_quartiles_named_by_their_range():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from mmlib.metrics.agreement import kendall_agreement, read_crowdflower, read_expert
+from mmlib.analysis.people import kendall_agreement, read_crowdflower, read_expert
 
 
 @pytest.fixture

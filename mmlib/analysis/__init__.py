@@ -1,0 +1,9 @@
+"""Analysis of errors: which queries a model answers, how its scores spread, and what its memory reads.
+
+Needs a data set, embeddings and ranks (the memory's reads: a model); knows nothing of runs or reports.
+"""
+
+from mmlib.analysis.diagnose import changed_queries, diagnose, queries_of
+from mmlib.analysis.memory import slot_readers
+
+__all__ = ["changed_queries", "diagnose", "queries_of", "slot_readers"]
