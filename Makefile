@@ -33,7 +33,7 @@ $(READY): requirements.lock
 report: $(READY) ## run an experiment and render its report: make report EXPERIMENT=flickr8k-cpu
 	$(BIN)/python -m mmlib run params/$(EXPERIMENT) $(ARGS)
 
-publish: $(READY) ## copy a complete report to reports/published/ and renew README.md: make publish EXPERIMENT=demo
+publish: $(READY) ## copy a complete report to reports/published/ and renew README and docs: make publish EXPERIMENT=demo
 	$(BIN)/python -m mmlib publish $(EXPERIMENT)
 
 test: lint ## lint, unit tests, notebooks against their stored outputs

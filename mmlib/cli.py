@@ -129,9 +129,9 @@ def _parser() -> argparse.ArgumentParser:
 
     publish = commands.add_parser(
         "publish",
-        help="copy a complete report to reports/published/ and renew what README.md quotes of it",
+        help="copy a complete report to reports/published/ and renew what README and docs quote of it",
         description="Copies the complete report of an experiment, without what is private, to"
-        " reports/published/, and renews the index there and the numbers that README.md quotes.",
+        " reports/published/, and renews the index there and what README.md and docs/results.md quote.",
     )
     publish.add_argument("experiment", help="a folder name of reports/")
     publish.set_defaults(command=_publish)
@@ -332,7 +332,7 @@ def _publish(options: argparse.Namespace) -> int:
     from mmlib.reporting.publish import publish
 
     print(f"published: {shown(publish(_report_name(options.experiment)))}")
-    print("renewed: README.md between its comments; read what it says around them")
+    print("renewed: README.md and docs/results.md between their comments; read what they say around them")
     return 0
 
 

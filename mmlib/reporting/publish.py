@@ -1,7 +1,7 @@
 """Publishes a report: a local one becomes the committed one that README, docs and visitors read.
 
 `reports/<experiment>/` is local and ignored by git; `reports/published/<experiment>/` is committed and
-changed by this alone, together with its index and the numbers in README.md.
+changed by this alone, together with its index and the numbers that README.md and docs/results.md quote.
 """
 
 import re
@@ -19,14 +19,15 @@ from mmlib.reporting.state import report_folder
 from mmlib.reporting.tables import results_table
 from mmlib.training.stored import Report, read_stored
 
-# What README.md quotes stands between two comments, the first of which names the experiment.
+QUOTING = ("README.md", "docs/results.md")  # pages that quote published reports
+# A quotation stands between two comments, the first of which names the experiment.
 _OLD = ".old"  # where a report lies while another takes its place
 _OPENING = r"<!-- (results|ablation): ([\w.-]+) -->\n"
 QUOTED = re.compile(rf"({_OPENING})(?:(?!<!-- (?:results|ablation): ).)*?(<!-- end -->)", re.DOTALL)
 
 
 def publish(experiment: str) -> Path:
-    """Copies a complete local report to `reports/published/`, and renews the index there and README.md.
+    """Copies a complete local report to `reports/published/`; renews the index there and what pages quote.
 
     Only what may be passed on is copied: pages, figures, `results.json` and `README.md`; no executed
     notebook, no private page or picture.
@@ -46,20 +47,24 @@ def publish(experiment: str) -> Path:
     with locked(source, f"experiment {name!r}"), locked(paths.PUBLISHED, "the published reports"):
         _put_back(paths.PUBLISHED / _OLD)
         files = _files_of(source, name)
-        readme = renewed((paths.ROOT / "README.md").read_text(encoding="utf-8"), {name: source})
+        pages = [page for page in QUOTING if (paths.ROOT / page).exists()]
+        texts = {page: (paths.ROOT / page).read_text(encoding="utf-8") for page in pages}
+        texts = {page: renewed(text, {name: source}, page) for page, text in texts.items()}
         _replace(target, source, files)
         write_index(paths.PUBLISHED)
-        with explained(paths.ROOT / "README.md"):
-            write_text_atomic(paths.ROOT / "README.md", readme)
+        for page, text in texts.items():
+            with explained(paths.ROOT / page):
+                write_text_atomic(paths.ROOT / page, text)
     return target
 
 
-def renewed(text: str, instead: dict[str, Path]) -> str:
-    """README's text with all that it quotes taken from the published reports.
+def renewed(text: str, instead: dict[str, Path], page: str = "README.md") -> str:
+    """The text of a page with all that it quotes taken from the published reports.
 
     Args:
         text: with comments `<!-- results: demo -->` or `<!-- ablation: … -->` and `<!-- end -->`.
         instead: folders to read in place of the published ones, by experiment.
+        page: the page's name, for errors.
 
     Raises:
         FileNotFoundError, ValueError: a report is missing, damaged, or lacks what is quoted; or a comment
@@ -68,7 +73,7 @@ def renewed(text: str, instead: dict[str, Path]) -> str:
     for opening in re.finditer(_OPENING, text):
         if not QUOTED.match(text, opening.start()):
             raise ValueError(
-                f"README.md: expected <!-- end --> after {opening[0].strip()}, found none before the next"
+                f"{page}: expected <!-- end --> after {opening[0].strip()}, found none before the next"
                 " such comment; write it where the quotation ends"
             )
 
@@ -80,7 +85,7 @@ def renewed(text: str, instead: dict[str, Path]) -> str:
             lines = (_results if found[2] == "results" else _verdicts)(report)
         except ValueError as error:
             raise ValueError(
-                f"README.md quotes the {found[2]} of {experiment!r}, which {paths.shown(path)} does not give:"
+                f"{page} quotes the {found[2]} of {experiment!r}, which {paths.shown(path)} does not give:"
                 f" {error}"
             ) from None
         return "\n".join([found[1].rstrip(), *lines, found[4]])

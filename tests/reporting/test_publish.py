@@ -18,7 +18,7 @@ from mmlib import paths
 from mmlib.cli import main
 from mmlib.files import InUse, locked
 from mmlib.reporting.index import write_index
-from mmlib.reporting.publish import publish
+from mmlib.reporting.publish import QUOTING, publish
 from mmlib.reporting.report import write_report
 
 
@@ -36,7 +36,9 @@ def report(repository):
     repository.run("demo-train")
     figures = [figure("loss"), figure("photos", private=True)]
     repository.executed("demo", "03_evaluate", figures)
-    (paths.ROOT / "README.md").write_text("Ours:\n\n<!-- results: demo -->\nold\n<!-- end -->\n\nMore.\n")
+    (paths.ROOT / "docs").mkdir()
+    for page in QUOTING:
+        (paths.ROOT / page).write_text("Ours:\n\n<!-- results: demo -->\nold\n<!-- end -->\n\nMore.\n")
     return write_report("demo")
 
 
@@ -54,6 +56,7 @@ def test_a_complete_report_is_published_without_what_is_private(report, capsys):
     for file in published:
         assert (paths.PUBLISHED / "demo" / file).read_bytes() == (report / file).read_bytes()
     readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    assert (paths.ROOT / "docs" / "results.md").read_text(encoding="utf-8") == readme
     hits = json.loads((report / "results.json").read_text())["metrics"]["demo-train"]["test"]["protocols"]
     hits = hits["standard"]["i2t"]["r1"]["hits"]
     assert readme.startswith("Ours:\n\n<!-- results: demo -->\n| run | direction |")
