@@ -7,6 +7,7 @@ its name when it is complete, the note after it, so an array with a sound note i
 
 import errno
 import hashlib
+import io
 import json
 import logging
 import math
@@ -208,28 +209,28 @@ def _make(path: Path, note: dict, compute: Compute, batch: int, label: str, prog
     key = hashlib.sha256(json.dumps(note).encode()).hexdigest()[:8]
     part = path.with_name(f"{path.name}.{key}.part")  # of this very note
     part.touch()
+    header = io.BytesIO()
+    fields = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, fields)
+    start = len(header.getvalue())
+    done = max(0, part.stat().st_size - start) // row_bytes // batch * batch
+    _check_space(path.parent, (shape[0] - done) * row_bytes, f"store {shape[0]:,} rows ({label})")
+    if done:
+        logger.info("%s continues at row %s of %s", shown(path), f"{done:,}", f"{shape[0]:,}")
+    hidden = None if progress is None else not progress
+    bar = tqdm(total=shape[0], initial=done, desc=label, unit="row", disable=hidden)
     try:
         # A plain write: on a full disk, writing through a memory map kills the process (SIGBUS).
-        with open(part, "r+b") as file:
-            header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            start = file.tell()
-            done = max(0, part.stat().st_size - start) // row_bytes // batch * batch
-            _check_space(path.parent, (shape[0] - done) * row_bytes, f"store {shape[0]:,} rows ({label})")
-            if done:
-                logger.info("%s continues at row %s of %s", shown(path), f"{done:,}", f"{shape[0]:,}")
-            hidden = None if progress is None else not progress
+        with bar, explained(path), open(part, "r+b") as file:
+            file.write(header.getvalue())
             file.seek(start + done * row_bytes)
-            with tqdm(total=shape[0], initial=done, desc=label, unit="row", disable=hidden) as bar:
-                for first in range(done, shape[0], batch):
-                    rows = _as_stored(compute(first, min(first + batch, shape[0])), shape, dtype, first)
-                    with explained(path):
-                        file.write(rows)
-                        file.flush()
-                    bar.update(len(rows))
-            with explained(path):
-                file.truncate()
-                os.fsync(file.fileno())
+            for first in range(done, shape[0], batch):
+                rows = compute(first, min(first + batch, shape[0]))
+                file.write(_as_stored(rows, shape, dtype, first))
+                bar.update(len(rows))
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
     except ValueError:
         part.unlink()
         raise
