@@ -224,7 +224,7 @@ def test_images_and_captions_of_a_split_are_in_the_splits_order(shapes, tensors,
         data = tensors(name)
         assert (data.images, data.captions) == (len(split.images), len(split.captions))
         image_NCHW = data.image_batch(torch.arange(data.images))
-        packed_NHWC = store.images[[store.index[image] for image in split.images]]
+        packed_NHWC = store.array[store.rows(name)]
         pixel_NHWC = image_NCHW.permute(0, 2, 3, 1).numpy() * (0.229, 0.224, 0.225) + (0.485, 0.456, 0.406)
         assert np.array_equal((255 * pixel_NHWC).round(), packed_NHWC)
         assert np.array_equal(data.tokens_ML, tokenizer.encode(split.captions, L)[0])
