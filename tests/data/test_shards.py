@@ -426,7 +426,7 @@ def test_pixels_are_those_that_the_packed_store_would_have(tmp_path, val, resize
     content = encoded(picture(1).resize((60, 30)), "JPEG")
     dataset = train_of(write_tar(tmp_path / "a.tar", [("k", {"jpg": content, "txt": b"a"})]), val=val)
     store = open_store(dataset, SIZE, resize)
-    assert len(store.images) == 2  # of val alone: training images are not packed
+    assert len(store.array) == 2  # of val alone: training images are not packed
     tokenizer = build_tokenizer("word", ["a"])
     data = SplitTensors(dataset, store, tokenizer, "train", 8, 1, torch.device("cpu"))
     (pixels_HWC,) = data.pixel_batch(torch.tensor([0])).numpy()
