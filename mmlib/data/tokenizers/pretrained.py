@@ -13,8 +13,7 @@ from mmlib import paths
 from mmlib.config import ParameterError
 from mmlib.data.tokenizers.base import Tokenizer
 from mmlib.data.tokenizers.bpe import from_json
-from mmlib.files import nearest
-from mmlib.hubs import fetching
+from mmlib.files import fetching, nearest
 from mmlib.paths import shown
 
 VOCABULARY = 49_408  # 2 x 256 bytes (inside a word and at its end), 48,894 merges, start and end
