@@ -27,7 +27,7 @@ DRAWN_SIZE = 224  # of the pictures that stand in for photos, pixels
 def jpegs(count: int) -> tuple[list[Path], str]:
     """`count` JPEG files and what they are: Flickr8k's, or drawn scenes where that is not at hand."""
     from mmlib import paths
-    from mmlib.data.image_folder import find_image_folder
+    from mmlib.data.folders import find_image_folder
 
     root = paths.ROOT / "data" / "flickr8k"
     if root.exists():
@@ -53,7 +53,7 @@ def _drawn(count: int) -> list[Path]:
 def packed(count: int, size: int):
     """The packed store of the same images."""
     from mmlib.data import Dataset, Split, open_store
-    from mmlib.data.image_folder import ImageFolder
+    from mmlib.data.folders import ImageFolder
 
     files, _ = jpegs(count)
     names = tuple(file.name for file in files)

@@ -13,8 +13,7 @@ from benchmarks.harness import alone
 from benchmarks.places import scratch
 from benchmarks.steps import CAPTIONS, SKIP
 from mmlib import paths
-from mmlib.config import ContinueConfig, TrainConfig, build, read_values
-from mmlib.params import read_yaml
+from mmlib.config import ContinueConfig, TrainConfig, build, read_values, read_yaml
 from mmlib.training import continue_training, train
 
 TINY = {

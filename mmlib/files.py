@@ -1,31 +1,45 @@
-"""Files and names: atomic writes, locks, bounded reads, JSON, checked names, foreign text made printable.
+"""Files and names: folders, atomic writes, bounded reads, JSON, checked names, printable text.
 
-One place each: what is written whole or not at all, who writes to a folder, how much of a file from a
-stranger is read, which names may become a path, and how text that others wrote reaches a terminal.
+Nothing in mmlib depends on the working directory: papermill starts a notebook's kernel in the shell's
+folder, Jupyter and nbval in the notebook's own.  A relative path in a parameter is therefore read from
+`ROOT`, never from `os.getcwd()`.
+
+`MMLIB_ROOT` (environment) moves the root, for a copy that is installed away from its repository;
+`MMLIB_RUNS`, `MMLIB_REPORTS` and `MMLIB_CACHE` move only the run folders, the reports and the packed
+images, so that tests never touch a person's.
 """
 
 import contextlib
-import datetime
 import difflib
 import errno
-import fcntl
 import json
+import logging
 import math
 import os
 import re
 import socket
-import stat
-import time
+import threading
 import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmlib import paths
+logger = logging.getLogger(__name__)
+
+ROOT = Path(os.environ.get("MMLIB_ROOT") or Path(__file__).resolve().parent.parent).resolve()
+PARAMS = ROOT / "params"
+NOTEBOOKS = ROOT / "notebooks"
+RUNS = Path(os.environ.get("MMLIB_RUNS") or ROOT / "runs").resolve()
+REPORTS = Path(os.environ.get("MMLIB_REPORTS") or ROOT / "reports").resolve()
+PUBLISHED = ROOT / "reports" / "published"  # committed; changed by `make publish` alone
+CACHE = Path(os.environ.get("MMLIB_CACHE") or ROOT / "data" / "cache").resolve()
 
 MAX_JSON_BYTES = 256 << 20  # a results file has thousands of rows; COCO's captions are 60 MB
 MAX_NAME_BYTES = 100  # leaves room for endings and temporary names in the 255 bytes of a file name
+
+PATIENCE = 10.0  # seconds of silence after which a server counts as not there
+SOON = 1.0  # seconds after which it is said what is waited for
 
 _MOVING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories: controls, marks of direction, line breaks
 NAME_RULE = f"a name of letters, digits, '-', '_' and dots inside, at most {MAX_NAME_BYTES} bytes long"
@@ -49,9 +63,16 @@ _WHAT_TO_DO = {
     errno.ELOOP: "A symbolic link lies in its place: remove it and start again",
 }
 
-_LOCK = ".lock"  # in a locked folder: who holds it
-_RECORD = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # never what a link in its place leads to
-_TRIES = 1000  # a millisecond apart, to take a lock that others only ask about
+
+def from_root(path: str | os.PathLike) -> Path:
+    """`path` as an absolute path: `~` expanded, relative paths read from the repository's root."""
+    return (ROOT / Path(path).expanduser()).resolve()
+
+
+def shown(path: str | os.PathLike) -> str:
+    """`path` for a person to read: relative to the root when it lies under it, absolute otherwise."""
+    path = Path(path)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -95,158 +116,6 @@ def flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-class InUse(RuntimeError):
-    """Another process is at work in a folder."""
-
-
-class FolderLock:
-    """A folder that this process alone writes to, as long as the block of `locked` lasts."""
-
-    def __init__(self, folder: Path, what: str, descriptor: int):
-        self.folder, self._what, self._descriptor = folder, what, descriptor
-
-    def check(self) -> None:
-        """Passes while the path names the very folder that was locked.
-
-        Raises:
-            RuntimeError: it was deleted, moved, or replaced by another one.
-        """
-        if not _is_at(self._descriptor, self.folder):
-            raise RuntimeError(
-                f"{paths.shown(self.folder)} is gone: it was deleted, moved or replaced while {self._what}"
-                " was at work there; nothing more is written to it"
-            )
-
-
-@contextlib.contextmanager
-def locked(folder: Path, what: str) -> Iterator[FolderLock]:
-    """Makes `folder` if it is missing, and holds it for this process alone while the block lasts.
-
-    The operating system's lock (flock) is held on the folder itself, since a file in it could be deleted and
-    locked anew by another process; and on `.lock` in it, which says who holds it, and which network file
-    systems pass on to other machines, as they do not for folders.  The system frees both when the process
-    ends, however it ends.  A file system without locks guards nothing.
-
-    Args:
-        folder: to write to.
-        what: is at work there, for messages: `run 'demo'`.
-
-    Raises:
-        InUse: another process holds it, which is named.
-        OSError: the folder cannot be made or written to.
-    """
-    with contextlib.ExitStack() as held:
-        with explained(folder):
-            descriptor = _hold(folder, os.O_RDONLY, held)
-        with explained(folder / _LOCK):
-            record = None if descriptor is None else _hold(folder / _LOCK, _RECORD, held)
-        if descriptor is None or record is None:
-            raise InUse(
-                f"{what} is being written by another process ({_named(folder)}); wait for it, stop it, or"
-                " choose another name"
-            )
-        _sign(record)
-        held.callback(_sign, record, "")
-        yield FolderLock(folder, what, descriptor)
-
-
-def holder(folder: Path) -> str | None:
-    """The process that holds `folder` by `locked`, in words; None if none does.
-
-    Nothing is written, and a process that takes the lock meanwhile gets it.
-    """
-    for path, flags in ((folder, os.O_DIRECTORY), (folder / _LOCK, os.O_NOFOLLOW | os.O_NONBLOCK)):
-        with contextlib.ExitStack() as opened, contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY | flags)
-            opened.callback(os.close, descriptor)
-            if not _is_free(descriptor):
-                return _named(folder)
-    return None
-
-
-def _hold(path: Path, flags: int, held: contextlib.ExitStack) -> int | None:
-    """A descriptor of `path` with its lock, closed by `held`; None if another process has the lock."""
-    while True:
-        if not flags & os.O_CREAT and not path.is_dir():
-            path.mkdir(parents=True, exist_ok=True)
-            flush_folder(path.parent)
-        try:
-            descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
-        except FileNotFoundError:
-            if flags & os.O_CREAT:
-                raise
-            continue  # the folder was deleted since it was made
-        try:
-            if flags & os.O_CREAT and not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise FileExistsError(errno.EEXIST, "it is no regular file")
-            if not _take(descriptor):
-                os.close(descriptor)
-                return None
-            if _is_at(descriptor, path):
-                held.callback(os.close, descriptor)
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # deleted or replaced between opening and locking
-
-
-def _take(descriptor: int) -> bool:
-    """Whether the exclusive lock was to be had; those who only ask (`_is_free`) are waited for."""
-    for _ in range(_TRIES):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if not _is_free(descriptor):
-                return False
-        except OSError:
-            return True  # a file system without locks
-        time.sleep(0.001)
-    return False
-
-
-def _is_free(descriptor: int) -> bool:
-    """Whether nobody has the exclusive lock: asked by a shared one, held for microseconds.
-
-    `_take` tells it from an exclusive one by the same question, so it makes no one believe the folder held.
-    """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    return True
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return False
-        raise
-
-
-def _sign(record: int, text: str | None = None) -> None:
-    """Writes into `.lock` who holds it; a full disk costs the name, not the lock."""
-    if text is None:
-        since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        text = f"process {os.getpid()} on {socket.gethostname()}, since {since}"
-    with contextlib.suppress(OSError):
-        os.ftruncate(record, 0)
-        os.pwrite(record, text.encode(), 0)
-
-
-def _named(folder: Path) -> str:
-    text = b""
-    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
-        record = os.open(folder / _LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        opened.callback(os.close, record)
-        text = os.read(record, 200)
-    return printable(text.decode(errors="replace").strip()) or "it has not said which"
-
-
 @contextlib.contextmanager
 def explained(path: Path, about: str = "", kept: str = "") -> Iterator[None]:
     """Gives a system's error in writing `path` its meaning: which file, what the system said, what to do.
@@ -266,7 +135,7 @@ def explained(path: Path, about: str = "", kept: str = "") -> Iterator[None]:
         reason = error.strerror or str(error)
         raise OSError(
             error.errno,
-            f"could not write {paths.shown(path)}{about}: {reason}{kept}. {what_to_do}",
+            f"could not write {shown(path)}{about}: {reason}{kept}. {what_to_do}",
         ) from error
 
 
@@ -278,12 +147,12 @@ def read_bounded(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
         ValueError: it is larger than `limit` bytes; nothing of it was kept.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"expected the file {paths.shown(path)}, found nothing there")
+        raise FileNotFoundError(f"expected the file {shown(path)}, found nothing there")
     with open(path, "rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise ValueError(
-            f"{paths.shown(path)}: expected at most {limit:,} bytes, found {path.stat().st_size:,}; this is"
+            f"{shown(path)}: expected at most {limit:,} bytes, found {path.stat().st_size:,}; this is"
             " not the kind of file that is read here"
         )
     return data
@@ -306,7 +175,7 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
         return text
     line = content.count(b"\n", 0, wrong) + 1
     raise ValueError(
-        f"{paths.shown(path)}, line {line}: expected UTF-8 text, found byte {content[wrong]:#04x}; convert"
+        f"{shown(path)}, line {line}: expected UTF-8 text, found byte {content[wrong]:#04x}; convert"
         " the file to UTF-8"
     )
 
@@ -346,11 +215,9 @@ def read_json(path: Path) -> dict:
         FileNotFoundError: there is no such file.
         ValueError: it does not hold a JSON object, or is larger than `MAX_JSON_BYTES`.
     """
-    value = parse_json(read_bounded(path), paths.shown(path))
+    value = parse_json(read_bounded(path), shown(path))
     if not isinstance(value, dict):
-        raise ValueError(
-            f"{paths.shown(path)} is damaged: expected a JSON object, found {type(value).__name__}"
-        )
+        raise ValueError(f"{shown(path)} is damaged: expected a JSON object, found {type(value).__name__}")
     return value
 
 
@@ -403,3 +270,63 @@ def printable(text: str) -> str:
 def _is_harmless(character: str) -> bool:
     joins = character in "\u200c\u200d"  # within words of some scripts, and in emoji
     return joins or character in "\n\t" or unicodedata.category(character) not in _MOVING
+
+
+@contextlib.contextmanager
+def fetching(what: str, hub: bool) -> Iterator[None]:
+    """Surrounds a library that looks for files in its cache and downloads what is missing.
+
+    What takes longer than `SOON` is said.  A server that is silent for `PATIENCE` is given up; a slow one is
+    not.  The hub of Hugging Face is asked first whether it answers, since its client tries for a minute to
+    reach it, and also for what lies in its cache; if it does not, the cache alone is read.
+
+    Args:
+        what: is looked for, as `weights 'default' of timm:resnet50`.
+        hub: whether it is on that hub.
+
+    Raises:
+        ConnectionError: the hub does not answer, and what is wanted is not in the cache.
+    """
+    said = threading.Timer(
+        SOON, logger.warning, ("looking for %s in the library's cache, or downloading it", what)
+    )
+    said.daemon = True
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(timeout or PATIENCE)  # urlopen, which torch and open_clip use, has none
+    said.start()
+    try:
+        silent = _silent_hub() if hub else None
+        with _offline() if silent else contextlib.nullcontext():
+            yield
+    except OSError as error:
+        if silent:
+            raise ConnectionError(silent) from error
+        raise
+    finally:
+        said.cancel()
+        socket.setdefaulttimeout(timeout)
+
+
+def _silent_hub() -> str | None:
+    """Why the hub cannot be reached; None if it can, or is not to be asked (HF_HUB_OFFLINE)."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+    except Exception as error:  # those of its HTTP client, which changes with its versions
+        return f"{constants.ENDPOINT} does not answer: {type(error).__name__} {error}".strip()
+    return None
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False

@@ -10,16 +10,15 @@ from pathlib import Path
 import pytest
 
 from mmlib import paths
-from mmlib.config import CONFIG_OF_NOTEBOOK, build
-from mmlib.params import notebook_defaults, read_yaml
+from mmlib.config import CONFIG_OF_NOTEBOOK, build, notebook_defaults, read_yaml
 from mmlib.reporting.plan import plan
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 EXPERIMENTS = sorted(path.name for path in paths.PARAMS.iterdir() if path.is_dir())
 # Each room may import those of its own line and the lines above; metrics needs the first line alone.
 ORDER = (
-    {"arrays", "files", "hubs", "paths", "terminal"},
-    {"config", "params"},
+    {"arrays", "files", "locks", "paths"},
+    {"config"},
     {"metrics"},
     {"data"},
     {"model"},

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from mmlib import paths
-from mmlib.files import FolderLock, InUse, holder, locked
+from mmlib.locks import FolderLock, InUse, holder, locked
 from mmlib.training import run_state
 from mmlib.training import runs as run_folders
 from mmlib.training.runs import open_run

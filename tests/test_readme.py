@@ -15,8 +15,7 @@ from tiny_runs import TINY
 
 from mmlib import paths
 from mmlib.cli import main
-from mmlib.config import CONFIG_OF_NOTEBOOK, TrainConfig, build
-from mmlib.params import notebook_defaults
+from mmlib.config import CONFIG_OF_NOTEBOOK, TrainConfig, build, notebook_defaults
 from mmlib.reporting.plan import plan
 from mmlib.reporting.publish import QUOTED, QUOTING, renewed
 from mmlib.training import train

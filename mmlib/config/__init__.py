@@ -1,8 +1,17 @@
 """Parameters → frozen, typed, checked configs."""
 
-from mmlib.config.cells import from_notebook
-from mmlib.config.continuing import continued, differences
-from mmlib.config.fields import (
+from mmlib.config.asking import (
+    ask,
+    continued,
+    differences,
+    from_notebook,
+    is_read,
+    notebook_defaults,
+    refuse_unread,
+    training_of,
+    unread,
+)
+from mmlib.config.parameters import (
     CONFIG_OF_NOTEBOOK,
     IDENTITY,
     AblationConfig,
@@ -20,8 +29,7 @@ from mmlib.config.fields import (
     TuneConfig,
     is_pretrained,
 )
-from mmlib.config.reading import ParameterError, build, read_values, required
-from mmlib.config.unread import ask, is_read, refuse_unread, unread
+from mmlib.config.reading import ParameterError, build, read_values, read_yaml, required
 
 __all__ = [
     "CONFIG_OF_NOTEBOOK",
@@ -47,8 +55,11 @@ __all__ = [
     "from_notebook",
     "is_pretrained",
     "is_read",
+    "notebook_defaults",
     "read_values",
+    "read_yaml",
     "refuse_unread",
     "required",
+    "training_of",
     "unread",
 ]

@@ -1,13 +1,12 @@
 """Data: images and captions of a data set, packed images, token ids, batches in an exact order."""
 
-import importlib
 from collections.abc import Iterable
 
 from mmlib import paths
 from mmlib.config import DataConfig, TokenizerConfig
 from mmlib.data.dataset import SPLITS, Dataset, ImageSource, Split
 from mmlib.data.store import ImageStore, open_store
-from mmlib.data.tokenizers import Tokenizer, build_tokenizer
+from mmlib.data.tokenizers import Tokenizer, build_tokenizer, restore_tokenizer
 
 __all__ = [
     "SPLITS",
@@ -19,6 +18,7 @@ __all__ = [
     "build_tokenizer",
     "load_dataset",
     "open_store",
+    "restore_tokenizer",
     "tokenizer_for",
 ]
 
@@ -51,8 +51,9 @@ def load_dataset(config: DataConfig) -> Dataset:
 
 
 def _on_disk(name: str, folder: str) -> Dataset:
-    loader = {"flickr8k": "load_flickr8k", "flickr30k": "load_flickr30k", "coco": "load_coco"}[name]
-    return getattr(importlib.import_module(f"mmlib.data.{name}"), loader)(paths.from_root(folder))
+    from mmlib.data.photos import LOADERS
+
+    return LOADERS[name](paths.from_root(folder))
 
 
 def tokenizer_for(

@@ -4,10 +4,12 @@ Shapes: N images, M captions, P pairs of an epoch, B pairs of a batch, R of them
 L positions, H = W pixels, F features.
 """
 
+import queue
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -15,10 +17,8 @@ import torch
 from mmlib.config import AugmentConfig, ParameterError
 from mmlib.data.augment import PIXEL_MEAN, PIXEL_STD, Augment, normalise
 from mmlib.data.dataset import Dataset, Split
-from mmlib.data.feature_store import FeatureStore
-from mmlib.data.packing import Resize, resize_image
-from mmlib.data.prefetch import prefetched
-from mmlib.data.store import ImageStore
+from mmlib.data.decoding import Resize, resize_image
+from mmlib.data.store import FeatureStore, ImageStore
 from mmlib.data.tokenizers import Tokenizer
 
 WINDOW = 8  # shards whose pairs are mixed; while they are read, the next ones are fetched
@@ -335,3 +335,64 @@ class PairSource:
             return data.image_batch(image_R)
         pixels_RHWC = data.pixel_batch(image_R)
         return self._augment(pixels_RHWC, self.seed, epoch, place_R.numpy(), data.mean, data.std)
+
+
+DEPTH = 2  # batches made ahead
+
+
+def prefetched(batches: Iterator, device: torch.device, depth: int = DEPTH) -> Iterator:
+    """The same batches in the same order, made by another thread up to `depth` ahead.
+
+    On a GPU the copies to it run on a stream of their own beside the model's work.  The thread ends
+    when the batches end, when making one fails (the error is raised here), and when the returned
+    iterator is closed.
+
+    Args:
+        batches: of dataclasses whose tensors are on `device`.
+        device: of the training.
+    """
+    made: queue.Queue = queue.Queue(maxsize=depth)
+    closed = threading.Event()
+    thread = threading.Thread(target=_make, args=(batches, device, made, closed), daemon=True)
+    thread.start()
+    try:
+        while True:
+            batch, ready, error = made.get()
+            if error is not None:
+                raise error
+            if batch is None:
+                return
+            yield _handed_over(batch, ready, device)
+    finally:
+        closed.set()
+        while thread.is_alive():  # it may wait for room in the queue
+            try:
+                made.get(timeout=0.01)
+            except queue.Empty:
+                thread.join(0.01)
+
+
+def _make(batches: Iterator, device: torch.device, made: queue.Queue, closed: threading.Event) -> None:
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    try:
+        while not closed.is_set():
+            with torch.cuda.stream(stream):
+                batch = next(batches, None)
+                ready = stream.record_event() if stream and batch is not None else None
+            made.put((batch, ready, None))
+            if batch is None:
+                return
+    except BaseException as error:  # raised where the batches are used
+        made.put((None, None, error))
+
+
+def _handed_over(batch, ready: torch.cuda.Event | None, device: torch.device):
+    """The batch, when the model's stream may read it."""
+    if ready is not None:
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(ready)
+        for field in fields(batch):
+            value = getattr(batch, field.name)
+            if isinstance(value, torch.Tensor):
+                value.record_stream(stream)  # so that its memory is not given away before it was read
+    return batch

@@ -9,11 +9,14 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from mmlib.files import printable
+
+Resize = Literal["squash", "crop"]
 
 # What Pillow may open; JPEG includes MPO.  Others hand the bytes to programs (EPS to Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -116,6 +119,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def resize_image(image: Image.Image, size: int, resize: Resize) -> np.ndarray:
+    """`image` as (size, size, 3) uint8, by PIL's antialiased bicubic filter.
+
+    `squash` ignores the aspect ratio; `crop` brings the shorter side to `size` and cuts out the
+    centre, with torchvision's rounding, so that pretrained encoders see what they were trained on.
+    """
+    if resize == "squash":
+        square = image.resize((size, size), Image.Resampling.BICUBIC)
+    else:
+        short = min(image.size)
+        width, height = (size * side // short for side in image.size)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        scaled = image.resize((width, height), Image.Resampling.BICUBIC)
+        square = scaled.crop((left, top, left + size, top + size))
+    return np.asarray(square)
 
 
 @contextmanager

@@ -7,9 +7,9 @@ their numbers, without the numbers.
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmlib.data.caption_files import read_numbered_captions
+from mmlib.data.captions import read_numbered_captions
 from mmlib.data.dataset import Dataset
-from mmlib.data.flickr8k import TOKEN_FILE, find_file
+from mmlib.data.photos import TOKEN_FILE, find_file
 from mmlib.paths import from_root
 
 EXPERT_FILE = "ExpertAnnotations.txt"
@@ -51,7 +51,7 @@ def captions_by_number(tokens: Path) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: as `mmlib.data.caption_files.read_token_file`.
+        ValueError: as `mmlib.data.captions.read_token_file`.
     """
     numbered, _ = read_numbered_captions(tokens)
     return {f"{image}#{n}": text.strip() for image, texts in numbered.items() for n, text in texts.items()}

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from mmlib.config import ParameterError
-from mmlib.data.caption_sets import count
 from mmlib.data.dataset import Dataset, ImageSource, Split
 from mmlib.data.leaks import find_leaks, photo_id, without_leaks
+from mmlib.data.photos import count
 
 SETS = ("flickr8k", "flickr30k", "coco")
 

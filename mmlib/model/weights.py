@@ -14,7 +14,7 @@ from torch import nn
 
 from mmlib import paths
 from mmlib.config import ParameterError
-from mmlib.hubs import fetching
+from mmlib.files import fetching
 
 FILES = (".safetensors", ".pth", ".pt", ".bin")
 SHOWN = 3  # differing keys that a message names

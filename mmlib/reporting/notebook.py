@@ -10,8 +10,8 @@ from pathlib import Path
 import nbformat
 
 from mmlib import paths
+from mmlib.config import notebook_defaults
 from mmlib.files import checked_name, read_bounded
-from mmlib.params import notebook_defaults
 from mmlib.reporting.display import MARK
 
 STATES = ("failed", "killed", "interrupted", "running", "incomplete", "complete")  # the worst first

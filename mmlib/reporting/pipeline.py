@@ -20,7 +20,8 @@ from nbclient.exceptions import DeadKernelError
 
 import mmlib
 from mmlib import paths
-from mmlib.files import explained, locked, read_json, write_json, write_text_atomic
+from mmlib.files import explained, read_json, write_json, write_text_atomic
+from mmlib.locks import locked
 from mmlib.reporting.display import MARK
 from mmlib.reporting.index import write_index
 from mmlib.reporting.kernel import own_kernel

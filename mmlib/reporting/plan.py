@@ -14,12 +14,13 @@ from mmlib.config import (
     TrainConfig,
     build,
     continued,
+    notebook_defaults,
     read_values,
+    read_yaml,
     refuse_unread,
     required,
 )
 from mmlib.files import nearest
-from mmlib.params import notebook_defaults, read_yaml
 from mmlib.reporting.state import report_folder
 from mmlib.training.ablation_plan import plan_grid
 

@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 from mmlib import paths
-from mmlib.files import checked_name, explained, flush_folder, locked, write_bytes_atomic, write_text_atomic
+from mmlib.files import checked_name, explained, flush_folder, write_bytes_atomic, write_text_atomic
+from mmlib.locks import locked
 from mmlib.reporting.ablation import ablation_table
 from mmlib.reporting.ablation_verdicts import ablation_verdicts
 from mmlib.reporting.index import write_index

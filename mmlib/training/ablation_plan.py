@@ -12,9 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmlib import paths
-from mmlib.config import AblationConfig, ParameterError, TrainConfig, build, unread
+from mmlib.config import (
+    AblationConfig,
+    ParameterError,
+    TrainConfig,
+    build,
+    notebook_defaults,
+    read_yaml,
+    unread,
+)
 from mmlib.files import nearest
-from mmlib.params import notebook_defaults, read_yaml
 
 # What decides which images and captions a run is measured on: no arm may have its own.
 _MEASURED_ON = (

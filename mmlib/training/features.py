@@ -16,8 +16,7 @@ import torch
 from mmlib import paths
 from mmlib.data.augment import normalise
 from mmlib.data.dataset import Dataset
-from mmlib.data.feature_store import FeatureStore, open_array
-from mmlib.data.store import ImageStore
+from mmlib.data.store import FeatureStore, ImageStore, open_array
 from mmlib.data.tokenizers import Tokenizer
 from mmlib.model.encoders import Encoder
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mmlib import paths
-from mmlib.data import Tokenizer
+from mmlib.data import Tokenizer, restore_tokenizer
 from mmlib.files import read_json
 from mmlib.training.runs import run_folder, stored_environment
 
@@ -42,7 +42,7 @@ def stored_tokenizer(run: str) -> Tokenizer:
     path = run_folder(run) / "tokenizer.json"
     state = read_json(path)
     try:
-        return Tokenizer.from_state(state)
+        return restore_tokenizer(state)
     except ValueError as error:
         raise ValueError(f"{paths.shown(path)}: {error}") from None
     except (LookupError, TypeError, AttributeError, OverflowError) as error:

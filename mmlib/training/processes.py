@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from mmlib.config import ParameterError
-from mmlib.files import InUse
+from mmlib.locks import InUse
 
 _FAMILIES = (
     ParameterError, FileNotFoundError, FileExistsError, InUse, OSError, ValueError, RuntimeError, Exception

@@ -18,17 +18,8 @@ import numpy as np
 from mmlib import paths
 from mmlib.arrays import read_npz
 from mmlib.config import ParameterError, TrainConfig, build
-from mmlib.files import (
-    FolderLock,
-    checked_name,
-    explained,
-    holder,
-    locked,
-    parse_json,
-    read_bounded,
-    read_json,
-    write_bytes_atomic,
-)
+from mmlib.files import checked_name, explained, parse_json, read_bounded, read_json, write_bytes_atomic
+from mmlib.locks import FolderLock, holder, locked
 from mmlib.training.stored import (
     Environment,
     Epoch,

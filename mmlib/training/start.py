@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from mmlib.config import ParameterError, TrainConfig, build, continued, differences
-from mmlib.data import Dataset, Tokenizer, load_dataset, tokenizer_for
+from mmlib.config import ParameterError, TrainConfig, build, continued, differences, training_of
+from mmlib.data import Dataset, Tokenizer, load_dataset, restore_tokenizer, tokenizer_for
 from mmlib.data.batches import PairSource, SplitTensors
 from mmlib.data.tokenizers import count_losses, loss_shares, losses_warning
-from mmlib.files import InUse
+from mmlib.locks import InUse
 from mmlib.model import build_loss, build_model, load_learned
-from mmlib.params import training_of
 from mmlib.training import environment
 from mmlib.training.assembly import standardise_heads, training_data
 from mmlib.training.checkpoint import check_fits, evaluated_weights, load_checkpoint, load_weights
@@ -175,7 +174,7 @@ def _prepare(
 
     path, resumed = last_checkpoint(config) or (_parent_path(parent), None)
     content = resumed or (parent and parent.content)
-    tokenizer = Tokenizer.from_state(content["tokenizer"]) if content else _new_tokenizer(config, dataset)
+    tokenizer = restore_tokenizer(content["tokenizer"]) if content else _new_tokenizer(config, dataset)
     if resumed:
         check_fits(path, resumed, config.model_dump(), tokenizer.fingerprint)
     from lightning_fabric import seed_everything

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mmlib import paths
-from mmlib.config.fields import Name
+from mmlib.config.parameters import Name
 from mmlib.files import printable, read_json
 from mmlib.training.claims import DECIDES, VERDICTS
 

@@ -7,9 +7,15 @@ import pytest
 from nbclient import NotebookClient
 
 from mmlib import paths
-from mmlib.config import CONFIG_OF_NOTEBOOK, AnalysisConfig, ParameterError, TrainConfig, from_notebook
-from mmlib.config.cells import cell_parameters
-from mmlib.params import notebook_defaults
+from mmlib.config import (
+    CONFIG_OF_NOTEBOOK,
+    AnalysisConfig,
+    ParameterError,
+    TrainConfig,
+    from_notebook,
+    notebook_defaults,
+)
+from mmlib.config.asking import cell_parameters
 
 CELL = 'run: str = "a"  # name\nepochs: int = 3\nlr: float = 0.1\n'
 CONFIG = "from mmlib.config import TrainConfig, from_notebook\nconfig = from_notebook(TrainConfig)\n"

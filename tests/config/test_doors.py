@@ -6,9 +6,16 @@ import pytest
 from click.testing import CliRunner
 
 from mmlib import cli, paths
-from mmlib.config import AblationConfig, ContinueConfig, EvaluateConfig, ParameterError, TrainConfig, build
-from mmlib.config.cells import cell_parameters
-from mmlib.params import read_yaml
+from mmlib.config import (
+    AblationConfig,
+    ContinueConfig,
+    EvaluateConfig,
+    ParameterError,
+    TrainConfig,
+    build,
+    read_yaml,
+)
+from mmlib.config.asking import cell_parameters
 
 GIVEN = {
     TrainConfig: {"run": "a", "epochs": 3, "lr": 0.1},

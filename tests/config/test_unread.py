@@ -15,7 +15,7 @@ from mmlib.config import (
     continued,
     unread,
 )
-from mmlib.config.unread import READ_BY
+from mmlib.config.asking import READ_BY
 
 RUN = {"run": "a-run", "epochs": 3, "lr": 0.01}
 SHARDS = {"dataset": "shards", "train_shards": ["a.tar"], "val_shards": ["b.tar"]}

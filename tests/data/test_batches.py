@@ -15,8 +15,8 @@ from PIL import Image
 from mmlib.config import AugmentConfig
 from mmlib.data import Dataset, Split, build_tokenizer, open_store
 from mmlib.data.batches import PairSource, SplitTensors
-from mmlib.data.feature_store import FeatureStore
 from mmlib.data.shapes import load_shapes
+from mmlib.data.store import FeatureStore
 from mmlib.training.processes import share
 
 SIZE, L = 16, 20

@@ -9,10 +9,14 @@ import tiny_flickr as tiny
 import tiny_sets
 
 from mmlib import files
-from mmlib.data.caption_files import read_caption_csv, read_lines, read_token_file
-from mmlib.data.coco import _read_annotations
-from mmlib.data.flickr8k import load_flickr8k
-from mmlib.data.karpathy import read_karpathy
+from mmlib.data.captions import (
+    _read_annotations,
+    read_caption_csv,
+    read_karpathy,
+    read_lines,
+    read_token_file,
+)
+from mmlib.data.photos import load_flickr8k
 
 
 def assert_refused(read, path, message, error=ValueError):

@@ -7,7 +7,7 @@ import tiny_sets as tiny
 
 from mmlib import paths
 from mmlib.config import ParameterError
-from mmlib.data.coco import load_coco
+from mmlib.data.photos import load_coco
 from mmlib.data.store import open_store
 
 SAID = {"id": 1, "image_id": 42, "caption": "a dog ."}
@@ -112,7 +112,7 @@ def test_the_official_files_of_2017(tmp_path):
 
 def test_the_usual_sizes_are_not_noted(karpathy, monkeypatch):
     monkeypatch.setitem(
-        __import__("mmlib.data.coco").data.coco.SPLIT_SIZES, "karpathy", {"train": 3, "val": 2, "test": 1}
+        __import__("mmlib.data.photos").data.photos.COCO_SIZES, "karpathy", {"train": 3, "val": 2, "test": 1}
     )
     assert len(load_coco(karpathy).notes) == 1
 

@@ -12,8 +12,7 @@ from image_files import chunk, png, saved, tiff
 from PIL import Image, ImageFile
 
 from mmlib.data import decoding
-from mmlib.data.decoding import decode_image, image_suffix, to_rgb
-from mmlib.data.packing import resize_image
+from mmlib.data.decoding import decode_image, image_suffix, resize_image, to_rgb
 
 RED, GREEN, BLACK, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 0), (255, 255, 255)
 
@@ -268,7 +267,7 @@ def test_bombs_take_no_memory(tmp_path):
     program = """
 import pathlib, resource, sys
 from mmlib.data.decoding import decode_image
-from mmlib.data.packing import resize_image
+from mmlib.data.decoding import resize_image
 files = sorted(pathlib.Path(sys.argv[1]).iterdir())
 resize_image(decode_image((files[0].parent / "sound.png").read_bytes(), "sound.png"), 224, "crop")
 there = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

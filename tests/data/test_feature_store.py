@@ -13,8 +13,8 @@ import sys
 import numpy as np
 import pytest
 
-from mmlib.data import feature_store
-from mmlib.data.feature_store import FeatureStore, open_array
+from mmlib.data import store
+from mmlib.data.store import FeatureStore, open_array
 
 N, F, BATCH = 11, 3, 4
 HEADER = {"encoder": "e" * 16, "shape": [N, F], "precision": "fp32"}
@@ -85,9 +85,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from mmlib.data import feature_store
+from mmlib.data import store
 from test_feature_store import Features, open_at
-feature_store.RECORD_SECONDS = -1
+store.RECORD_SECONDS = -1
 class Killed(Features):
     def __call__(self, start, stop):
         if start == 8:
@@ -107,8 +107,8 @@ def test_a_killed_computation_goes_on_at_its_last_record(path):
 
 
 def test_all_rows_done_and_no_name_yet(path, monkeypatch):
-    monkeypatch.setattr(feature_store.ArrayFile, "seal", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    monkeypatch.setattr(feature_store, "RECORD_SECONDS", -1)
+    monkeypatch.setattr(store.ArrayFile, "seal", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(store, "RECORD_SECONDS", -1)
     with pytest.raises(OSError, match="full"):
         open_at(path, Features())
     monkeypatch.undo()

@@ -7,9 +7,8 @@ import re
 
 import pytest
 
-from mmlib.data import fingerprint
-from mmlib.data.dataset import Split
-from mmlib.data.fingerprint import dataset_fingerprint, file_digests
+from mmlib.data import dataset as fingerprint
+from mmlib.data.dataset import Split, dataset_fingerprint, file_digests
 
 IMAGES = ("a.jpg", "b.jpg")
 CAPTIONS = ("one", "two", "three")

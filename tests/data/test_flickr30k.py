@@ -6,7 +6,7 @@ import pytest
 import tiny_sets as tiny
 
 from mmlib import paths
-from mmlib.data.flickr30k import load_flickr30k
+from mmlib.data.photos import load_flickr30k
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def test_the_original_layout(original):
 
 
 def test_the_usual_sizes_are_not_noted(karpathy, monkeypatch):
-    monkeypatch.setattr("mmlib.data.flickr30k.SPLIT_SIZES", {"train": 3, "val": 2, "test": 1})
+    monkeypatch.setattr("mmlib.data.photos.FLICKR30K_SIZES", {"train": 3, "val": 2, "test": 1})
     assert load_flickr30k(karpathy).notes == ("Left out: 1 image in no split.",)
 
 

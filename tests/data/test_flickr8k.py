@@ -8,7 +8,7 @@ import tiny_flickr as tiny
 from PIL import Image
 
 from mmlib import paths
-from mmlib.data.flickr8k import load_flickr8k
+from mmlib.data.photos import load_flickr8k
 from mmlib.data.store import open_store
 
 
@@ -236,7 +236,7 @@ def test_equal_copies_of_a_text_file_are_one(tmp_path):
 def test_an_image_replaced_by_one_of_equal_size_and_time_changes_the_fingerprint_and_the_pixels(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("mmlib.data.fingerprint.SETTLED_NS", 0)
+    monkeypatch.setattr("mmlib.data.dataset.SETTLED_NS", 0)
     before = load_flickr8k(tiny.write_original(tmp_path))
     packed = open_store(before, 8, workers=1)
     photo = tmp_path / "Flicker8k_Dataset" / "40_d.jpg"
@@ -255,8 +255,8 @@ def test_an_image_replaced_by_one_of_equal_size_and_time_changes_the_fingerprint
 
 
 def test_second_load_reads_no_image(tmp_path, monkeypatch):
-    monkeypatch.setattr("mmlib.data.fingerprint.SETTLED_NS", 0)
+    monkeypatch.setattr("mmlib.data.dataset.SETTLED_NS", 0)
     first = load_flickr8k(tiny.write_original(tmp_path))
-    monkeypatch.setattr("mmlib.data.fingerprint._sha256", None)
+    monkeypatch.setattr("mmlib.data.dataset._sha256", None)
     assert load_flickr8k(tmp_path).fingerprint == first.fingerprint
     assert len(json.loads((paths.CACHE / "flickr8k-digests.json").read_text())) == 8

@@ -7,7 +7,7 @@ import pytest
 import tiny_flickr as tiny
 
 from mmlib import paths
-from mmlib.data.flickr8k import load_flickr8k
+from mmlib.data.photos import load_flickr8k
 
 
 @pytest.fixture(autouse=True)

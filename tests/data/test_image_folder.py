@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from mmlib.data.image_folder import ImageFolder, find_image_folder, list_images, match_names, normal_form
+from mmlib.data.folders import ImageFolder, find_image_folder, list_images, match_names, normal_form
 
 COMPOSED = "café 0.JPG"
 DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)

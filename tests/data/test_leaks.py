@@ -6,7 +6,7 @@ from test_lookalikes import jpeg, picture, screenshot
 
 from mmlib import paths
 from mmlib.data.dataset import Dataset, Split
-from mmlib.data.image_folder import ImageFolder
+from mmlib.data.folders import ImageFolder
 from mmlib.data.leaks import Leak, find_leaks, photo_id, without_leaks
 from mmlib.data.shapes import load_shapes
 

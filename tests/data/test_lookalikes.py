@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
-from mmlib.data.lookalikes import MAX_DISTANCE, SIDE, near_duplicates, perceptual_hash
+from mmlib.data.leaks import MAX_DISTANCE, SIDE, near_duplicates, perceptual_hash
 
 
 def picture(seed: int) -> Image.Image:
@@ -143,8 +143,8 @@ def test_pairs_are_the_same_however_many_distances_are_held(monkeypatch):
     train, held_out = packed(*PICTURES), packed(*map(ImageOps.mirror, PICTURES[5:9]), PICTURES[5])
     whole = near_duplicates(train, held_out)
     assert whole.tolist() == [[5, 0, 0], [5, 4, 0], [6, 1, 0], [7, 2, 0], [8, 3, 0]]
-    monkeypatch.setattr("mmlib.data.lookalikes.PAIRS", 1)
-    monkeypatch.setattr("mmlib.data.lookalikes.LOOKS", 1)
+    monkeypatch.setattr("mmlib.data.leaks.PAIRS", 1)
+    monkeypatch.setattr("mmlib.data.leaks.COPIES", 1)
     assert np.array_equal(near_duplicates(train, held_out), whole)
 
 

@@ -10,7 +10,7 @@ from test_lookalikes import picture
 from mmlib import paths
 from mmlib.config import ParameterError
 from mmlib.data.dataset import Dataset, Split
-from mmlib.data.image_folder import ImageFolder
+from mmlib.data.folders import ImageFolder
 from mmlib.data.leaks import Leak, without_leaks
 from mmlib.data.mixture import guarded, mix, parse_addition
 from mmlib.data.store import open_store

@@ -10,9 +10,7 @@ import tiny_sets
 from PIL import Image
 
 from mmlib import paths
-from mmlib.data.coco import load_coco
-from mmlib.data.flickr8k import load_flickr8k
-from mmlib.data.flickr30k import load_flickr30k
+from mmlib.data.photos import load_coco, load_flickr8k, load_flickr30k
 
 
 def flickr8k_original(root: Path):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from mmlib.data.prefetch import prefetched
+from mmlib.data.batches import prefetched
 
 CPU = torch.device("cpu")
 

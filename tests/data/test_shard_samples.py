@@ -12,8 +12,8 @@ import tracemalloc
 import pytest
 from tiny_shards import encoded, picture, write_tar
 
-from mmlib.data import shard_samples
-from mmlib.data.shard_samples import TarReader
+from mmlib.data import shard_index
+from mmlib.data.shard_index import TarReader
 
 JPEG = encoded(picture(0), "JPEG")
 GOOD = {"jpg": JPEG, "txt": b"a dog"}
@@ -128,7 +128,7 @@ def test_a_member_of_a_quarter_gibibyte_is_passed_over_in_pieces(tmp_path, name,
 
 
 def test_texts_of_a_shard_are_bounded_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_samples, "MAX_TEXTS", 12)
+    monkeypatch.setattr(shard_index, "MAX_TEXTS", 12)
     path = write_tar(tmp_path / "s.tar", [(key, GOOD) for key in "abcd"])
     reader, samples, _ = read(path)
     assert [sample.key for sample in samples] == ["a", "b"]

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_shards import SIZE, Pictures, config_of, dataset_of, encoded, picture
 
 from mmlib import paths
-from mmlib.data.image_folder import ImageFolder
+from mmlib.data.folders import ImageFolder
 from mmlib.data.shapes import load_shapes
 from mmlib.data.shards import load_shards, write_shards
 

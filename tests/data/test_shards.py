@@ -20,12 +20,10 @@ from mmlib import paths
 from mmlib.config import AugmentConfig
 from mmlib.data import build_tokenizer, load_dataset, open_store, shards
 from mmlib.data.batches import WINDOW, PairSource, SplitTensors, window_order
-from mmlib.data.decoding import decode_image
-from mmlib.data.packing import resize_image
+from mmlib.data.decoding import decode_image, resize_image
 from mmlib.data.shard_files import Place
-from mmlib.data.shard_samples import Sample, TarReader
+from mmlib.data.shard_index import Sample, Tar, TarReader
 from mmlib.data.shards import load_shards
-from mmlib.data.tar_images import Tar
 from mmlib.training.processes import share
 
 

@@ -20,9 +20,9 @@ from PIL import Image
 import mmlib
 from mmlib import paths
 from mmlib.data.dataset import Dataset, Split
-from mmlib.data.image_folder import ImageFolder
-from mmlib.data.packing import CHUNK, resize_image
-from mmlib.data.store import open_store
+from mmlib.data.decoding import resize_image
+from mmlib.data.folders import ImageFolder
+from mmlib.data.store import CHUNK, open_store
 
 SIZE = 4
 NAMES = tiny.numbered(CHUNK + 3)  # two chunks, the second one short
@@ -388,5 +388,5 @@ def test_progress_bar_only_where_asked_or_on_a_terminal(tmp_path, capsys):
 
 
 def test_workers_start_without_torch():
-    code = "import sys, mmlib.data.packing, mmlib.data.image_folder; print('torch' in sys.modules)"
+    code = "import sys, mmlib.data.store, mmlib.data.folders; print('torch' in sys.modules)"
     assert finish(python("-c", code))[0] == "False\n"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies
 
 from mmlib.config import ParameterError, TokenizerConfig
-from mmlib.data import Tokenizer, build_tokenizer, tokenizer_for
+from mmlib.data import build_tokenizer, restore_tokenizer, tokenizer_for
 from mmlib.data.shapes import load_shapes
 from mmlib.data.tokenizers.closed import ClosedTokenizer
 
@@ -127,7 +127,7 @@ def test_longer_captions_are_cut_and_empty_ones_are_all_padding(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tokenizer_comes_back_from_json(kind):
     tokenizer = build_tokenizer(kind, CAPTIONS)
-    restored = Tokenizer.from_state(json.loads(json.dumps(tokenizer.state)))
+    restored = restore_tokenizer(json.loads(json.dumps(tokenizer.state)))
     assert (restored.kind, restored.vocabulary, restored.size) == (kind, tokenizer.vocabulary, tokenizer.size)
     assert restored.fingerprint == tokenizer.fingerprint
     unseen = [*CAPTIONS, "zebra 7 ?"]
@@ -157,7 +157,7 @@ def test_a_fingerprint_tells_tokenizers_apart():
     ],
 )
 def test_states_of_earlier_runs_load_with_the_fingerprint_that_they_had(kind, vocabulary, fingerprint):
-    restored = Tokenizer.from_state({"kind": kind, "vocabulary": vocabulary})
+    restored = restore_tokenizer({"kind": kind, "vocabulary": vocabulary})
     assert restored.fingerprint == fingerprint
     assert restored.vocabulary == tuple(vocabulary)
 
@@ -197,7 +197,7 @@ def test_an_unknown_kind_is_refused_with_the_nearest(kind, hint):
     with pytest.raises(ParameterError, match=f"^tokenizer: {re.escape(said)}$"):
         build_tokenizer(kind, CAPTIONS)
     with pytest.raises(ValueError, match=f"^tokenizer state: {re.escape(said)}$"):
-        Tokenizer.from_state({"kind": kind, "vocabulary": []})
+        restore_tokenizer({"kind": kind, "vocabulary": []})
 
 
 @pytest.mark.parametrize(
@@ -207,4 +207,4 @@ def test_an_incomplete_state_is_refused(kind, part):
     with pytest.raises(
         ValueError, match=f"a tokenizer state of kind '{kind}' with '{part}', found only kind"
     ):
-        Tokenizer.from_state({"kind": kind})
+        restore_tokenizer({"kind": kind})

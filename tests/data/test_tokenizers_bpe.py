@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies
 
 from mmlib.config import ParameterError
-from mmlib.data import Tokenizer, build_tokenizer
+from mmlib.data import build_tokenizer, restore_tokenizer
 
 CAPTIONS = [
     "A dog runs on the grass .",
@@ -92,7 +92,7 @@ def test_a_caption_that_spells_padding_cannot_take_its_id():
 
 
 def test_it_comes_back_from_json(bpe):
-    restored = Tokenizer.from_state(json.loads(json.dumps(bpe.state)))
+    restored = restore_tokenizer(json.loads(json.dumps(bpe.state)))
     assert (restored.kind, restored.size, restored.fingerprint) == ("bpe", bpe.size, bpe.fingerprint)
     assert restored.state == bpe.state
     assert pickle.loads(pickle.dumps(bpe)).fingerprint == bpe.fingerprint
@@ -146,4 +146,4 @@ def test_no_room_for_the_bytes_is_refused():
 
 def test_a_damaged_state_is_refused(bpe):
     with pytest.raises(ValueError, match="expected the JSON of a tokenizer"):
-        Tokenizer.from_state({**bpe.state, "tokenizer": bpe.state["tokenizer"][:100]})
+        restore_tokenizer({**bpe.state, "tokenizer": bpe.state["tokenizer"][:100]})

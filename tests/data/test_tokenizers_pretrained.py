@@ -14,9 +14,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from mmlib import paths
 from mmlib.config import ParameterError
-from mmlib.data import Tokenizer, build_tokenizer
+from mmlib.data import build_tokenizer, restore_tokenizer
 from mmlib.data.tokenizers import count_losses, encoder_tokenizer, losses_warning
-from mmlib.data.tokenizers.encoder import EncoderTokenizer
+from mmlib.data.tokenizers.pretrained import EncoderTokenizer
 
 CAPTIONS = [
     "A dog runs over the grass!",
@@ -70,7 +70,7 @@ def local_clip(folder, root, **text_cfg):
 
 
 def restored(tokenizer):
-    return Tokenizer.from_state(json.loads(json.dumps(tokenizer.state)))
+    return restore_tokenizer(json.loads(json.dumps(tokenizer.state)))
 
 
 # --- CLIP's
@@ -120,7 +120,7 @@ def test_clip_comes_back_from_a_few_bytes(clip):
 
 def test_other_merges_are_refused(clip):
     with pytest.raises(ValueError, match=r"expected CLIP's merges with SHA-256 00, found [0-9a-f]{64} in"):
-        Tokenizer.from_state({**clip.state, "merges_sha256": "00"})
+        restore_tokenizer({**clip.state, "merges_sha256": "00"})
 
 
 # --- a folder of transformers

@@ -20,7 +20,7 @@ from tiny_runs import (
 
 from mmlib import paths
 from mmlib.cli import main
-from mmlib.files import InUse
+from mmlib.locks import InUse
 from mmlib.training import run_state
 from mmlib.training.runs import open_run, parse_history
 

@@ -8,7 +8,7 @@ import pytest
 from forked import SERVER, ended
 
 from mmlib import files
-from mmlib.files import InUse, holder, locked
+from mmlib.locks import InUse, holder, locked
 
 
 @pytest.fixture

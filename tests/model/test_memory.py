@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmlib.model.memory import MemoryBlock
+from mmlib.model.network import MemoryBlock
 
 S, D, HEADS, K = 6, 16, 2, 3
 

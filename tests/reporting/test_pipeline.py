@@ -13,7 +13,7 @@ import pytest
 import mmlib
 from mmlib import paths
 from mmlib.config import ParameterError
-from mmlib.files import InUse
+from mmlib.locks import InUse
 from mmlib.reporting import pipeline
 from mmlib.reporting.index import write_index
 from mmlib.reporting.notebook import notebook_state, read_notebook

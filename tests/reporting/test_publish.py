@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmlib import paths
 from mmlib.cli import main
-from mmlib.files import InUse, locked
+from mmlib.locks import InUse, locked
 from mmlib.reporting.index import write_index
 from mmlib.reporting.publish import QUOTING, publish
 from mmlib.reporting.report import write_report

@@ -12,7 +12,7 @@ from mmlib import paths
 from mmlib.config import ParameterError
 from mmlib.data import load_dataset, open_store, shapes
 from mmlib.data.batches import SplitTensors
-from mmlib.files import InUse
+from mmlib.locks import InUse
 from mmlib.metrics import paired_ranks, retrieval_ranks, summarise
 from mmlib.metrics.ranks import RetrievalRanks
 from mmlib.training import evaluation, read_arrays, read_result

@@ -4,8 +4,7 @@ import pytest
 from tiny_grids import CLAIM, tiny_grid, write_base
 
 from mmlib import paths
-from mmlib.config import AblationConfig, ParameterError, build
-from mmlib.params import read_yaml
+from mmlib.config import AblationConfig, ParameterError, build, read_yaml
 from mmlib.training import plan_grid
 
 

@@ -9,7 +9,7 @@ from lightning_fabric.plugins.precision import MixedPrecision
 from tiny_runs import assert_same, tiny_config
 from torch import nn
 
-from mmlib.config.fields import OPTIMIZERS
+from mmlib.config.parameters import OPTIMIZERS
 from mmlib.training.optimisation import (
     build_optimizer,
     keep_optimizer_state,

@@ -1,6 +1,6 @@
 """What every tokenizer does, and how one comes back from the JSON that is saved with a run.
 
-An evaluation restores the tokenizer of its run (`from_state`), and so never depends on what the
+An evaluation restores the tokenizer of its run (`restore_tokenizer`), and so never depends on what the
 code would build today.
 
 Shapes: B captions, L positions.
@@ -39,7 +39,7 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def state(self) -> dict:
-        """What `from_state` needs, as JSON types, `kind` among them."""
+        """What `restore_tokenizer` needs, as JSON types, `kind` among them."""
 
     @abstractmethod
     def token_ids(self, captions: Sequence[str], max_tokens: int) -> Sequence[Sequence[int]]:
@@ -83,18 +83,6 @@ class Tokenizer(ABC):
                 length_B[b] = len(ids)
         return tokens_BL, length_B
 
-    @staticmethod
-    def from_state(state: dict) -> "Tokenizer":
-        """The tokenizer that `state` was taken from.
-
-        Raises:
-            ValueError: an unknown kind, a state that lacks a part, or a library here whose
-                vocabulary is another than the one at the time.
-        """
-        from mmlib.data.tokenizers.build import restore
-
-        return restore(state)
-
 
 def whole_characters(text: str) -> str:
     """`text` as every library takes it: halves of a UTF-16 pair joined, single ones replaced by U+FFFD.
@@ -106,3 +94,58 @@ def whole_characters(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+MUCH = 0.05  # share of tokens or captions that calls for a warning
+UNCUT = 1_000_000  # more tokens than any caption has
+
+
+def count_losses(tokenizer: Tokenizer, captions: Sequence[str], max_tokens: int) -> dict:
+    """Counts of a tokenizer's losses on captions that it was not learned from.
+
+    Returns:
+        `tokenizer` and `max_tokens`; `captions`, their `tokens` before cutting, special ones included, how
+        many of these are `unknown`, how many captions are longer than `max_tokens` (`cut`), and the
+        number of tokens of the `longest`.
+    """
+    tokens = unknown = cut = longest = 0
+    for start in range(0, len(captions), CHUNK):
+        chunk = [whole_characters(caption) for caption in captions[start : start + CHUNK]]
+        for ids in tokenizer.token_ids(chunk, UNCUT):
+            tokens += len(ids)
+            unknown += list(ids).count(tokenizer.unknown_id)
+            cut += len(ids) > max_tokens
+            longest = max(longest, len(ids))
+    return {
+        "tokenizer": tokenizer.kind,
+        "max_tokens": max_tokens,
+        "captions": len(captions),
+        "tokens": tokens,
+        "unknown": unknown,
+        "cut": cut,
+        "longest": longest,
+    }
+
+
+def loss_shares(losses: dict) -> tuple[float, float]:
+    """Shares of unknown tokens and of cut captions, each in 0..1."""
+    return losses["unknown"] / max(losses["tokens"], 1), losses["cut"] / max(losses["captions"], 1)
+
+
+def losses_warning(losses: dict) -> str:
+    """What to do where much is lost, `""` where it is not."""
+    unknown, cut = loss_shares(losses)
+    warnings = []
+    if unknown > MUCH:
+        own = losses["tokenizer"] == "encoder"
+        other = "another text_encoder" if own else "tokenizer: bpe, which knows every text"
+        warnings.append(
+            f"{100 * unknown:.1f} % of the validation captions' tokens are unknown to the tokenizer"
+            f" {losses['tokenizer']!r}, and all unknown tokens look the same to the model: take {other}"
+        )
+    if cut > MUCH:
+        warnings.append(
+            f"{100 * cut:.1f} % of the validation captions are cut at max_tokens {losses['max_tokens']}:"
+            f" raise max_tokens (the longest has {losses['longest']:,}), as far as the text encoder can read"
+        )
+    return "".join(f"Warning: {warning}. " for warning in warnings).rstrip()

@@ -8,6 +8,7 @@ nothing that a caption says (`<pad>`, `<unk>`) can be taken for one; with all 25
 tokens nothing is unknown, and case is kept: a caption comes back bit for bit.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer as LibraryTokenizer
@@ -15,7 +16,29 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mmlib.config import ParameterError
 from mmlib.data.tokenizers.base import Tokenizer, whole_characters
-from mmlib.data.tokenizers.library import from_json
+
+# The library's threads are of little use here (one encodes 40,000 captions in about a second), and
+# in a process that forks after they ran they warn, or hang the child.  A person's own setting wins.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def from_json(content: str) -> LibraryTokenizer:
+    """The library's tokenizer from its JSON, without the cutting and padding that the JSON may ask for.
+
+    Raises:
+        ValueError: no such JSON.
+    """
+    try:
+        library = LibraryTokenizer.from_str(content)
+    except Exception as error:  # the library raises Exception itself
+        raise ValueError(
+            f"expected the JSON of a tokenizer (tokenizer.json), found {content[:60]!r}: {error}; get the"
+            " file again"
+        ) from error
+    library.no_truncation()
+    library.no_padding()
+    return library
+
 
 SPECIAL = 1  # padding, id 0
 LEAST_VOCABULARY = SPECIAL + 256
@@ -42,7 +65,7 @@ class BpeTokenizer(Tokenizer):
 
     @property
     def state(self) -> dict:
-        """What `from_state` needs, as JSON types."""
+        """What `restore_tokenizer` needs, as JSON types."""
         return {"kind": self.kind, "tokenizer": self._content}
 
     def token_ids(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:

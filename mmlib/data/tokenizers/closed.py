@@ -33,7 +33,7 @@ class ClosedTokenizer(Tokenizer):
 
     @property
     def state(self) -> dict:
-        """What `from_state` needs, as JSON types."""
+        """What `restore_tokenizer` needs, as JSON types."""
         return {"kind": self.kind, "vocabulary": list(self.vocabulary)}
 
     def split(self, caption: str) -> list[str]:

@@ -6,9 +6,9 @@ import urllib.request
 
 import pytest
 
-from mmlib import hubs
+from mmlib import files
 from mmlib.data.tokenizers.pretrained import from_open_clip, from_transformers
-from mmlib.hubs import fetching
+from mmlib.files import fetching
 from mmlib.model.image_towers import build_timm
 from mmlib.model.weights import downloading
 
@@ -16,7 +16,7 @@ from mmlib.model.weights import downloading
 @pytest.fixture
 def silent_server(monkeypatch):
     """A server that takes connections and never says a word, and a short patience with it."""
-    monkeypatch.setattr(hubs, "PATIENCE", 0.2)
+    monkeypatch.setattr(files, "PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         yield server
@@ -50,7 +50,7 @@ class AtOnce:
     """A timer whose time has come."""
 
     def __init__(self, seconds, act, arguments):
-        assert seconds == hubs.SOON <= 2
+        assert seconds == files.SOON <= 2
         self.start = lambda: act(*arguments)
 
     def cancel(self):
@@ -70,11 +70,11 @@ class AtOnce:
     ids=["weights", "transformers", "open_clip"],
 )
 def test_a_hub_that_never_answers_is_asked_once(load, what, silent_hub, monkeypatch, caplog):
-    monkeypatch.setattr(hubs.threading, "Timer", AtOnce)
+    monkeypatch.setattr(files.threading, "Timer", AtOnce)
     with caplog.at_level(logging.WARNING), pytest.raises(FileNotFoundError) as caught:
         load()
     assert f"{address(silent_hub)} does not answer" in str(caught.value)
-    assert [r.message for r in caplog.records if r.name == "mmlib.hubs"] == [
+    assert [r.message for r in caplog.records if r.name == "mmlib.files"] == [
         f"looking for {what} in the library's cache, or downloading it"
     ]
     assert calls(silent_hub) == 1
@@ -106,7 +106,7 @@ def test_another_server_that_never_answers_is_given_up(silent_server):
 
 def test_a_server_that_answers_is_asked_by_the_library(silent_hub, monkeypatch):
     asked = []
-    monkeypatch.setattr(hubs, "_silent_hub", lambda: asked.append("hub"))
+    monkeypatch.setattr(files, "_silent_hub", lambda: asked.append("hub"))
     with pytest.raises(ZeroDivisionError), fetching("weights", hub=True):
         raise ZeroDivisionError
     with fetching("weights", hub=False):

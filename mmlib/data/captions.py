@@ -11,7 +11,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from mmlib.data.dataset import SPLITS
 from mmlib.data.decoding import SUFFIXES
 from mmlib.files import parse_json, printable, read_text
 from mmlib.paths import shown
@@ -190,3 +192,150 @@ def _check_any(captions: dict, path: Path) -> None:
             f"{shown(path)}: expected captions, found none; get the file from the original distribution"
             " again, or remove it if another caption file is beside it"
         )
+
+
+def read_karpathy(
+    path: Path, also_train: tuple[str, ...] = (), folders: bool = False
+) -> tuple[CaptionFile, dict[str, tuple[str, ...]]]:
+    """Captions (each sentence's `raw`) and image names by split, in the order of the file.
+
+    The captions of an image may be spread over several entries: they are joined, in the order of the file.
+    An entry that repeats an earlier one of its image is left out and its captions are counted as repeated.
+
+    Args:
+        path: the file.
+        also_train: further splits of the file that count as `train` (`restval` of COCO).
+        folders: put each image's folder (`filepath`) before its name.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, an entry that is not as expected, an image in two splits, no
+            images, or a split without any.
+    """
+    content = read_json(path)
+    entries = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise ValueError(
+            f"{shown(path)}: expected a JSON object with a list 'images', found another;"
+            " is it Karpathy's dataset file?"
+        )
+    captions: dict[str, list[str]] = {}
+    split_of: dict[str, str] = {}
+    seen: dict[str, list] = {}
+    repeated = 0
+    for number, entry in enumerate(entries, start=1):
+        name, split, sentences = _read_entry(path, number, entry, also_train, folders)
+        if split_of.setdefault(name, split) != split:
+            raise ValueError(
+                f"{shown(path)}, image {number}: expected the entries of {printable(name)} in one split,"
+                f" found {split} after {split_of[name]}; remove the wrong one"
+            )
+        if sentences in seen.setdefault(name, []):
+            repeated += len(sentences)
+            continue
+        seen[name].append(sentences)
+        captions.setdefault(name, []).extend(text for _, text in sentences)
+    splits = {split: tuple(name for name in split_of if split_of[name] == split) for split in SPLITS}
+    empty = [split for split in SPLITS if not splits[split]]
+    if empty:
+        raise ValueError(
+            f"{shown(path)}: expected images in the splits {', '.join(SPLITS)}, found none in"
+            f" {', '.join(empty)}; get the file again"
+        )
+    return CaptionFile(path, {name: tuple(texts) for name, texts in captions.items()}, repeated), splits
+
+
+def _read_entry(
+    path: Path, number: int, entry: dict, also_train: tuple[str, ...], folders: bool
+) -> tuple[str, str, list[tuple[object, str]]]:
+    """Name, split and captions of one entry, each caption with its `sentid` (None if it has none)."""
+    wanted = "'filename', 'filepath'," if folders else "'filename',"
+    try:
+        name, split = entry["filename"], entry["split"]
+        name = f"{entry['filepath']}/{name}" if folders and isinstance(name, str) else name
+        sentences = [(sentence.get("sentid"), sentence["raw"]) for sentence in entry["sentences"]]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{shown(path)}, image {number}: expected {wanted} 'split' and 'sentences' with 'raw',"
+            f" found {excerpt(entry)}; get the file again"
+        ) from error
+    split = "train" if split in also_train else split
+    texts = (name, *(text for _, text in sentences))
+    if split not in SPLITS or not all(isinstance(text, str) for text in texts):
+        known = ", ".join((*SPLITS, *also_train))
+        raise ValueError(
+            f"{shown(path)}, image {number}: expected a split of {known} and texts, found"
+            f" split {excerpt(split)} and file name {excerpt(name)}; get the file again"
+        )
+    if ".." in name.split("/") or name.startswith("/"):
+        raise ValueError(
+            f"{shown(path)}, image {number}: expected an image below the data set's folder, found"
+            f" {excerpt(name)}; get the file again"
+        )
+    return name, split, sentences
+
+
+def read_coco_captions(files: dict[str, Path]) -> tuple[CaptionFile, dict[str, tuple[str, ...]]]:
+    """Captions and splits of the official files; the captions go by the folder of the first."""
+    captions: dict[str, tuple[str, ...]] = {}
+    splits, repeated = {}, 0
+    for split, (part, path) in zip(("train", "val"), files.items()):
+        texts, more = _read_annotations(path, part)
+        splits[split] = tuple(texts)
+        captions |= texts
+        repeated += more
+    return CaptionFile(next(iter(files.values())).parent, captions, repeated), splits
+
+
+def _read_annotations(path: Path, part: str) -> tuple[dict[str, tuple[str, ...]], int]:
+    """Captions in the order of their ids by image name, with the folder `part` before it; how many repeat.
+
+    An image file may have several entries, each with an id and captions of its own: they are joined.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), list) and content[key] for key in ("images", "annotations")
+    ):
+        raise ValueError(
+            f"{shown(path)}: expected a JSON object with lists 'images' and 'annotations' that are not empty,"
+            " found another; is it COCO's caption file?"
+        )
+    name_of: dict[int, str] = {}
+    texts: dict[str, dict[int, str]] = {}
+    repeated = 0
+    for number, image in enumerate(content["images"], start=1):
+        key, name = _coco_fields(path, f"image {number}", image, {"id": int, "file_name": str})
+        if name_of.setdefault(key, f"{part}/{name}") != f"{part}/{name}":
+            raise ValueError(
+                f"{shown(path)}, image {number}: expected one file of each id, found"
+                f" {excerpt(key)} again with another; get the file again"
+            )
+        texts.setdefault(name_of[key], {})
+    for number, said in enumerate(content["annotations"], start=1):
+        what = f"annotation {number}"
+        key, image, text = _coco_fields(path, what, said, {"id": int, "image_id": int, "caption": str})
+        if image not in name_of:
+            raise ValueError(
+                f"{shown(path)}, {what}: expected a caption of an image of the file, found image_id"
+                f" {excerpt(image)}; get the file again"
+            )
+        if key not in texts[name_of[image]]:
+            texts[name_of[image]][key] = text
+        elif texts[name_of[image]][key] == text:
+            repeated += 1
+        else:
+            raise ValueError(
+                f"{shown(path)}, {what}: expected one caption of each id, found {excerpt(key)} again with"
+                " another; get the file again"
+            )
+    ordered = {name: tuple(text for _, text in sorted(said.items())) for name, said in texts.items()}
+    return ordered, repeated
+
+
+def _coco_fields(path: Path, what: str, entry: Any, kinds: dict[str, type]) -> list:
+    """The values of an entry, checked."""
+    if not isinstance(entry, dict) or any(type(entry.get(key)) is not kind for key, kind in kinds.items()):
+        raise ValueError(
+            f"{shown(path)}, {what}: expected {', '.join(map(repr, kinds))}, found {excerpt(entry)};"
+            " get the file again"
+        )
+    return [entry[key] for key in kinds]

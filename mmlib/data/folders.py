@@ -1,7 +1,4 @@
-"""A folder of image files as an image source, and how to find it under a data set's root.
-
-Light on purpose: the packed store's worker processes import it.
-"""
+"""A folder of image files as an image source, and how to find it under a data set's root."""
 
 import hashlib
 import os

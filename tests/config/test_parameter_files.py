@@ -7,8 +7,15 @@ import tracemalloc
 import pytest
 
 from mmlib import paths
-from mmlib.config import AblationConfig, ParameterError, TrainConfig, build
-from mmlib.params import notebook_defaults, read_yaml, training_of
+from mmlib.config import (
+    AblationConfig,
+    ParameterError,
+    TrainConfig,
+    build,
+    notebook_defaults,
+    read_yaml,
+    training_of,
+)
 
 
 @pytest.fixture(autouse=True)
