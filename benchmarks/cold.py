@@ -58,7 +58,7 @@ def open_packed(config: dict) -> Callable[[], None]:
 
     def work() -> None:
         store = open_store(dataset, parsed.image_size)
-        if not store.images[-1].any():
+        if not store.array[-1].any():
             raise RuntimeError("expected a picture in the last row of the store, found zeros")
 
     return work

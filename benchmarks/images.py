@@ -87,7 +87,7 @@ def ours(count: int, size: int, augmented: bool, device: str = "cpu") -> Callabl
 
     store = packed(count, size)
     augment = Augment(AugmentConfig(crop_area=CROP_AREA, flip=True) if augmented else AugmentConfig())
-    images = torch.from_numpy(store.images[:]).to(device) if device != "cpu" else store.images
+    images = torch.from_numpy(store.array[:]).to(device) if device != "cpu" else store.array
     epochs = itertools.count(1)
 
     def work() -> float:

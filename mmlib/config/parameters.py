@@ -209,9 +209,9 @@ class PlaceConfig(Config):
     run: Name = Field(..., description="name of the run folder under runs/")
     overwrite: bool = Field(False, description="delete a run of this name first")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
-    checkpoint_seconds: float = Field(60.0, ge=0, description="seconds between checkpoints inside an epoch")
+    checkpoint_seconds: float = Field(60.0, ge=0, description="seconds between checkpoints")
     checkpoint_steps: int = Field(
-        0, ge=0, description="steps between checkpoints inside an epoch; 0: by seconds"
+        0, ge=0, description="steps between checkpoints, also at the end of an epoch; 0: by seconds"
     )
 
 

@@ -5,15 +5,15 @@ from collections.abc import Iterable
 from mmlib import paths
 from mmlib.config import DataConfig, TokenizerConfig
 from mmlib.data.dataset import SPLITS, Dataset, ImageSource, Split
-from mmlib.data.store import ImageStore, open_store
+from mmlib.data.store import Store, open_store
 from mmlib.data.tokenizers import Tokenizer, build_tokenizer, restore_tokenizer
 
 __all__ = [
     "SPLITS",
     "Dataset",
     "ImageSource",
-    "ImageStore",
     "Split",
+    "Store",
     "Tokenizer",
     "build_tokenizer",
     "load_dataset",

@@ -18,7 +18,7 @@ from mmlib.config import AugmentConfig, ParameterError
 from mmlib.data.augment import PIXEL_MEAN, PIXEL_STD, Augment, normalise
 from mmlib.data.dataset import Dataset, Split
 from mmlib.data.decoding import Resize, resize_image
-from mmlib.data.store import FeatureStore, ImageStore
+from mmlib.data.store import Store
 from mmlib.data.tokenizers import Tokenizer
 
 WINDOW = 8  # shards whose pairs are mixed; while they are read, the next ones are fetched
@@ -57,7 +57,7 @@ class SplitTensors:
     def __init__(
         self,
         dataset: Dataset,
-        store: ImageStore,
+        store: Store,
         tokenizer: Tokenizer,
         split: str,
         max_tokens: int,
@@ -65,8 +65,8 @@ class SplitTensors:
         device: torch.device,
         mean: tuple[float, float, float] = PIXEL_MEAN,
         std: tuple[float, float, float] = PIXEL_STD,
-        image_features: FeatureStore | None = None,
-        text_features: FeatureStore | None = None,
+        image_features: Store | None = None,
+        text_features: Store | None = None,
     ):
         self.split = dataset.split(split)
         self.device = device
@@ -80,9 +80,9 @@ class SplitTensors:
         shard_N = self.split.shard_of_image_N
         self._shard_of_caption_M = None if shard_N is None else shard_N[self.split.image_of_caption_M]
         if shard_N is None:
-            self._pixels = _Rows(store.images, store.rows(split), device)
+            self._pixels = _Rows(store.array, store.rows(split), device)
         else:
-            self._pixels = _Decoded(dataset, self.split, store.images.shape[1], store.resize, device)
+            self._pixels = _Decoded(dataset, self.split, store.array.shape[1], store.resize, device)
         self._image_features, self._text_features = (
             features and _Rows(features.array, features.rows(split), device)
             for features in (image_features, text_features)

@@ -157,22 +157,6 @@ def _names(splits: Iterable[Split]) -> list[str]:
     return list(dict.fromkeys(name for split in splits for name in split.images))
 
 
-class SplitRows:
-    """What has `splits`, a split's name to its rows (int64, in the split's order)."""
-
-    splits: dict[str, np.ndarray]
-
-    def rows(self, split: str) -> np.ndarray:
-        """Rows of the split's items in the split's order, int64.
-
-        Raises:
-            ValueError: there is no such split.
-        """
-        if split not in self.splits:
-            raise ValueError(f"expected a split of {', '.join(self.splits)}, found {split!r}")
-        return self.splits[split]
-
-
 logger = logging.getLogger(__name__)
 
 THREADS = 8  # hashing releases the interpreter lock; more readers than this do not help a disk

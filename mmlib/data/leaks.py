@@ -60,7 +60,6 @@ def find_leaks(
     held_out: Dataset | Iterable[Dataset],
     *,
     kinds: Collection[str] = KINDS,
-    workers: int | None = None,
 ) -> list[Leak]:
     """Training images of `train` that are in the val or test split of any of `held_out`.
 
@@ -71,7 +70,6 @@ def find_leaks(
         held_out: may include `train` itself.
         kinds: signs to look for.  `bytes` needs sources that read files, others have no bytes to
             compare.  `look` packs all images at 32 pixels once (`open_store`).
-        workers: processes that pack.
 
     Returns:
         Each pair once, under its surest sign, in the order of `held_out` and `kinds`, looks by distance.
@@ -100,7 +98,7 @@ def find_leaks(
             )
         for kind in (kind for kind in KINDS if kind in kinds):
             pairs = (
-                _lookalikes(train, dataset, list(split_of), workers)
+                _lookalikes(train, dataset, list(split_of))
                 if kind == "look"
                 else _equals(kind, train, dataset, list(split_of))
             )
@@ -205,23 +203,23 @@ def _id_in_address(address: str) -> str | None:
     return f"flickr:{page[1]}" if page else photo_id(parts.path)
 
 
-def _lookalikes(train: Dataset, held_out: Dataset, images: list[str], workers: int | None) -> list[tuple]:
+def _lookalikes(train: Dataset, held_out: Dataset, images: list[str]) -> list[tuple]:
     names = train.splits["train"].images
-    theirs_KHWC = _looks(held_out, images, workers)
+    theirs_KHWC = _looks(held_out, images)
     found = []
     for start in range(0, len(names), LOOKS):
-        mine_NHWC = _looks(train, names[start : start + LOOKS], workers)
+        mine_NHWC = _looks(train, names[start : start + LOOKS])
         pairs = near_duplicates(mine_NHWC, theirs_KHWC).tolist()
         found += [(distance, start + row, column) for row, column, distance in pairs]
     return [(names[row], images[column], distance) for distance, row, column in sorted(found)]
 
 
-def _looks(dataset: Dataset, images: Sequence[str], workers: int | None) -> np.ndarray:
+def _looks(dataset: Dataset, images: Sequence[str]) -> np.ndarray:
     """The images at `SIDE` pixels, (R, H, W, 3) uint8."""
     if isinstance(dataset.source, TarImages):
         return dataset.source.looks(images)
-    store = open_store(dataset, SIDE, "squash", workers)
-    return store.images[[store.index[image] for image in images]]
+    row = {image: row for row, image in enumerate(dataset.packed_images())}
+    return open_store(dataset, SIDE).array[[row[image] for image in images]]
 
 
 def _equals(kind: str, train: Dataset, held_out: Dataset, images: list[str]) -> list[tuple]:

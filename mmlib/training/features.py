@@ -16,7 +16,7 @@ import torch
 from mmlib import paths
 from mmlib.data.augment import normalise
 from mmlib.data.dataset import Dataset
-from mmlib.data.store import FeatureStore, ImageStore, open_array
+from mmlib.data.store import Store, open_array
 from mmlib.data.tokenizers import Tokenizer
 from mmlib.model.encoders import Encoder
 
@@ -28,7 +28,7 @@ View = Callable[[torch.Tensor, int, int], torch.Tensor]
 
 def open_features(
     encoder: Encoder,
-    store: ImageStore,
+    store: Store,
     views: int = 1,
     augment: View | None = None,
     augmentation: str = "",
@@ -36,7 +36,7 @@ def open_features(
     bf16: bool = False,
     cache: Path | None = None,
     progress: bool | None = None,
-) -> FeatureStore:
+) -> Store:
     """The features of all packed images, (N, V, F) or (N, V, P, F), computed where they are not stored yet.
 
     View 0 is the image as it is.  The others are augmented, of the training split alone: held-out
@@ -70,17 +70,17 @@ def open_features(
     header = {
         "encoder": fingerprint,
         "images": store.path.stem,
-        "shape": [len(store.images), views, *encoder.feature_shape],
+        "shape": [len(store.array), views, *encoder.feature_shape],
         "augmentation": augmentation if views > 1 else "",
         "precision": "bf16" if bf16 else "fp32",
     }
-    name = f"{store.path.stem}-{fingerprint}-{header['precision']}-{views}-{key}.float16"
-    is_train_N = np.zeros(len(store.images), dtype=bool)
+    name = f"{store.path.stem}-{fingerprint}-{header['precision']}-{views}-{key}.npy"
+    is_train_N = np.zeros(len(store.array), dtype=bool)
     is_train_N[store.splits.get("train", [])] = True
 
     def compute(start: int, stop: int) -> np.ndarray:
         device = next(encoder.parameters()).device
-        pixels_BHWC = torch.from_numpy(np.array(store.images[start:stop])).to(device)
+        pixels_BHWC = torch.from_numpy(np.array(store.array[start:stop])).to(device)
         feature = read(
             normalise(pixels_BHWC, encoder.mean, encoder.std).to(memory_format=torch.channels_last)
         )
@@ -93,8 +93,10 @@ def open_features(
 
     with _reading(encoder, bf16) as read:
         label = f"features of {store.path.stem.split('-')[0]}"
-        array = open_array((cache or paths.CACHE) / name, header, compute, batch_size, label, progress)
-    return FeatureStore(array, dict(store.splits), (cache or paths.CACHE) / name)
+        array = open_array(
+            (cache or paths.CACHE) / name, header, compute, batch_size, label, progress=progress
+        )
+    return Store(array, dict(store.splits), (cache or paths.CACHE) / name)
 
 
 def open_text_features(
@@ -106,7 +108,7 @@ def open_text_features(
     bf16: bool = False,
     cache: Path | None = None,
     progress: bool | None = None,
-) -> FeatureStore:
+) -> Store:
     """The features of all captions, (M, F), split after split, computed where they are not stored yet.
 
     Args:
@@ -132,7 +134,7 @@ def open_text_features(
         "precision": "bf16" if bf16 else "fp32",
     }
     key = f"{digest[:16]}-{tokenizer.fingerprint}-{max_tokens}-{fingerprint}-{header['precision']}"
-    path = (cache or paths.CACHE) / f"{dataset.name}-captions-{key}.float16"
+    path = (cache or paths.CACHE) / f"{dataset.name}-captions-{key}.npy"
 
     def compute(start: int, stop: int) -> np.ndarray:
         tokens_BL, length_B = map(torch.from_numpy, tokenizer.encode(captions[start:stop], max_tokens))
@@ -147,7 +149,7 @@ def open_text_features(
     with _reading(encoder, bf16) as read:
         label = f"features of {dataset.name} captions"
         array = open_array(path, header, compute, CAPTIONS, label, progress)
-    return FeatureStore(array, _caption_rows(dataset), path)
+    return Store(array, _caption_rows(dataset), path)
 
 
 def _caption_rows(dataset: Dataset) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from mmlib.config import AugmentConfig
 from mmlib.data import Dataset, Split, build_tokenizer, open_store
 from mmlib.data.batches import PairSource, SplitTensors
 from mmlib.data.shapes import load_shapes
-from mmlib.data.store import FeatureStore
+from mmlib.data.store import Store
 from mmlib.training.processes import share
 
 SIZE, L = 16, 20
@@ -26,7 +26,7 @@ SIZE, L = 16, 20
 def shapes(tmp_path_factory):
     """Twelve drawn images with their packed pixels."""
     dataset = load_shapes(0, 12, 4, 4, SIZE)
-    return dataset, open_store(dataset, SIZE, workers=1, cache=tmp_path_factory.mktemp("cache"))
+    return dataset, open_store(dataset, SIZE, cache=tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def uneven(tmp_path):
     captions = ("z", "y one", "x", "y two", "x again", "y three")
     splits = {s: Split(s, names, captions, np.array([0, 2, 3, 2, 3, 2])) for s in ("train", "val", "test")}
     dataset = Dataset("plain", splits, Plain(), "0123456789abcdef")
-    store = open_store(dataset, SIZE, workers=1, cache=tmp_path)
+    store = open_store(dataset, SIZE, cache=tmp_path)
     tokenizer = build_tokenizer("word", captions)
     return SplitTensors(dataset, store, tokenizer, "train", 5, 1, torch.device("cpu"))
 
@@ -203,8 +203,8 @@ def test_features_of_frozen_encoders_take_the_place_of_pixels_and_token_ids(shap
     rows = {"train": np.arange(60), "val": np.arange(60, 80), "test": np.arange(80, 100)}
     data = SplitTensors(
         dataset, store, tokenizer, "train", L, None, torch.device("cpu"),
-        image_features=FeatureStore(image_NVF, store.splits, store.path),
-        text_features=FeatureStore(text_MF, rows, store.path),
+        image_features=Store(image_NVF, store.splits, store.path),
+        text_features=Store(text_MF, rows, store.path),
     )  # fmt: skip
     assert np.array_equal(data.image_batch(torch.tensor([2, 0])), image_NVF[[2, 0], 0].astype(np.float32))
     assert np.array_equal(data.caption_batch(torch.tensor([9]))[0], text_MF[[9]].astype(np.float32))
@@ -224,7 +224,7 @@ def test_images_and_captions_of_a_split_are_in_the_splits_order(shapes, tensors,
         data = tensors(name)
         assert (data.images, data.captions) == (len(split.images), len(split.captions))
         image_NCHW = data.image_batch(torch.arange(data.images))
-        packed_NHWC = store.images[[store.index[image] for image in split.images]]
+        packed_NHWC = store.array[store.rows(name)]
         pixel_NHWC = image_NCHW.permute(0, 2, 3, 1).numpy() * (0.229, 0.224, 0.225) + (0.485, 0.456, 0.406)
         assert np.array_equal((255 * pixel_NHWC).round(), packed_NHWC)
         assert np.array_equal(data.tokens_ML, tokenizer.encode(split.captions, L)[0])
@@ -248,7 +248,7 @@ def test_trimmed_captions_end_with_the_longest_of_the_batch(tensors):
 def test_a_batch_of_empty_captions_keeps_one_position(tmp_path):
     splits = {s: Split(s, ("1-2-3",), ("", ""), np.zeros(2)) for s in ("train", "val", "test")}
     dataset = Dataset("empty", splits, Plain(), "0123456789abcdef")
-    store = open_store(dataset, SIZE, workers=1, cache=tmp_path)
+    store = open_store(dataset, SIZE, cache=tmp_path)
     data = SplitTensors(dataset, store, build_tokenizer("char", ["a"]), "train", L, True, torch.device("cpu"))
     tokens_BL, length_B = data.caption_batch(torch.tensor([0, 1]))
     assert tokens_BL.tolist() == [[0], [0]]

@@ -96,7 +96,7 @@ def test_captions_of_an_official_image_with_several_entries_are_joined(official)
 def test_what_follows_needs_no_test_split(official):
     dataset = load_coco(official)
     assert dataset.identity["splits"].keys() == {"train", "val"}
-    store = open_store(dataset, 16, workers=1)
+    store = open_store(dataset, 16)
     assert [len(store.rows(split)) for split in ("train", "val")] == [2, 4]
     with pytest.raises(ValueError, match="expected a split of train, val, found 'test'"):
         store.rows("test")

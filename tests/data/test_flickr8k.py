@@ -238,7 +238,7 @@ def test_an_image_replaced_by_one_of_equal_size_and_time_changes_the_fingerprint
 ):
     monkeypatch.setattr("mmlib.data.dataset.SETTLED_NS", 0)
     before = load_flickr8k(tiny.write_original(tmp_path))
-    packed = open_store(before, 8, workers=1)
+    packed = open_store(before, 8)
     photo = tmp_path / "Flicker8k_Dataset" / "40_d.jpg"
     status = photo.stat()
     with Image.open(photo) as image:
@@ -249,9 +249,9 @@ def test_an_image_replaced_by_one_of_equal_size_and_time_changes_the_fingerprint
         os.utime(photo, ns=(status.st_atime_ns, status.st_mtime_ns))
     after = load_flickr8k(tmp_path)
     assert after.fingerprint != before.fingerprint
-    again = open_store(after, 8, workers=1)
-    changed_N = (packed.images != again.images).any(axis=(1, 2, 3))
-    assert [name for name, row in again.index.items() if changed_N[row]] == ["40_d.jpg"]
+    again = open_store(after, 8)
+    changed_N = (packed.array != again.array).any(axis=(1, 2, 3))
+    assert [name for name, changed in zip(after.images(), changed_N) if changed] == ["40_d.jpg"]
 
 
 def test_second_load_reads_no_image(tmp_path, monkeypatch):

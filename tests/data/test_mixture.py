@@ -108,11 +108,11 @@ def test_images_are_read_from_their_own_set(old, new, other):
 
 def test_the_store_packs_a_mixture(old, new):
     mixed = mix(old, [(new, 1)])
-    store = open_store(mixed, 16, workers=1)
-    assert store.images.shape == (6, 16, 16, 3)  # four that train, two held out
-    alone = open_store(new, 16, workers=1)
-    row = store.index["flickr30k/666666.jpg"]
-    assert np.array_equal(store.images[row], alone.images[alone.index["666666.jpg"]])
+    store = open_store(mixed, 16)
+    assert store.array.shape == (6, 16, 16, 3)  # four that train, two held out
+    alone = open_store(new, 16)
+    row = mixed.packed_images().index("flickr30k/666666.jpg")
+    assert np.array_equal(store.array[row], alone.array[new.packed_images().index("666666.jpg")])
 
 
 def test_the_fingerprint_counts_all_parts_and_weights(old, new, other):

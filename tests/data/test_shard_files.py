@@ -169,7 +169,7 @@ def test_an_epoch_over_urls_is_that_of_the_files_with_three_windows_on_the_disk(
 
     def ids_and_pixels(dataset):
         tokenizer = build_tokenizer("word", dataset.splits["train"].captions)
-        store = open_store(dataset, SIZE, workers=1)
+        store = open_store(dataset, SIZE)
         data = SplitTensors(dataset, store, tokenizer, "train", 8, 1, torch.device("cpu"))
         source = PairSource(data, 2, "all", 0, AugmentConfig())
         for batch in source.batches(1, 0):

@@ -370,7 +370,7 @@ def tensors(tmp_path, val):
     """25 samples in 20 shards, one to three captions each, as a training reads them."""
     tars = write_numbered(tmp_path, [1, 2] * 8 + [1, 0, 0, 0], lambda number: 1 + number % 3)
     dataset = train_of(*tars, val=val)
-    store = open_store(dataset, SIZE, workers=1)
+    store = open_store(dataset, SIZE)
     tokenizer = build_tokenizer("word", dataset.splits["train"].captions)
     return SplitTensors(dataset, store, tokenizer, "train", 8, 1, torch.device("cpu"))
 
@@ -403,7 +403,7 @@ def test_the_order_does_not_depend_on_the_number_of_processes(tensors):
 def test_memory_is_that_of_a_few_batches_not_of_the_data(tmp_path, val):
     side = 96
     dataset = train_of(*write_numbered(tmp_path, [60] * 5), val=val, image_size=side)
-    store = open_store(dataset, side, workers=1)
+    store = open_store(dataset, side)
     tokenizer = build_tokenizer("word", dataset.splits["train"].captions)
     data = SplitTensors(dataset, store, tokenizer, "train", 8, 1, torch.device("cpu"))
     source = PairSource(data, 4, "all", 0, AugmentConfig())
@@ -425,8 +425,8 @@ def test_memory_is_that_of_a_few_batches_not_of_the_data(tmp_path, val):
 def test_pixels_are_those_that_the_packed_store_would_have(tmp_path, val, resize):
     content = encoded(picture(1).resize((60, 30)), "JPEG")
     dataset = train_of(write_tar(tmp_path / "a.tar", [("k", {"jpg": content, "txt": b"a"})]), val=val)
-    store = open_store(dataset, SIZE, resize, workers=1)
-    assert len(store.images) == 2  # of val alone: training images are not packed
+    store = open_store(dataset, SIZE, resize)
+    assert len(store.array) == 2  # of val alone: training images are not packed
     tokenizer = build_tokenizer("word", ["a"])
     data = SplitTensors(dataset, store, tokenizer, "train", 8, 1, torch.device("cpu"))
     (pixels_HWC,) = data.pixel_batch(torch.tensor([0])).numpy()

@@ -1,7 +1,8 @@
-"""Packed image store: right pixels, packed once, whole or absent whatever happens meanwhile."""
+"""Cached arrays: right values, made once, whole or continued whatever happens meanwhile."""
 
 import errno
 import json
+import logging
 import os
 import re
 import resource
@@ -9,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,28 +19,86 @@ from PIL import Image
 
 import mmlib
 from mmlib import paths
+from mmlib.data import store as store_module
 from mmlib.data.dataset import Dataset, Split
 from mmlib.data.decoding import resize_image
 from mmlib.data.folders import ImageFolder
-from mmlib.data.store import CHUNK, open_store
+from mmlib.data.store import Store, open_array, open_store
 
 SIZE = 4
-NAMES = tiny.numbered(CHUNK + 3)  # two chunks, the second one short
-STORE = f"tiny-0123456789abcdef-{SIZE}-squash.uint8"
+NAMES = tiny.numbered(35)
+STORE = f"tiny-0123456789abcdef-{SIZE}-squash.npy"
 DRAWN = tiny.dataset_of(tiny.Drawn(), NAMES)
 REFUSING = tiny.dataset_of(tiny.Refusing(), NAMES)
+
+N, F, BATCH = 11, 3, 4
+NOTE = {"encoder": "e" * 16, "shape": [N, F], "precision": "fp32"}
+
+
+class Features:
+    """Computes row r as (r, r/8, -r), and keeps what was asked; stops at a row if told to."""
+
+    def __init__(self, stop_at=N, error=KeyboardInterrupt):
+        self.asked, self.stop_at, self.error = [], stop_at, error
+
+    def __call__(self, start, stop):
+        if stop > self.stop_at:
+            raise self.error
+        self.asked.append((start, stop))
+        row = np.arange(start, stop, dtype=np.float32)[:, None]
+        return row * np.array([1, 1 / 8, -1], dtype=np.float32)
+
+
+def refuse(start, stop):
+    raise AssertionError(f"rows {start} to {stop} were computed again")
+
+
+def open_at(path, compute, **changes):
+    return open_array(path, NOTE | changes, compute, BATCH, "features")
+
+
+def assert_right(array):
+    assert array.dtype == np.float16
+    assert isinstance(array, np.memmap)
+    assert np.array_equal(array, Features()(0, N))
 
 
 def assert_drawn(store):
     """Every row has the colour that `Drawn` gives the image of that name."""
     expected_N3 = [(row % 256, row // 256, 7) for row in range(len(NAMES))]
-    assert np.array_equal(store.images[:, 0, 0], expected_N3)
-    assert (store.images == store.images[:, :1, :1]).all()
-    assert store.index == {name: row for row, name in enumerate(NAMES)}
+    assert np.array_equal(store.array[:, 0, 0], expected_N3)
+    assert (store.array == store.array[:, :1, :1]).all()
+
+
+def files_in(folder):
+    """What lies in the folder beside lock files."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
+def is_part(name):
+    return re.fullmatch(r".+\.npy\.[0-9a-f]{8}\.part", name) is not None
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "cache" / "tiny.npy"
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    monkeypatch.setattr(store_module, "IMAGES", 8)
+
+
+@pytest.fixture
+def file_limit():
+    """Sets the size that files may grow to."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def python(*arguments):
-    """A process that can import mmlib and tiny_flickr."""
+    """A process that can import mmlib and the tests' helpers."""
     search = os.pathsep.join([str(Path(mmlib.__file__).parents[1]), str(Path(tiny.__file__).parent)])
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
@@ -68,19 +126,18 @@ def test_store_of_files(tmp_path):
     splits = {name: Split(name, images, (), ()) for name, images in (("test", test), ("train", train))}
     dataset = Dataset("tiny", splits, ImageFolder(tmp_path / "images"), "f" * 16)
     store = open_store(dataset, 8, cache=tmp_path)
-    assert store.path == tmp_path / f"tiny-{'f' * 16}-8-squash.uint8"
-    assert isinstance(store.images, np.memmap)
-    assert store.images.shape == (6, 8, 8, 3)
-    assert store.images.dtype == np.uint8
+    assert store.path == tmp_path / f"tiny-{'f' * 16}-8-squash.npy"
+    assert isinstance(store.array, np.memmap)
+    assert store.array.shape == (6, 8, 8, 3)
+    assert store.array.dtype == np.uint8
     with pytest.raises(ValueError, match="read-only"):
-        store.images[0] = 0
+        store.array[0] = 0
     for split, images in (("train", train), ("test", test)):
         rows = store.rows(split)
         assert rows.dtype == np.int64
         for row, name in zip(rows, images, strict=True):
             image = Image.open(tmp_path / "images" / name).resize((8, 8), Image.Resampling.BICUBIC)
-            assert store.index[name] == row
-            assert np.array_equal(store.images[row], np.asarray(image))
+            assert np.array_equal(store.array[row], np.asarray(image))
 
 
 def test_store_goes_to_the_cache_folder_by_default(tmp_path, monkeypatch):
@@ -111,20 +168,9 @@ def test_resize_modes_and_sizes_have_stores_of_their_own(tmp_path):
     assert len({store.path for store in stores}) == 3
     for store, resize in zip(stores, ("squash", "crop", "crop")):
         image = Image.open(tmp_path / "images" / "70_g.jpg")
-        expected = resize_image(image, store.images.shape[1], resize)
-        assert np.array_equal(store.images[store.index["70_g.jpg"]], expected)
-    assert not np.array_equal(stores[0].images, stores[1].images)
-
-
-def test_processes_pack_the_same_bytes(tmp_path):
-    tiny.write_images(tmp_path / "images")
-    names = tiny.names() * 5  # several chunks
-    for copy, name in enumerate(names):
-        shutil.copy(tmp_path / "images" / name, tmp_path / "images" / f"{copy}.jpg")
-    dataset = tiny.dataset_of(ImageFolder(tmp_path / "images"), tiny.numbered(len(names)))
-    inline = open_store(dataset, 8, workers=1, cache=tmp_path / "a")
-    pooled = open_store(dataset, 8, workers=2, cache=tmp_path / "b")
-    assert inline.path.read_bytes() == pooled.path.read_bytes()
+        expected = resize_image(image, store.array.shape[1], resize)
+        assert np.array_equal(store.array[tiny.names().index("70_g.jpg")], expected)
+    assert not np.array_equal(stores[0].array, stores[1].array)
 
 
 def test_second_open_decodes_nothing(tmp_path):
@@ -138,206 +184,210 @@ def test_data_with_another_fingerprint_have_another_store(tmp_path):
         open_store(tiny.dataset_of(tiny.Refusing(), NAMES, "f" * 16), SIZE, cache=tmp_path)
 
 
-def _cut(path):
-    os.truncate(path, path.stat().st_size - 1)
+def test_arrays_are_computed_once_in_batches_and_read_only(path):
+    compute = Features()
+    array = open_at(path, compute)
+    assert compute.asked == [(0, 4), (4, 8), (8, 11)]
+    assert_right(array)
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 0
+    assert_right(open_at(path, refuse))
+    assert files_in(path.parent) == ["tiny.npy", "tiny.npy.json"]
 
 
 def _zero_the_end(path):
     n_bytes = path.stat().st_size
-    os.truncate(path, n_bytes // 2)
+    os.truncate(path, n_bytes - 33)
     os.truncate(path, n_bytes)
 
 
-def _replace_by_other_names(path):
-    other = tiny.dataset_of(tiny.Drawn(), NAMES[::-1])
-    path.unlink()
-    open_store(other, SIZE, cache=path.parent)
-
-
-def _edit_header(key, value):
+def _edit_note(key, value):
     def edit(path):
-        header = path.with_name(path.name + ".json")
-        header.write_text(json.dumps({**json.loads(header.read_text()), key: value}))
+        note = path.with_name(path.name + ".json")
+        note.write_text(json.dumps({**json.loads(note.read_text()), key: value}))
 
     return edit
 
 
-def _write_header(content):
+def _write_note(content):
     return lambda path: path.with_name(path.name + ".json").write_text(content)
 
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (_cut, "it has 1,679 bytes, expected 1,680"),
-        (_zero_the_end, "its pixels do not match their checksum"),
-        (_replace_by_other_names, "its header has names_sha256 "),
-        (_edit_header("format", 0), "its header has format 0, expected 2"),
-        (_edit_header("shape", [1, 4, 4, 3]), "its header has shape [1, 4, 4, 3], expected [35, 4, 4, 3]"),
-        (_edit_header("checksum", None), "its pixels do not match their checksum"),
-        (_write_header('{"cut'), "its header is damaged: expected JSON, found "),
-        (_write_header("[" * 9999), "its header is damaged: expected JSON, found brackets nested too deeply"),
-        (_write_header("[]"), "its header is not a JSON object"),
-        (lambda path: path.with_name(path.name + ".json").unlink(), f"there is no {STORE}.json"),
+        (lambda path: os.truncate(path, path.stat().st_size - 1), "it is cut short or no array: "),
+        (lambda path: path.write_bytes(b""), "it is cut short or no array: "),
+        (lambda path: path.write_bytes(b"\x80\x04N."), "it is cut short or no array: "),
+        (_zero_the_end, "its values do not match their checksum"),
+        (lambda path: np.save(path, np.zeros((1, F), np.float16)), "it has shape (1, 3) of float16, expe"),
+        (_edit_note("format", 0), "its note has format 0, expected 3"),
+        (_edit_note("precision", "bf16"), "its note has precision 'bf16', expected 'fp32'"),
+        (_edit_note("checksum", None), "its values do not match their checksum"),
+        (_write_note('{"cut'), "tiny.npy.json is damaged: expected JSON, found "),
+        (_write_note("[" * 9999), "json is damaged: expected JSON, found brackets nested too deeply"),
+        (_write_note("[]"), "json is damaged: expected a JSON object, found list"),
     ],
 )
-def test_damaged_or_foreign_store_is_packed_again_with_a_warning(tmp_path, caplog, damage, reason):
-    path = open_store(DRAWN, SIZE, cache=tmp_path).path
+def test_a_damaged_or_foreign_array_is_made_again_with_a_warning(path, caplog, damage, reason):
+    open_at(path, Features())
     damage(path)
     caplog.clear()
-    assert_drawn(open_store(DRAWN, SIZE, cache=tmp_path))
-    assert f"{STORE} is packed again: {reason}" in caplog.text
-    assert_drawn(open_store(REFUSING, SIZE, cache=tmp_path))
+    assert_right(open_at(path, Features()))
+    assert "tiny.npy is made again: " in caplog.text
+    assert reason in caplog.text
+    assert_right(open_at(path, refuse))
 
 
-def test_header_without_pixels_is_packed_again(tmp_path):
-    open_store(DRAWN, SIZE, cache=tmp_path).path.unlink()
-    assert_drawn(open_store(DRAWN, SIZE, cache=tmp_path))
+@pytest.mark.parametrize("ending", ["", ".json"])
+def test_an_array_or_note_that_is_missing_is_made_again(path, ending):
+    open_at(path, Features())
+    path.with_name(path.name + ending).unlink()
+    assert_right(open_at(path, Features()))
+    assert files_in(path.parent) == ["tiny.npy", "tiny.npy.json"]
 
 
-def stores_in(folder):
-    """What lies in the folder beside lock files."""
-    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_computation_continues_where_it_stopped(path, caplog, error):
+    with pytest.raises(error):
+        open_at(path, Features(stop_at=9, error=error))
+    (part,) = files_in(path.parent)
+    assert is_part(part)
+    compute = Features()
+    with caplog.at_level(logging.INFO):
+        assert_right(open_at(path, compute))
+    assert compute.asked == [(8, 11)]
+    assert "tiny.npy continues at row 8 of 11" in caplog.text
+    assert files_in(path.parent) == ["tiny.npy", "tiny.npy.json"]
+
+
+def test_another_batch_size_continues_at_a_whole_batch(path):
+    with pytest.raises(KeyboardInterrupt):
+        open_at(path, Features(stop_at=9))
+    compute = Features()
+    array = open_array(path, NOTE, compute, 3, "features")
+    assert compute.asked == [(6, 9), (9, 11)]
+    assert_right(array)
+
+
+@pytest.mark.parametrize("size", [0, 5, 128, 131, 10_000])
+def test_an_unfinished_file_of_any_size_is_no_obstacle(path, size):
+    with pytest.raises(KeyboardInterrupt):
+        open_at(path, Features(stop_at=9))
+    (part,) = path.parent.glob("*.part")
+    os.truncate(part, min(size, part.stat().st_size))
+    assert_right(open_at(path, Features()))
+
+
+def test_what_another_note_left_unfinished_is_not_continued(path):
+    with pytest.raises(KeyboardInterrupt):
+        open_at(path, Features(stop_at=9), encoder="f" * 16)
+    compute = Features()
+    assert_right(open_at(path, compute))
+    assert compute.asked[0] == (0, 4)
 
 
 PACK = """
 import sys, tiny_flickr
 from pathlib import Path
-from mmlib.data.store import open_store
-kind, at, size, count, workers, cache = sys.argv[1:]
-dataset = tiny_flickr.dataset_of(getattr(tiny_flickr, kind)(at), tiny_flickr.numbered(int(count)))
-open_store(dataset, int(size), workers=int(workers), cache=Path(cache))
+from mmlib.data import store
+store.IMAGES = 8
+at, size, count, cache = sys.argv[1:]
+dataset = tiny_flickr.dataset_of(tiny_flickr.Killing(at), tiny_flickr.numbered(int(count)))
+store.open_store(dataset, int(size), cache=Path(cache))
+print("packed")
 """
 
 
-def test_leftovers_of_a_data_set_whose_name_is_a_pattern_are_removed(tmp_path):
-    dataset = replace(DRAWN, name="set [1]")
-    path = open_store(dataset, SIZE, cache=tmp_path).path
-    path.unlink()
-    for name in (f"{path.name}.7.part", "set 1.7.part"):
-        (tmp_path / name).write_bytes(b"")
-    open_store(dataset, SIZE, cache=tmp_path)
-    assert [file.name for file in tmp_path.glob("*.part")] == ["set 1.7.part"]
-
-
-def test_killed_packing_starts_clean(tmp_path):
-    process = python("-c", PACK, "Killing", NAMES[-1], SIZE, len(NAMES), 1, tmp_path)
+def test_killed_packing_continues(tmp_path, small_batches):
+    process = python("-c", PACK, NAMES[-1], SIZE, len(NAMES), tmp_path)
     finish(process)
     assert process.returncode == -signal.SIGKILL
-    assert stores_in(tmp_path) == [f"{STORE}.{process.pid}.part"]
+    assert [is_part(name) for name in files_in(tmp_path)] == [True]
     assert_drawn(open_store(DRAWN, SIZE, cache=tmp_path))
-    assert stores_in(tmp_path) == [STORE, f"{STORE}.json"]
+    assert files_in(tmp_path) == [STORE, f"{STORE}.json"]
 
 
-def test_workers_end_with_a_killed_parent(tmp_path):
-    process = python("-c", PACK, "Orphaned", NAMES[0], SIZE, len(NAMES), 2, tmp_path)
-    finish(process)  # returns when the last process that holds its output has ended
-    assert process.returncode == -signal.SIGKILL
-    assert_drawn(open_store(DRAWN, SIZE, cache=tmp_path))
-    assert stores_in(tmp_path) == [STORE, f"{STORE}.json"]
-
-
-def test_killed_worker_is_an_error_that_says_what_to_do(tmp_path):
-    dataset = tiny.dataset_of(tiny.Killing(NAMES[-1]), NAMES)
-    with pytest.raises(RuntimeError, match=r"expected 2 worker processes .* workers=1 packs without"):
-        open_store(dataset, SIZE, workers=2, cache=tmp_path)
-    assert stores_in(tmp_path) == []
-
-
-def test_script_without_guard_ends_with_what_to_do(tmp_path):
+def test_a_script_without_a_guard_packs(tmp_path):
     (tmp_path / "script.py").write_text(PACK)
-    arguments = ["Killing", "no image", SIZE, len(NAMES), 2, tmp_path / "cache"]
-    process = python(tmp_path / "script.py", *arguments)
-    _, errors = finish(process)
-    assert process.returncode == 1
-    assert "put its work under `if __name__ == '__main__':`" in errors
-    assert "RuntimeError: expected 2 worker processes to pack images" in errors
-    assert stores_in(tmp_path / "cache") == []
+    process = python(tmp_path / "script.py", "no image", SIZE, len(NAMES), tmp_path / "cache")
+    output, errors = finish(process)
+    assert (process.returncode, output) == (0, "packed\n"), errors
+    assert files_in(tmp_path / "cache") == [STORE, f"{STORE}.json"]
 
 
-def test_interrupted_packing_leaves_nothing(tmp_path):
-    dataset = tiny.dataset_of(tiny.Interrupted(NAMES[-1]), NAMES)
+def test_interrupted_packing_continues(tmp_path, small_batches):
     with pytest.raises(KeyboardInterrupt):
-        open_store(dataset, SIZE, cache=tmp_path)
-    assert stores_in(tmp_path) == []
+        open_store(tiny.dataset_of(tiny.Interrupted(NAMES[-1]), NAMES), SIZE, cache=tmp_path)
+    assert [is_part(name) for name in files_in(tmp_path)] == [True]
     assert_drawn(open_store(DRAWN, SIZE, cache=tmp_path))
 
 
-def test_failed_write_leaves_nothing_and_the_error_is_the_systems(tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (CHUNK * SIZE * SIZE * 3, limits[1]))  # the first chunk fits
-    try:
-        with pytest.raises(OSError, match="File too large") as caught:
-            open_store(DRAWN, SIZE, cache=tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+def test_a_full_disk_is_the_systems_error_and_leaves_no_half_store(path, file_limit):
+    file_limit(128 + BATCH * F * 2 + 1)  # the header and the first batch fit
+    with pytest.raises(OSError, match=r"could not write .*tiny\.npy: File too large") as caught:
+        open_at(path, Features())
     assert caught.value.errno == errno.EFBIG
-    assert stores_in(tmp_path) == []
+    assert not path.exists()
+    file_limit(2**30)
+    assert_right(open_at(path, Features()))
 
 
 def test_disk_without_enough_space(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9_999, 8_320, 1_679))
-    message = "expected 1,680 free bytes to pack 35 images of tiny, found 1,679; free some space"
+    message = "expected 1,680 free bytes to store 35 rows (packing tiny), found 1,679; free some space"
     with pytest.raises(OSError, match=re.escape(message)) as caught:
         open_store(DRAWN, SIZE, cache=tmp_path)
     assert caught.value.errno == errno.ENOSPC
-    assert stores_in(tmp_path) == []
 
 
 RACE = """
-import sys, tiny_flickr
+import sys
 from pathlib import Path
-from mmlib.data import store
-made = []
-pack = store._pack
-store._pack = lambda *arguments: (made.append(1), pack(*arguments))
+from test_store import Features, open_at, assert_right
+compute = Features()
 print("ready", flush=True)
 sys.stdin.readline()  # until all are ready
-dataset = tiny_flickr.dataset_of(tiny_flickr.Drawn(), tiny_flickr.numbered(500))
-images = store.open_store(dataset, 32, workers=1, cache=Path(sys.argv[1])).images
-right = [tuple(map(int, image[31, 31])) == (n % 256, n // 256, 7) for n, image in enumerate(images)]
-print(len(made), len(right) == 500 and all(right))
+assert_right(open_at(Path(sys.argv[1]), compute))
+print(len(compute.asked))
 """
 
 
-def test_processes_that_want_one_store_at_once_pack_it_once(tmp_path):
-    processes = [python("-c", RACE, tmp_path) for _ in range(3)]
+def test_processes_that_want_one_array_at_once_make_it_once(path):
+    processes = [python("-c", RACE, path) for _ in range(2)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    outputs = [finish(process) for process in processes]
-    assert sorted(out.strip() for out, _ in outputs) == ["0 True", "0 True", "1 True"]
+    assert sorted(finish(process)[0].strip() for process in processes) == ["0", "3"]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_unreadable_images_are_named_and_counted(tmp_path, workers):
+def test_unreadable_images_are_named_and_counted(tmp_path, small_batches):
     tiny.write_images(tmp_path / "images")
     names = tiny.names()
-    for row in range(CHUNK):
+    for row in range(32):
         shutil.copy(tmp_path / "images" / names[0], tmp_path / "images" / f"{row}.jpg")
-    names = tiny.numbered(CHUNK) + names
+    names = tiny.numbered(32) + names
     photo = tmp_path / "images" / "60_f.jpg"
     photo.write_bytes(photo.read_bytes()[:-40])
     (tmp_path / "images" / "5.jpg").write_text("no image")
     (tmp_path / "images" / "80_h.jpg").unlink()
     dataset = tiny.dataset_of(ImageFolder(tmp_path / "images"), names)
     with pytest.raises(ValueError, match=r"expected 40 readable images in tiny, found 3 .*") as caught:
-        open_store(dataset, SIZE, workers=workers, cache=tmp_path / "cache")
+        open_store(dataset, SIZE, cache=tmp_path / "cache")
     assert re.search(
         r"are not: 5\.jpg \(cannot decode 5\.jpg: expected .*\) and 2 more; get them again", str(caught.value)
     )
-    assert stores_in(tmp_path / "cache") == []
+    assert files_in(tmp_path / "cache") == []
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_image_that_changed_after_it_was_hashed_is_not_packed_under_that_fingerprint(tmp_path, workers):
+def test_an_image_that_changed_after_it_was_hashed_is_not_packed_under_that_fingerprint(tmp_path):
     """Not even one of equal size and time."""
     tiny.write_images(tmp_path)
     digests = {name: ImageFolder(tmp_path).digest(name) for name in tiny.names()}
     dataset = tiny.dataset_of(ImageFolder(tmp_path, digests), tiny.names())
-    assert open_store(dataset, SIZE, cache=tmp_path / "before", workers=workers).images.any()
+    assert open_store(dataset, SIZE, cache=tmp_path / "before").array.any()
     photo = tmp_path / "60_f.jpg"
     content, status = bytearray(photo.read_bytes()), photo.stat()
     content[-40] ^= 1
@@ -346,38 +396,37 @@ def test_an_image_that_changed_after_it_was_hashed_is_not_packed_under_that_fing
     with pytest.raises(
         ValueError, match=r"are not: 60_f\.jpg \(.*60_f\.jpg has changed since the data set was l"
     ):
-        open_store(dataset, SIZE, cache=tmp_path / "after", workers=workers)
-    assert stores_in(tmp_path / "after") == []
+        open_store(dataset, SIZE, cache=tmp_path / "after")
+    assert files_in(tmp_path / "after") == []
 
 
-def test_one_unreadable_image_is_named_alone(tmp_path):
-    dataset = tiny.dataset_of(ImageFolder(tmp_path), ["gone.jpg"])
-    with pytest.raises(
-        ValueError, match=r"gone\.jpg \(expected the file .*gone\.jpg, found nothing there\); get them again"
-    ):
-        open_store(dataset, SIZE, cache=tmp_path)
+def test_no_images(tmp_path):
+    with pytest.raises(ValueError, match="expected images to pack, found none in data set 'tiny'"):
+        open_store(tiny.dataset_of(tiny.Drawn(), []), SIZE, cache=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"size": 0}, "expected a size of at least 1 pixel, found 0"),
-        ({"resize": "pad"}, "expected resize to be one of squash, crop, found 'pad'"),
-        ({"workers": 0}, "expected at least 1 worker, found 0; 1 packs without processes"),
-        (
-            {"dataset": tiny.dataset_of(tiny.Drawn(), [])},
-            "expected images to pack, found none in data set 'tiny'",
-        ),
-    ],
-)
-def test_impossible_arguments(tmp_path, arguments, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        open_store(**{"dataset": DRAWN, "size": SIZE, "cache": tmp_path, **arguments})
+@pytest.mark.parametrize("value", [1e5, np.inf, np.nan])
+def test_features_that_float16_cannot_hold(path, value):
+    def compute(start, stop):
+        feature = np.zeros((stop - start, F), dtype=np.float32)
+        feature[6 - start : 7 - start] = value
+        return feature
+
+    with pytest.raises(ValueError, match=r"features of row 6 cannot be stored: .* set cache_features to"):
+        open_at(path, compute)
+    assert files_in(path.parent) == []
 
 
-def test_unknown_split(tmp_path):
+def test_rows_of_another_shape(path):
+    with pytest.raises(ValueError, match=r"expected rows of shape \(3,\), found \(2,\)"):
+        open_at(path, lambda start, stop: np.zeros((stop - start, 2)))
+
+
+def test_rows_of_a_split(path):
+    store = Store(open_at(path, Features()), {"train": np.arange(4)}, path)
+    assert store.rows("train").tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="expected a split of train, found 'dev'"):
-        open_store(DRAWN, SIZE, cache=tmp_path).rows("dev")
+        store.rows("dev")
 
 
 def test_progress_bar_only_where_asked_or_on_a_terminal(tmp_path, capsys):
@@ -385,8 +434,3 @@ def test_progress_bar_only_where_asked_or_on_a_terminal(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
     open_store(DRAWN, SIZE, cache=tmp_path / "b", progress=True)
     assert "packing tiny" in capsys.readouterr().err
-
-
-def test_workers_start_without_torch():
-    code = "import sys, mmlib.data.store, mmlib.data.folders; print('torch' in sys.modules)"
-    assert finish(python("-c", code))[0] == "False\n"

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import multiprocessing
 import os
 import signal
 from dataclasses import dataclass
@@ -131,18 +130,6 @@ class Killing(Drawn):
     def load(self, name: str, size: int | None = None) -> Image.Image:
         if name == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().load(name, size)
-
-
-@dataclass(frozen=True)
-class Orphaned(Drawn):
-    """Kills the parent of its worker process at one image."""
-
-    at: str
-
-    def load(self, name: str, size: int | None = None) -> Image.Image:
-        if name == self.at:
-            os.kill(multiprocessing.parent_process().pid, signal.SIGKILL)
         return super().load(name, size)
 
 

@@ -51,7 +51,7 @@ def dataset():
 
 @pytest.fixture
 def store(dataset, tmp_path):
-    return open_store(dataset, SIZE, workers=1, cache=tmp_path)
+    return open_store(dataset, SIZE, cache=tmp_path)
 
 
 def darken(pixels_BHWC, view, first):
@@ -68,7 +68,7 @@ def test_features_are_the_encoders_of_each_packed_image(store, tmp_path, pooling
     features = open_features(encoder, store, batch_size=4, cache=tmp_path)
     assert features.array.shape == (11, 1, *encoder.feature_shape)
     assert encoder.training == encoder.head.training == training
-    pixels_NCHW = torch.from_numpy(np.array(store.images)).permute(0, 3, 1, 2) / 255
+    pixels_NCHW = torch.from_numpy(np.array(store.array)).permute(0, 3, 1, 2) / 255
     expected = encoder.features((pixels_NCHW - 0.5) / 0.5)
     torch.testing.assert_close(torch.tensor(features.array[:, 0]).float(), expected, atol=2e-3, rtol=2e-3)
     for split in ("train", "val", "test"):
@@ -82,7 +82,7 @@ def test_views_are_augmented_in_the_training_split_alone(store, tmp_path):
     train, rest = store.rows("train"), np.concatenate([store.rows("val"), store.rows("test")])
     for view in (1, 2):
         assert np.array_equal(features.array[rest, view], features.array[rest, 0])
-        pixels_NHWC = torch.from_numpy(np.array(store.images))
+        pixels_NHWC = torch.from_numpy(np.array(store.array))
         expected = encoder.features(darken(pixels_NHWC, view, 0))[train]
         found = torch.from_numpy(features.array[train, view]).float()
         torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
@@ -109,7 +109,7 @@ def test_an_interruption_changes_nothing(store, tmp_path):
 
 def test_each_thing_that_features_depend_on_has_a_store_of_its_own(dataset, store, tmp_path):
     encoder, other = frozen(), frozen()
-    cropped = open_store(dataset, SIZE, "crop", workers=1, cache=tmp_path)
+    cropped = open_store(dataset, SIZE, "crop", cache=tmp_path)
     made = [
         open_features(encoder, store, cache=tmp_path),
         open_features(other, store, cache=tmp_path),
@@ -127,17 +127,6 @@ def test_each_thing_that_features_depend_on_has_a_store_of_its_own(dataset, stor
     encoder.features = other.features = refuse
     assert open_features(encoder, store, cache=tmp_path).path == made[0].path
     assert open_features(encoder, store, 3, refuse, "darken", cache=tmp_path).path == made[5].path
-
-
-def test_a_store_under_the_name_of_other_weights_is_refused(store, tmp_path):
-    one, two = frozen(), frozen()
-    here = open_features(one, store, cache=tmp_path).path
-    there = here.with_name(here.name.replace(one.fingerprint(), two.fingerprint()))
-    here.rename(there)
-    here.with_name(here.name + ".json").rename(there.with_name(there.name + ".json"))
-    expected = f"feature store of other weights: .* {one.fingerprint()}, expected {two.fingerprint()}"
-    with pytest.raises(ValueError, match=expected):
-        open_features(two, store, cache=tmp_path)
 
 
 def test_features_of_what_is_tuned_are_refused(store, tmp_path):
