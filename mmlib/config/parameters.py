@@ -175,7 +175,7 @@ class OptimConfig(Config):
         0, ge=0, description="gradient caching: pairs encoded at once in a process; 0: the whole batch"
     )
     captions_per_image: Literal["all", "one"] = Field(
-        "all", description="an epoch is all pairs, or each image once with one caption drawn anew"
+        "one", description="an epoch is all pairs, or each image once with one caption drawn anew"
     )
     optimizer: Literal[OPTIMIZERS] = Field("adamw", description="sgd is SGD with Nesterov momentum")
     lr: float = Field(..., gt=0, description="base learning rate")
