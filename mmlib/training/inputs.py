@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,7 +22,11 @@ from mmlib.data.batches import PairSource, SplitTensors
 from mmlib.data.store import Store, open_array
 from mmlib.model import DualEncoder
 from mmlib.model.encoders import Encoder
-from mmlib.training.processes import Processes, share
+from mmlib.training.processes import share
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # brings torch's compiler: a second, when a training starts
+
 
 STATISTICS = 2_000  # training items whose features give a head its mean and deviation
 COMPILED_LENGTHS = 8  # token positions of a compiled model come in multiples of this
@@ -32,7 +37,7 @@ def training_data(
     dataset: Dataset,
     tokenizer: Tokenizer,
     model: DualEncoder,
-    processes: Processes,
+    fabric: "Fabric",
     compiled: bool,
 ) -> tuple[PairSource, SplitTensors]:
     """The training pairs of this process, and the validation split.
@@ -41,15 +46,15 @@ def training_data(
         ParameterError: fewer training pairs than one batch.
         ValueError: images that cannot be packed, or features of other weights.
     """
-    val = split_tensors(config, dataset, tokenizer, model, "val", processes, compiled)
-    train = split_tensors(config, dataset, tokenizer, model, "train", processes, compiled)
+    val = split_tensors(config, dataset, tokenizer, model, "val", fabric, compiled)
+    train = split_tensors(config, dataset, tokenizer, model, "train", fabric, compiled)
     source = PairSource(
         train,
         config.batch_size,
         config.captions_per_image,
         config.seed,
         config,
-        lambda count: share(count, processes.rank, processes.count),
+        lambda count: share(count, fabric.global_rank, fabric.world_size),
     )
     return source, val
 
@@ -60,7 +65,7 @@ def split_tensors(
     tokenizer: Tokenizer,
     model: DualEncoder,
     split: str,
-    processes: Processes,
+    fabric: "Fabric",
     compiled: bool = False,
 ) -> SplitTensors:
     """A split as the model reads it: pixels and token ids, or the stored features of frozen encoders.
@@ -84,16 +89,16 @@ def split_tensors(
         settings = (config.crop_area, config.flip, config.colour, config.randaugment, config.seed)
         what = f"version {VERSION}: {settings}"
         features["image_features"] = open_features(
-            image.to(processes.device), store, views, view if views > 1 else None, what
+            image.to(fabric.device), store, views, view if views > 1 else None, what
         )
     if caches_features(config, "text"):
         features["text_features"] = open_text_features(
-            text.to(processes.device), dataset, tokenizer, config.max_tokens
+            text.to(fabric.device), dataset, tokenizer, config.max_tokens
         )
     multiple = COMPILED_LENGTHS if compiled else 1
     return SplitTensors(
         dataset, store, tokenizer, split, config.max_tokens,
-        multiple if config.padding_mask else None, processes.device, image.mean, image.std, **features,
+        multiple if config.padding_mask else None, fabric.device, image.mean, image.std, **features,
     )  # fmt: skip
 
 
@@ -103,7 +108,7 @@ def caches_features(config: TrainConfig, side: str) -> bool:
     return config.cache_features and getattr(config, f"{side}_tune") == "none" and packed
 
 
-def standardise_heads(model: DualEncoder, source: PairSource, processes: Processes) -> None:
+def standardise_heads(model: DualEncoder, source: PairSource, fabric: "Fabric") -> None:
     """Gives fresh heads of pretrained encoders the mean and deviation of their training features.
 
     Those of up to `STATISTICS` images and captions spread over the split; of images in shards, over the
@@ -113,11 +118,11 @@ def standardise_heads(model: DualEncoder, source: PairSource, processes: Process
         encoder = getattr(model, f"{side}_encoder")
         if encoder.feature_shape is None:
             continue
-        encoder.to(processes.device)
+        encoder.to(fabric.device)
         statistics = encoder.head.standardise
-        if processes.writes:
+        if fabric.is_global_zero:
             statistics.fit(torch.cat(list(_some_features(encoder, side, source))))
-        for name, value in processes.agree({k: v.cpu() for k, v in statistics.state_dict().items()}).items():
+        for name, value in fabric.broadcast({k: v.cpu() for k, v in statistics.state_dict().items()}).items():
             getattr(statistics, name).copy_(value)
 
 

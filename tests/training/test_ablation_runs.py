@@ -22,7 +22,7 @@ from mmlib.training import (
     start,
 )
 from mmlib.training.ablation import is_evaluated
-from mmlib.training.loop import Training
+from mmlib.training.loop import Learner
 from mmlib.training.runs import open_run
 
 pytestmark = pytest.mark.usefixtures("tiny_place")
@@ -161,7 +161,7 @@ def test_an_interrupted_grid_goes_on_to_the_same_end(base, monkeypatch):
 
 def test_an_error_that_is_no_result_ends_the_grid_and_is_tried_again(base, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_step", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        patch.setattr(Learner, "backward", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
         with pytest.raises(RuntimeError, match="out of memory"):
             run_grid(tiny_grid(base), quiet)
     assert run_state("grid") == ("failed", "RuntimeError: out of memory")
@@ -208,5 +208,5 @@ def test_what_a_killed_process_leaves_is_finished_by_the_next(base, tiny_place, 
 
 def _die_in_a_step(runs, cache, config):
     settle(runs, cache)
-    Training._step = lambda *_: os.kill(os.getpid(), 9) or torch.zeros(())
+    Learner.backward = lambda *_: os.kill(os.getpid(), 9) or torch.zeros(())
     run_grid(config, quiet)

@@ -28,7 +28,7 @@ from mmlib.locks import InUse
 from mmlib.reporting import lineage_table
 from mmlib.reporting.scope import percent
 from mmlib.training import read_history, read_result, run_state, start, stored_config
-from mmlib.training.loop import Training
+from mmlib.training.loop import Learner
 from mmlib.training.runs import STATES, open_run, parse_history, require_complete
 
 pytestmark = pytest.mark.usefixtures("tiny_place")
@@ -464,8 +464,8 @@ def test_one_line_per_epoch_goes_to_the_log(folder):
 
 def test_the_loop_runs_the_steps_it_says(folder, monkeypatch):
     seen = []
-    step = Training._step
-    monkeypatch.setattr(Training, "_step", lambda t, b: (seen.extend(b.image_id_R.tolist()), step(t, b))[1])
+    step = Learner.backward
+    monkeypatch.setattr(Learner, "backward", lambda t, b: (seen.extend(b.image_id_R.tolist()), step(t, b))[1])
     tiny_train(epochs=1)
     assert sorted(seen) == sorted(5 * list(range(24)))  # every pair once: five of each image
     assert left_behind("tiny")["last"]["position"]["epoch"] == 2
