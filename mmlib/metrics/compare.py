@@ -138,8 +138,8 @@ def compare_runs(
     Returns:
         `{"comparable", "verdict"}` and, if comparable, `metrics` (by name: `a`, `b`,
         `difference`, `differences` (a list of one), `low`, `high`, `p`, `p_holm`; no p for median ranks,
-        which are no mean over images), `r1` (by direction: `n`, `hits_a`, `hits_b`, and McNemar's `only_a`, `only_b`,
-        `p`) and `level`.
+        which are no mean over images), `r1` (by direction: `n`, `hits_a`, `hits_b`, and McNemar's
+        `only_a`, `only_b`, `p`) and `level`.
 
     Raises:
         ValueError: 1 is not among ks; fewer than 100 resamples; a level outside (0, 1).
