@@ -280,7 +280,8 @@ class Learner:
             return
         data = checkpoint_bytes(content)
         if best:
-            tensors = {name: tensor.contiguous() for name, tensor in evaluated_weights(content).items()}
+            # Copied: safetensors refuses weights that share their memory.
+            tensors = {n: w.to("cpu", copy=True).contiguous() for n, w in evaluated_weights(content).items()}
             self.unwritten = {"model.safetensors": safetensors_bytes(tensors), "best.pt": data}
         if last:
             for name, part in self.unwritten.items():
@@ -301,9 +302,9 @@ class Learner:
             "parent_epoch": self.parent_epoch,
             "position": asdict(self.position),
             "best": asdict(self.best),
-            "model": self.model.state_dict(),
+            "model": dict(self.model.state_dict()),
             "average": self.average.state_dict() if self.average else None,
-            "loss": self.loss.state_dict(),
+            "loss": dict(self.loss.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "optimizer_names": optimizer_names(self.optimizer, (self.model, self.loss)),
             "precision": self.fabric.strategy.precision.state_dict(),

@@ -23,16 +23,14 @@ from mmlib.arrays import read_npz
 from mmlib.config import ParameterError, TrainConfig, build
 from mmlib.files import checked_name, explained, parse_json, read_bounded, read_json, write_bytes_atomic
 from mmlib.locks import FolderLock, holder, locked
-from mmlib.training.stored import Environment, Epoch, Parameters, Result, Stored, checked, read_stored
+from mmlib.training.stored import Environment, Epoch, Parameters, Result, Status, checked, read_stored
 from mmlib.training.stored_analysis import Diagnosis, Queries, check_gallery, check_slots
 
 _OF_WEIGHTS = (
     "best.pt", "model.safetensors", "results.json", "ranks.npz", "diagnosis.json", "slots.npz", "gallery.npz",
     "queries.json",
 )  # fmt: skip
-STATES = ("running", "complete", "failed", "interrupted", "killed")
-
-
+_EVALUATE = "evaluate the run again with notebook 03_evaluate"
 _TRAIN_AGAIN = "bring it back from a copy, or train again with overwrite=True"
 
 
@@ -122,13 +120,13 @@ def read_diagnosis(run: str) -> dict:
         ValueError: the file is damaged, or of another evaluation than `results.json`.
     """
     result = read_result(run)
-    diagnosis = _read_analysis(run, "diagnosis.json", Diagnosis)
+    diagnosis = read_stored(_evaluated(run, "diagnosis.json"), Diagnosis, _EVALUATE)
     here = {"data": result["data"], "split": result["split"], "standard": result["protocols"]["standard"]}
     differs = [key for key, value in here.items() if diagnosis.get(key) != value]
     if differs:
         raise ValueError(
             f"run {run!r}: expected diagnosis.json of the evaluation in results.json, found another"
-            f" {', '.join(differs)}; evaluate it again with notebook 03_evaluate"
+            f" {', '.join(differs)}; {_EVALUATE}"
         )
     return diagnosis
 
@@ -140,26 +138,16 @@ def read_queries(run: str) -> dict:
         FileNotFoundError: there is none.
         ValueError: it is damaged, or lacks queries that `results.json` counts.
     """
-    queries = _read_analysis(run, "queries.json", Queries)
+    queries = read_stored(_evaluated(run, "queries.json"), Queries, _EVALUATE)
     standard = read_result(run)["protocols"]["standard"]
     sizes = {"images": standard["i2t"]["n"], "captions": standard["t2i"]["n"]}
     for name, size in sizes.items():
         if len(queries[name]) != size:
             raise ValueError(
                 f"run {run!r}: expected {size:,} {name} in queries.json, as results.json counts, found"
-                f" {len(queries[name]):,}; evaluate it again with notebook 03_evaluate"
+                f" {len(queries[name]):,}; {_EVALUATE}"
             )
     return queries
-
-
-def _read_analysis(run: str, name: str, model: type[Stored]) -> dict:
-    path = run_folder(run) / name
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"run {run!r}: expected {name} in its folder, found none; evaluate it again with notebook"
-            " 03_evaluate"
-        )
-    return read_stored(path, model, "evaluate the run again")
 
 
 def read_arrays(run: str, name: str) -> dict[str, np.ndarray]:
@@ -173,9 +161,7 @@ def read_arrays(run: str, name: str) -> dict[str, np.ndarray]:
     try:
         arrays = read_npz(path)
     except ValueError as error:
-        raise ValueError(
-            f"{paths.shown(path)} is damaged ({error.__cause__}); evaluate the run again"
-        ) from None
+        raise ValueError(f"{paths.shown(path)} is damaged ({error.__cause__}); {_EVALUATE}") from None
     {"gallery": check_gallery, "slots": check_slots}[name](arrays, paths.shown(path))
     return arrays
 
@@ -213,17 +199,7 @@ def read_status(run: str) -> dict:
     Raises:
         FileNotFoundError, ValueError: there is no such run, or the file is damaged.
     """
-    path = run_folder(run) / "status.json"
-    status = read_json(path)
-    state, reason = status.get("state"), status.get("reason")
-    if state not in STATES:
-        expected = f"expected one of {', '.join(STATES)} as its state, found {state!r:.80}"
-        raise ValueError(f"{paths.shown(path)} is damaged: {expected}")
-    if not (reason is None or isinstance(reason, str)):
-        raise ValueError(
-            f"{paths.shown(path)} is damaged: expected a text as its reason, found {reason!r:.80}"
-        )
-    return status
+    return read_stored(run_folder(run) / "status.json", Status)
 
 
 def run_state(run: str) -> tuple[str, str | None]:
