@@ -12,7 +12,6 @@ from mmlib.config import ParameterError
 from mmlib.locks import InUse
 from mmlib.training import (
     evaluation,
-    plan_grid,
     read_ablation,
     read_history,
     read_result,
@@ -21,7 +20,6 @@ from mmlib.training import (
     run_state,
     start,
 )
-from mmlib.training.ablation import is_evaluated
 from mmlib.training.loop import Learner
 from mmlib.training.runs import open_run
 
@@ -105,17 +103,6 @@ def test_another_split_is_evaluated_without_training_again(base, work):
     work.clear()
     run_grid(tiny_grid(base, split="test"), quiet)
     assert work == ["test grid.memory.s0", "test grid.no-memory.s0"]
-
-
-def test_results_of_other_weights_do_not_count(base):
-    config = tiny_grid(base, arms={"a": {}})
-    run_grid(config, quiet)
-    (planned,) = plan_grid(config)
-    assert is_evaluated(planned, "val")
-    weights = run_folder(planned.name) / "best.pt"
-    later = weights.stat().st_mtime + 1000
-    os.utime(weights, (later, later))
-    assert not is_evaluated(planned, "val")
 
 
 def test_a_diverging_run_is_a_row_and_not_the_end(base, work):
