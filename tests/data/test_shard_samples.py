@@ -13,18 +13,17 @@ import pytest
 from tiny_shards import encoded, picture, write_tar
 
 from mmlib.data import shard_index
-from mmlib.data.shard_index import TarReader
+from mmlib.data.shard_index import read_tar
 
 JPEG = encoded(picture(0), "JPEG")
 GOOD = {"jpg": JPEG, "txt": b"a dog"}
 
 
 def read(path):
-    """The tar's reader, its samples, and what is wrong with the tar."""
+    """What the tar holds, its samples, and what is wrong with the tar."""
     with open(path, "rb") as file:
-        reader = TarReader(file, lambda look: None)
-        fault = reader.read()
-    return reader, reader.samples(), fault
+        content = read_tar(file, io.BytesIO())
+    return content, content.samples, content.fault
 
 
 def read_files(tmp_path, files):
