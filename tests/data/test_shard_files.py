@@ -178,7 +178,7 @@ def test_an_epoch_over_urls_is_that_of_the_files_with_three_windows_on_the_disk(
             yield batch.image_id_R.tolist(), batch.image.numpy().tobytes()
 
     assert list(ids_and_pixels(there)) == list(ids_and_pixels(here))
-    assert max(on_disk) <= 3 * 2
+    assert max(on_disk) < 12  # six, and what threads are fetching
     assert set(tars_asked(server).values()) == {1}
 
 
