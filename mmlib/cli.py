@@ -21,7 +21,6 @@ from mmlib.config import (
     ParameterError,
     TrainConfig,
     ask,
-    notebook_defaults,
     read_yaml,
 )
 from mmlib.files import printable, write_json
@@ -193,31 +192,21 @@ def _add_overrides(parser: argparse.ArgumentParser, meaning: str) -> None:
     )
 
 
-def _overrides(options: argparse.Namespace) -> dict[str, str]:
-    """The text of each override, for the type of its parameter to read."""
-    return dict(options.param)
-
-
 def _run(options: argparse.Namespace) -> int:
     from mmlib.reporting.pipeline import run_experiment
 
-    return run_experiment(options.experiment, _overrides(options), options.overwrite)
+    return run_experiment(options.experiment, dict(options.param), options.overwrite)
 
 
-def _parameters(options: argparse.Namespace, notebook: str) -> dict[str, Any]:
-    """What the notebook would see: its defaults, then the file, then the command line."""
-    return (
-        notebook_defaults(paths.NOTEBOOKS / f"{notebook}.ipynb") | _read(options.params) | _overrides(options)
-    )
+def _parameters(options: argparse.Namespace) -> dict[str, Any]:
+    """The parameters in the file, beaten by those of the command line."""
+    return _read(options.params) | dict(options.param)
 
 
 def _train(options: argparse.Namespace) -> int:
-    continues = "parent" in _read(options.params)
-    config = (
-        ask(ContinueConfig, _parameters(options, "02_continue"))
-        if continues
-        else ask(TrainConfig, _parameters(options, "01_train"))
-    )
+    parameters = _parameters(options)
+    continues = "parent" in parameters
+    config = ask(ContinueConfig if continues else TrainConfig, parameters)
     from mmlib.paths import shown
     from mmlib.training import continue_training, run_folder, train
 
@@ -256,7 +245,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             "expected either a parameter file (runs) or --images, --texts and --image-of-text with their"
             f" options (embeddings), found {found}; see python -m mmlib evaluate --help"
         )
-    config = ask(EvaluateConfig, _parameters(options, "03_evaluate"))
+    config = ask(EvaluateConfig, _parameters(options))
     from mmlib.reporting import results_table
     from mmlib.training import evaluate
 
@@ -356,7 +345,7 @@ def _report_name(typed: str) -> str:
 
 
 def _shard(options: argparse.Namespace) -> int:
-    file, given = _read(options.params) if options.params else {}, _overrides(options)
+    file, given = _read(options.params) if options.params else {}, dict(options.param)
     passed_over = TrainConfig.model_fields.keys() - DataConfig.model_fields.keys()
     config = ask(
         DataConfig, {name: value for name, value in (file | given).items() if name not in passed_over}

@@ -129,7 +129,7 @@ def test_wrong_input_ends_the_process_with_2_and_no_traceback(write, tmp_path):
         ),
         ("train", TINY + "precision: fp16\n", "precision: fp16 needs a GPU, found a CPU"),
         ("train", "run: [a\n", "a.yaml, line 2: expected valid YAML, found"),
-        ("train", "run: tiny\ndataset: flickr8k\ndata_root: not/here\n", "not/here"),
+        ("train", "run: a\nepochs: 1\nlr: 1\ndataset: flickr8k\ndata_root: not/here\n", "not/here"),
         ("train", CHILD.replace("tiny", "child"), "run and parent are both 'child'"),
         ("train", CHILD.replace("tiny", "unheard-of"), "no run 'unheard-of'"),
         ("evaluate", "runs: [unheard-of]\n", "no run 'unheard-of'"),
@@ -241,14 +241,9 @@ def taken(monkeypatch):
     return configs
 
 
-def test_the_command_line_beats_the_file_and_the_file_beats_the_notebook(write, taken, monkeypatch):
-    monkeypatch.setattr(
-        cli, "notebook_defaults", lambda path: {"run": "n", "lr": 1.0, "epochs": 7, "seed": 3}
-    )
-    assert (
-        cli.main(["train", write("a.yaml", "run: f\nlr: 0.1\n"), "-p", "lr", "1e-2", "--param", "lr", "2e-2"])
-        == 0
-    )
+def test_the_command_line_beats_the_file_and_the_file_beats_the_config(write, taken):
+    file = write("a.yaml", "run: f\nlr: 0.1\nepochs: 7\nseed: 3\n")
+    assert cli.main(["train", file, "-p", "lr", "1e-2", "--param", "lr", "2e-2"]) == 0
     (config,) = taken
     assert isinstance(config, TrainConfig)
     assert (config.run, config.lr, config.epochs, config.seed) == ("f", 0.02, 7, 3)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from mmlib import paths
-from mmlib.config import CONFIG_OF_NOTEBOOK, build, notebook_defaults, read_yaml
+from mmlib.config import CONFIG_OF_NOTEBOOK, TrainConfig, build, defaults, read_values, read_yaml
+from mmlib.reporting.notebook import cell_parameters, read_notebook
 from mmlib.reporting.plan import plan
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
@@ -123,7 +124,35 @@ def test_parameters_stand_in_the_second_cell_with_their_meaning(path):
     assert cell["metadata"]["tags"] == ["parameters"]
     for line in "".join(cell["source"]).splitlines():
         assert "  # " in line, line
-    build(CONFIG_OF_NOTEBOOK[path.stem], notebook_defaults(path))
+
+
+# The cell of 05 is an ablation to look at; every other parameter with a default repeats it.
+SHOWN_IN_THE_CELL = {"05_ablation": {"changes", "arms", "seeds", "claims"}}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_cell_repeats_the_defaults_of_its_config(path):
+    config_class, cell = CONFIG_OF_NOTEBOOK[path.stem], cell_parameters(path, read_notebook(path))
+    known = defaults(config_class)
+    shown = SHOWN_IN_THE_CELL.get(path.stem, set())
+    assert {n: v for n, v in cell.items() if n in known and n not in shown and v != known[n]} == {}
+    assert cell.items() <= build(config_class, cell).model_dump().items()
+
+
+def test_the_quick_run_is_what_notebook_01_trains():
+    path = paths.NOTEBOOKS / "01_train.ipynb"
+    quick, cell = read_yaml("params/quick/01_train.yaml"), cell_parameters(path, read_notebook(path))
+    assert build(TrainConfig, quick) == build(TrainConfig, cell)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_parameter_files_give_only_what_differs_from_the_config(experiment):
+    for path in (paths.PARAMS / experiment).glob("*.yaml"):
+        config_class = CONFIG_OF_NOTEBOOK[path.stem]
+        known, given = defaults(config_class), read_values(config_class, read_yaml(path))
+        shown = SHOWN_IN_THE_CELL.get(path.stem, set())
+        assert [n for n, v in given.items() if n in known and v == known[n] and n not in shown] == [], path
+        assert shown <= given.keys(), path  # else papermill would take the cell's
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -15,7 +15,8 @@ from tiny_runs import TINY
 
 from mmlib import paths
 from mmlib.cli import main
-from mmlib.config import CONFIG_OF_NOTEBOOK, TrainConfig, build, notebook_defaults
+from mmlib.config import CONFIG_OF_NOTEBOOK, TrainConfig, build
+from mmlib.reporting.notebook import cell_parameters, read_notebook
 from mmlib.reporting.plan import plan
 from mmlib.reporting.publish import QUOTED, QUOTING, renewed
 from mmlib.training import train
@@ -109,7 +110,7 @@ def test_papermill_commands_name_notebooks_and_parameters(command):
     _, notebook, _, *words = shlex.split(command)
     given = {name: yaml.safe_load(value) for name, value in zip(words[1::3], words[2::3])}
     path = paths.ROOT / notebook
-    build(CONFIG_OF_NOTEBOOK[path.stem], notebook_defaults(path) | given)
+    build(CONFIG_OF_NOTEBOOK[path.stem], cell_parameters(path, read_notebook(path)) | given)
 
 
 @pytest.mark.parametrize("given", re.findall(r"`(-p [^`\n]+)`", TEXT))
@@ -122,17 +123,16 @@ def test_parameters_that_stand_alone_are_those_of_a_training(given):
 @pytest.mark.usefixtures("tiny_place")
 @pytest.mark.parametrize("text", YAML)
 def test_examples_of_parameter_files_run(text, tmp_path, monkeypatch):
-    """As they stand, on notebook 01's defaults; sizes are tiny, and addresses on the network left out."""
+    """As they stand, with what has no default; sizes are tiny, and addresses on the network left out."""
     example = yaml.safe_load(text)
     sizes = {n: v for n, v in TINY.items() if not n.startswith(("shapes_", "captions_")) and n not in example}
     local = {n: [w for w in v if "://" not in w] if isinstance(v, list) else v for n, v in example.items()}
-    defaults = notebook_defaults(paths.NOTEBOOKS / "01_train.ipynb")
-    build(TrainConfig, defaults | sizes | example)
+    build(TrainConfig, sizes | example)
     few = [word for split in ("train", "val", "test") for word in ("-p", f"shapes_{split}", "24")]
     source = str(paths.PARAMS / "demo" / "01_train.yaml")
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     assert main(["shard", source, *few, "--out", str(tmp_path / "data" / "shards")]) == 0
-    history = train(build(TrainConfig, defaults | sizes | local | {"epochs": 1, "batch_size": 24}), print)
+    history = train(build(TrainConfig, sizes | local | {"epochs": 1, "batch_size": 24}), print)
     assert history[-1]["val"]["i2t"]["n"] == 24
 
 

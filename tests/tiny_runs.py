@@ -19,6 +19,7 @@ TINY = {
     "epochs": 2, "batch_size": 30, "captions_per_image": "all", "optimizer": "adamw", "lr": 0.01,
     "weight_decay": 0.0, "clip_norm": 1.0, "schedule": "cosine", "schedule_unit": "epoch",
     "warmup_epochs": 0.0, "final_lr_fraction": 0.01, "select_by": "rsum", "device": "cpu",
+    "checkpoint_steps": 99,  # at each epoch's end
 }  # fmt: skip
 STEPS = 4  # of an epoch: 24 images with 5 captions each, 30 pairs at once
 SGD_ALL = {"optimizer": "sgd", "captions_per_image": "all"}
@@ -39,7 +40,14 @@ def tiny_train(log=quiet, if_complete="refuse", **changes) -> list[dict]:
 
 
 def tiny_continue(log=quiet, if_complete="refuse", **changes) -> list[dict]:
-    defaults = {"run": "child", "parent": "tiny", "epochs": 2, "lr": 0.005, "device": "cpu"}
+    defaults = {
+        "run": "child",
+        "parent": "tiny",
+        "epochs": 2,
+        "lr": 0.005,
+        "device": "cpu",
+        "checkpoint_steps": 99,
+    }
     return continue_training(build(ContinueConfig, defaults | changes), log, if_complete)
 
 

@@ -13,8 +13,7 @@ from mmlib.analysis.people import EmbedCaptions, agreement_with_people
 from mmlib.data import Dataset
 from mmlib.data.judgements import JudgementFiles
 from mmlib.metrics import RetrievalRanks, summarise
-from mmlib.metrics.ranks import checked_map
-from mmlib.metrics.scores import score_blocks, unit_rows
+from mmlib.metrics.ranks import UnitRows, checked_map
 from mmlib.metrics.summary import DIRECTIONS
 
 HUB_K = 10
@@ -24,6 +23,7 @@ MARGIN_BINS = 10
 
 
 SIMILARITY_BINS = 60
+MOST_SCORES = 2**25  # held at a time: 256 MiB in float64
 
 
 def diagnose(
@@ -148,12 +148,12 @@ def hubness(query_QD, gallery_GD, *, k: int = 10, chunk: int = 1024) -> dict:
     """
     from scipy.stats import skew
 
-    query, gallery = unit_rows(query_QD, "query_QD"), unit_rows(gallery_GD, "gallery_GD")
+    query, gallery = UnitRows(query_QD, "query_QD"), UnitRows(gallery_GD, "gallery_GD")
     items = len(gallery)
     if not 1 <= k <= items:
         raise ValueError(f"k: expected 1..{items}, the size of the gallery, found {k}")
     count_G = np.zeros(items, dtype=np.int64)
-    for _, score_qG in score_blocks(query, gallery, chunk):
+    for _, score_qG in _score_blocks(query, gallery, chunk):
         count_G += np.bincount(score_qG.topk(k, dim=1).indices.flatten().cpu().numpy(), minlength=items)
     varies = np.ptp(count_G) > 0
     return {
@@ -170,13 +170,13 @@ def top1_margin(query_QD, gallery_GD, *, chunk: int = 1024) -> np.ndarray:
     Raises:
         ValueError: fewer than two gallery items, or embeddings refused by `retrieval_ranks`.
     """
-    query, gallery = unit_rows(query_QD, "query_QD"), unit_rows(gallery_GD, "gallery_GD")
+    query, gallery = UnitRows(query_QD, "query_QD"), UnitRows(gallery_GD, "gallery_GD")
     if len(gallery) < 2:
         raise ValueError("gallery_GD: expected two items or more for a margin, found 1")
     margins = []
-    for _, score_qG in score_blocks(query, gallery, chunk):
+    for _, score_qG in _score_blocks(query, gallery, chunk):
         first_q2 = score_qG.topk(2, dim=1).values
-        margins.append((first_q2[:, 0] - first_q2[:, 1]).cpu().numpy())
+        margins.append((first_q2[:, 0] - first_q2[:, 1]).float().cpu().numpy())
     return np.concatenate(margins)
 
 
@@ -215,22 +215,24 @@ def similarity_distributions(image_ND, text_MD, image_of_text_M, *, chunk: int =
     """
     import torch
 
-    image, text = unit_rows(image_ND, "image_ND"), unit_rows(text_MD, "text_MD")
+    image, text = UnitRows(image_ND, "image_ND"), UnitRows(text_MD, "text_MD")
     image_of_text_M = checked_map(image_of_text_M, len(image), len(text))
     if len(image) < 2:
         raise ValueError("image_ND: expected two images or more, found 1; it has no negatives")
     map_M = torch.from_numpy(image_of_text_M).to(image.device)
     hardest_i2t, positive, hardest_t2i = [], [], []
-    for start, score_nM in score_blocks(image, text, chunk):
+    for start, score_nM in _score_blocks(image, text, chunk):
         row_n = torch.arange(start, start + len(score_nM), device=map_M.device)
         own_nM = row_n[:, None] == map_M[None, :]
         hardest_i2t.append(score_nM.masked_fill(own_nM, -torch.inf).amax(1))
-    for start, score_mN in score_blocks(text, image, chunk):
+    for start, score_mN in _score_blocks(text, image, chunk):
         own_m1 = map_M[start : start + len(score_mN), None]
         positive.append(score_mN.gather(1, own_m1)[:, 0])
         hardest_t2i.append(score_mN.scatter(1, own_m1, -torch.inf).amax(1))
     names = ("positive_M", "hardest_i2t_N", "hardest_t2i_M")
-    return {n: torch.cat(v).cpu().numpy() for n, v in zip(names, (positive, hardest_i2t, hardest_t2i))}
+    return {
+        n: torch.cat(v).float().cpu().numpy() for n, v in zip(names, (positive, hardest_i2t, hardest_t2i))
+    }
 
 
 def changed_queries(rank_a_Q, rank_b_Q, *, k: int = 1) -> dict[str, np.ndarray]:
@@ -250,3 +252,11 @@ def changed_queries(rank_a_Q, rank_b_Q, *, k: int = 1) -> dict[str, np.ndarray]:
     order = np.argsort(-np.abs(rank_b_Q - rank_a_Q), kind="stable")
     hit_a_Q, hit_b_Q = rank_a_Q[order] <= k, rank_b_Q[order] <= k
     return {"gained": order[hit_b_Q & ~hit_a_Q], "lost": order[hit_a_Q & ~hit_b_Q]}
+
+
+def _score_blocks(query: UnitRows, gallery: UnitRows, chunk: int):
+    """Yields the first query's number and `score_qG`, cosines of up to `chunk` queries with all items."""
+    gallery_GD = gallery[:]
+    step = max(1, min(chunk, MOST_SCORES // len(gallery)))
+    for start in range(0, len(query), step):
+        yield start, query[start : start + step] @ gallery_GD.T

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmlib.data import Split
 from mmlib.metrics import RetrievalRanks
-from mmlib.metrics.scores import unit_rows
+from mmlib.metrics.ranks import UnitRows
 from mmlib.metrics.summary import recall_interval
 
 LEAST_QUERIES = 30  # of an object word: fewer give intervals that say nothing
@@ -30,10 +30,9 @@ def image_clusters(image_ND, clusters: int = CLUSTERS, seed: int = 0) -> np.ndar
     """
     from scipy.cluster.vq import kmeans, vq
 
-    rows = unit_rows(image_ND, "image_ND")
-    unit_UD = rows.unit_UD.cpu().numpy()
-    centre_CD, _ = kmeans(unit_UD, min(clusters, len(unit_UD)), iter=STARTS, rng=seed)
-    _, label_N = np.unique(vq(unit_UD, centre_CD)[0][rows.distinct_N], return_inverse=True)
+    unit_ND = UnitRows(image_ND, "image_ND")[:].cpu().numpy()
+    centre_CD, _ = kmeans(unit_ND, min(clusters, len(unit_ND)), iter=STARTS, rng=seed)
+    _, label_N = np.unique(vq(unit_ND, centre_CD)[0], return_inverse=True)
     by_size = np.argsort(-np.bincount(label_N), kind="stable")
     return np.argsort(by_size)[label_N]
 

@@ -13,9 +13,8 @@ from mmlib.data import Dataset, Split
 from mmlib.data.judgements import JudgementFiles, captions_by_number, captions_by_order
 from mmlib.files import read_text
 from mmlib.metrics import RetrievalRanks
-from mmlib.metrics.both_ways import Queries, ranks_both_ways
+from mmlib.metrics.ranks import UnitRows, ranks_of_pairs
 from mmlib.metrics.resampling import image_weights, interval_tails
-from mmlib.metrics.scores import score_blocks, unit_rows
 from mmlib.metrics.summary import DIRECTIONS, recall_interval
 
 EmbedCaptions = Callable[[list[str]], np.ndarray]
@@ -296,7 +295,7 @@ def _tau(image_ND, text_MD, image_J, text_J, rating_J, variant: str, resamples: 
         return {"tau": None, "variant": variant, "n": len(score_J), "reason": str(error)}
 
 
-def pair_scores(image_ND, text_MD, image_J, text_J, *, chunk: int = 1024) -> np.ndarray:
+def pair_scores(image_ND, text_MD, image_J, text_J) -> np.ndarray:
     """Cosine of each pair (image_J[j], text_J[j]), float32 (J,); equal rows give equal scores.
 
     CLIPScore (Hessel et al. 2021, eq. 1) is 2.5 times this, cut off at 0.  Kendall's tau knows
@@ -306,13 +305,9 @@ def pair_scores(image_ND, text_MD, image_J, text_J, *, chunk: int = 1024) -> np.
         ValueError: indices out of range or of unequal number, or embeddings refused by
             `retrieval_ranks`.
     """
-    image, text = unit_rows(image_ND, "image_ND"), unit_rows(text_MD, "text_MD")
+    image, text = UnitRows(image_ND, "image_ND"), UnitRows(text_MD, "text_MD")
     image_J, text_J = _checked_pairs(image_J, text_J, len(image), len(text))
-    score_J = np.empty(len(image_J), dtype=np.float32)
-    for start, score_nM in score_blocks(image, text, chunk):
-        here = np.flatnonzero((image_J >= start) & (image_J < start + len(score_nM)))
-        score_J[here] = score_nM.cpu().numpy()[image_J[here] - start, text_J[here]]
-    return score_J
+    return (image[image_J] * text[text_J]).sum(1).float().cpu().numpy()
 
 
 def human_aware_recall(
@@ -325,7 +320,6 @@ def human_aware_recall(
     *,
     threshold: float = 4.0,
     ks=(1, 5, 10),
-    chunk: int = 1024,
 ) -> dict:
     """Recall where a pair that people rate well counts as a hit beside an image's own captions.
 
@@ -340,7 +334,6 @@ def human_aware_recall(
         rating_J: Flickr8k-Expert: 1 (unrelated) to 4 (describes without errors).
         threshold: least mean rating of a hit.
         ks: the K of R@K.
-        chunk: images scored at a time, at most.
 
     Returns:
         `threshold`, `pairs` (pairs that became right) and per direction `n`, `judged` (queries
@@ -351,7 +344,7 @@ def human_aware_recall(
         ValueError: ranks of another protocol or of other embeddings, ratings that are not finite
             or not one per pair, indices out of range.
     """
-    image, text = unit_rows(image_ND, "image_ND"), unit_rows(text_MD, "text_MD")
+    image, text = UnitRows(image_ND, "image_ND"), UnitRows(text_MD, "text_MD")
     images, texts = len(image), len(text)
     if ranks.protocol != "standard" or (ranks.images, len(ranks.t2i_M)) != (images, texts):
         raise ValueError(
@@ -370,13 +363,7 @@ def human_aware_recall(
     mean_P = np.bincount(of_pair_J, weights=rating_J) / np.bincount(of_pair_J)
     added_P = np.setdiff1d(pair_P[mean_P >= threshold], own_P)
     right_image_P, right_text_P = divmod(np.concatenate([own_P, added_P]), texts)
-    found = ranks_both_ways(
-        image,
-        text,
-        Queries(np.arange(images), right_image_P, right_text_P),
-        Queries(np.arange(texts), right_text_P, right_image_P),
-        chunk,
-    )
+    found = ranks_of_pairs(image, text, right_image_P, right_text_P)
     result = {"threshold": threshold, "pairs": len(added_P)}
     for direction, (rank_Q, _) in zip(DIRECTIONS, found):
         i2t = direction == "i2t"

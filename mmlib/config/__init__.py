@@ -6,7 +6,6 @@ from mmlib.config.asking import (
     differences,
     from_notebook,
     is_read,
-    notebook_defaults,
     refuse_unread,
     training_of,
     unread,
@@ -29,7 +28,7 @@ from mmlib.config.parameters import (
     TuneConfig,
     is_pretrained,
 )
-from mmlib.config.reading import ParameterError, build, read_values, read_yaml, required
+from mmlib.config.reading import ParameterError, build, defaults, read_values, read_yaml, required
 
 __all__ = [
     "CONFIG_OF_NOTEBOOK",
@@ -51,11 +50,11 @@ __all__ = [
     "ask",
     "build",
     "continued",
+    "defaults",
     "differences",
     "from_notebook",
     "is_pretrained",
     "is_read",
-    "notebook_defaults",
     "read_values",
     "read_yaml",
     "refuse_unread",

@@ -12,7 +12,6 @@ anew, by themselves: a line that was removed and a value that was changed elsewh
 import ast
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +20,6 @@ from pydantic import BaseModel
 from mmlib import files
 from mmlib.config.parameters import IDENTITY, PLACE, TrainConfig, is_pretrained
 from mmlib.config.reading import ParameterError, build, read_yaml, required, shown
-from mmlib.files import parse_json, read_bounded
 
 INJECTED = "# Parameters\n"  # how papermill's cell begins
 
@@ -335,54 +333,13 @@ def _values(sources: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def notebook_defaults(path: Path) -> dict[str, Any]:
-    """The parameters of a notebook with their defaults, from its cell tagged `parameters`.
-
-    Raises:
-        FileNotFoundError: there is no such notebook.
-        ParameterError: it has no such cell, or a line in it is not `name: type = literal`.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no notebook {files.shown(path)}")
-    try:
-        cells = parse_json(read_bounded(path), files.shown(path))["cells"]
-        tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
-        sources = ["".join(cell["source"]) for cell in tagged]
-    except (KeyError, TypeError, AttributeError):
-        raise ParameterError(f"{files.shown(path)} is damaged: expected a notebook's cells") from None
-    except ValueError as error:
-        raise ParameterError(str(error)) from None
-    if len(tagged) != 1:
-        raise ParameterError(
-            f"{files.shown(path)}: expected one cell tagged 'parameters', found {len(tagged)}"
-        )
-    values = {}
-    try:
-        lines = ast.parse(sources[0]).body
-    except (SyntaxError, ValueError) as error:
-        raise ParameterError(f"{files.shown(path)}: the parameters cell is no Python: {error}") from None
-    for line in lines:
-        try:
-            values[line.target.id] = ast.literal_eval(line.value)
-        except (AttributeError, ValueError):
-            raise ParameterError(
-                f"{files.shown(path)}: expected `name: type = literal` lines in the parameters cell,"
-                f" found {ast.unparse(line)!r}"
-            ) from None
-    return values
-
-
 def training_of(run: str) -> tuple[dict[str, Any], str] | None:
     """How the run of this name is trained: its parameters and the command, or None if nothing here says so.
 
-    Looks at `params/*/01_train.yaml` and at the defaults of notebook 01.
+    Looks at `params/*/01_train.yaml`.
     """
-    notebook = files.NOTEBOOKS / "01_train.ipynb"
     for path in sorted(files.PARAMS.glob("*/01_train.yaml")):
         values = read_yaml(path)
         if values.get("run") == run:
-            return notebook_defaults(notebook) | values, f"python -m mmlib train {files.shown(path)}"
-    defaults = notebook_defaults(notebook)
-    if defaults["run"] == run:
-        return defaults, f"papermill {files.shown(notebook)} out.ipynb"
+            return values, f"python -m mmlib train {files.shown(path)}"
     return None

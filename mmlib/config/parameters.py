@@ -175,7 +175,7 @@ class OptimConfig(Config):
         0, ge=0, description="gradient caching: pairs encoded at once in a process; 0: the whole batch"
     )
     captions_per_image: Literal["all", "one"] = Field(
-        "all", description="an epoch is all pairs, or each image once with one caption drawn anew"
+        "one", description="an epoch is all pairs, or each image once with one caption drawn anew"
     )
     optimizer: Literal[OPTIMIZERS] = Field("adamw", description="sgd is SGD with Nesterov momentum")
     lr: float = Field(..., gt=0, description="base learning rate")
@@ -209,9 +209,9 @@ class PlaceConfig(Config):
     run: Name = Field(..., description="name of the run folder under runs/")
     overwrite: bool = Field(False, description="delete a run of this name first")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
-    checkpoint_seconds: float = Field(60.0, ge=0, description="seconds between checkpoints inside an epoch")
+    checkpoint_seconds: float = Field(60.0, ge=0, description="seconds between checkpoints")
     checkpoint_steps: int = Field(
-        0, ge=0, description="steps between checkpoints inside an epoch; 0: by seconds"
+        0, ge=0, description="steps between checkpoints, also at the end of an epoch; 0: by seconds"
     )
 
 

@@ -187,6 +187,11 @@ def required(config_class: type[BaseModel]) -> set[str]:
     return {name for name, field in config_class.model_fields.items() if field.is_required()}
 
 
+def defaults(config_class: type[BaseModel]) -> dict[str, Any]:
+    """The parameters that have a default, and that default."""
+    return {name: f.default for name, f in config_class.model_fields.items() if not f.is_required()}
+
+
 def build(config_class: type[BaseModel], parameters: Mapping[str, Any]) -> Any:
     """`parameters` as a checked config.
 

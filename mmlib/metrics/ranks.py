@@ -1,7 +1,12 @@
 """Retrieval ranks in both directions: every figure of this project is computed from them.
 
-Shapes: N images, M captions, D embedding width, Q queries of one direction.  Under `standard`
-there are N image queries and M caption queries; under `paired` there are M of each.
+Scores are cosines in float64.  In float32 equal embeddings get unequal scores, an ulp apart, where BLAS adds
+in another order (the last columns of a matrix, another chunk, another device), and rounding decides which
+one wins.  In float64 that noise is a millionth of `TIE`, and real embeddings hardly ever lie closer than it.
+
+Shapes: N images, M captions, D embedding width, R rows, P (image, caption) pairs that are right, Q queries
+of one direction.  Under `standard` there are N image queries and M caption queries; under `paired` there are
+M of each.
 """
 
 import io
@@ -13,11 +18,10 @@ import numpy as np
 
 from mmlib.arrays import read_npz
 from mmlib.files import explained, write_bytes_atomic
-from mmlib.metrics.both_ways import Queries, ranks_both_ways
-from mmlib.metrics.mapped import rows_of
-from mmlib.metrics.scores import unit_rows
 
 RANKINGS = ("standard", "paired")
+TIE = 1e-9  # cosines that differ by no more are equal; in float64 those of equal directions differ by 1e-15
+COLUMNS = 2048  # captions scored at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,16 +90,6 @@ class RetrievalRanks:
                 raise ValueError(f"{direction}: expected ties in 0..rank - 1, found others; recompute them")
 
     @property
-    def tied_i2t(self) -> np.ndarray:
-        """Per image query: does a non-positive score exactly as the best positive?"""
-        return self.ties_i2t_N > 0
-
-    @property
-    def tied_t2i(self) -> np.ndarray:
-        """Per caption query: does a non-positive score exactly as the best positive?"""
-        return self.ties_t2i_M > 0
-
-    @property
     def images(self) -> int:
         """N, the number of distinct images."""
         return int(self.image_of_text_M.max()) + 1
@@ -153,10 +147,16 @@ def retrieval_ranks(
 ) -> RetrievalRanks:
     """Ranks under the `standard` protocol: unique images, any caption of the image is a hit.
 
-    Scores are cosines in float32, each computed once for both directions (`mmlib.metrics.both_ways`);
-    the N x M matrix is never whole in memory, nor is a large memory map (`mmlib.metrics.mapped`): a
-    gallery of a million images takes little.  How exact ties are recognised is told in
-    `mmlib.metrics.scores`.
+    Two images and four captions, two of each image::
+
+                           caption 0   1     2     3
+        image                    0     0     1     1
+        image 0  (1, 0)         .60   .45   .32   .60    best own .60, and caption 3 ties: rank 2
+        image 1  (0, 1)         .80   .89   .95   .80    best own .95: rank 1
+        rank of own image        2     2     1     1     no ties
+
+    Scores are made a chunk of images by `COLUMNS` captions at a time and dropped, so that a gallery of any
+    size takes little memory; arrays on the disk (`numpy.memmap`) are read as they are needed.
 
     Args:
         image_ND: `(N, D)` image embeddings, tensor or array of any float dtype, any row length.
@@ -171,16 +171,10 @@ def retrieval_ranks(
             rows; an index out of range; images without a caption unless they are distractors.
     """
     image, text, image_of_text_M = _checked(image_ND, text_MD, image_of_text_M, chunk, distractors)
+    i2t, t2i = ranks_of_pairs(image, text, image_of_text_M, np.arange(len(text)), chunk)
     captioned_N, own_of_text_M = np.unique(image_of_text_M, return_inverse=True)
-    row_M = np.arange(len(image_of_text_M))
-    (i2t, ties_i2t), (t2i, ties_t2i) = ranks_both_ways(
-        image,
-        text,
-        Queries(captioned_N, own_of_text_M, row_M),
-        Queries(row_M, row_M, image_of_text_M),
-        chunk,
-    )
-    return RetrievalRanks(i2t, t2i, ties_i2t, ties_t2i, own_of_text_M, len(t2i), len(image))
+    (rank_N, ties_N), (rank_M, ties_M) = (of[captioned_N] for of in i2t), t2i
+    return RetrievalRanks(rank_N, rank_M, ties_N, ties_M, own_of_text_M, len(text), len(image))
 
 
 def paired_ranks(image_ND, text_MD, image_of_text_M, *, chunk: int = 1024) -> RetrievalRanks:
@@ -194,21 +188,112 @@ def paired_ranks(image_ND, text_MD, image_of_text_M, *, chunk: int = 1024) -> Re
 
     Arguments and errors are those of `retrieval_ranks`.
     """
-    image, text, image_of_text_M = _checked(image_ND, text_MD, image_of_text_M, chunk, rows_of=unit_rows)
-    image = image.items(_like(image_of_text_M, image.row_of_item_N))
-    row_M = np.arange(len(image_of_text_M))
-    queries = Queries(row_M, row_M, row_M)
-    (i2t, ties_i2t), (t2i, ties_t2i) = ranks_both_ways(image, text, queries, queries, chunk)
-    return RetrievalRanks(i2t, t2i, ties_i2t, ties_t2i, image_of_text_M, len(row_M), len(row_M), "paired")
+    _, text, image_of_text_M = _checked(image_ND, text_MD, image_of_text_M, chunk)
+    image, row_M = UnitRows(image_ND[image_of_text_M], "image_ND"), np.arange(len(text))
+    i2t, t2i = ranks_of_pairs(image, text, row_M, row_M, chunk)
+    return RetrievalRanks(i2t[0], t2i[0], i2t[1], t2i[1], image_of_text_M, len(text), len(text), "paired")
 
 
-def _like(index_M: np.ndarray, tensor):
+def ranks_of_pairs(image: "UnitRows", text: "UnitRows", image_P, text_P, chunk: int = 1024):
+    """Rank of the best right item of every image and every caption, and the wrong items that tie with it.
+
+    A tie counts against the model: rank = 1 + (wrong items whose score is that of the best right item or
+    higher).
+
+    Args:
+        image, text: embeddings of both sides, on one device.
+        image_P, text_P: int64 arrays, the pairs that are right, each once.
+        chunk: images scored at a time.
+
+    Returns:
+        `(rank_N, ties_N), (rank_M, ties_M)`, int64 arrays; what stands in no pair has a rank without meaning.
+    """
     import torch
 
-    return torch.from_numpy(index_M).to(tensor.device)
+    sizes, device = (len(image), len(text)), image.device
+    pair_P2 = torch.from_numpy(np.stack([image_P, text_P], axis=1)).to(device)
+    score_P = torch.cat([(image[p[:, 0]] * text[p[:, 1]]).sum(1) for p in pair_P2.split(COLUMNS)])
+    best, higher, at_least = [], [], []
+    for side, size in enumerate(sizes):
+        lowest = torch.full((size,), -torch.inf, dtype=score_P.dtype, device=device)
+        best.append(lowest.scatter_reduce(0, pair_P2[:, side], score_P, "amax"))
+        higher.append(torch.zeros(size, dtype=torch.int64, device=device))
+        at_least.append(torch.zeros(size, dtype=torch.int64, device=device))
+    for top in range(0, sizes[0], chunk):
+        image_nD = image[top : top + chunk]
+        pair_p2 = pair_P2[(pair_P2[:, 0] >= top) & (pair_P2[:, 0] < top + chunk)]
+        for left in range(0, sizes[1], COLUMNS):
+            score_nm = image_nD @ text[left : left + COLUMNS].T
+            here_p2 = pair_p2[(pair_p2[:, 1] >= left) & (pair_p2[:, 1] < left + COLUMNS)]
+            score_nm[here_p2[:, 0] - top, here_p2[:, 1] - left] = -torch.inf  # wrong items alone are counted
+            for side, start in enumerate((top, left)):
+                part = slice(start, start + score_nm.shape[side])
+                best_q = best[side][part].unsqueeze(1 - side)
+                higher[side][part] += (score_nm > best_q + TIE).sum(1 - side)
+                at_least[side][part] += (score_nm >= best_q - TIE).sum(1 - side)
+    higher, at_least = ([count.cpu().numpy() for count in both] for both in (higher, at_least))
+    return tuple((1 + least, least - more) for least, more in zip(at_least, higher))
 
 
-def _checked(image_ND, text_MD, image_of_text_M, chunk: int, distractors: bool = False, rows_of=rows_of):
+class UnitRows:
+    """Rows of an embedding matrix at unit length: `rows[10:20]` is a float64 tensor (10, D).
+
+    Args:
+        embedding: `(R, D)` tensor or array of any float dtype; a tensor stays on its device.
+        name: what error messages call it.
+
+    Raises:
+        ValueError: not a float matrix, empty, NaN or infinite values, a row of zeros.
+    """
+
+    def __init__(self, embedding, name: str):
+        import torch
+
+        if not isinstance(embedding, torch.Tensor):
+            embedding = np.asarray(embedding)
+        of_floats = getattr(embedding, "is_floating_point", lambda: embedding.dtype.kind == "f")
+        if not of_floats():
+            raise ValueError(
+                f"{name}: expected a floating-point dtype, found {embedding.dtype}; convert the embeddings"
+                " to float32"
+            )
+        if embedding.ndim != 2 or 0 in embedding.shape:
+            raise ValueError(
+                f"{name}: expected a matrix (rows, width) with at least one row and column, found shape"
+                f" {tuple(embedding.shape)}; pass one embedding per row"
+            )
+        self._embedding, self.width = embedding, embedding.shape[1]
+        starts = range(0, len(embedding), COLUMNS)
+        length_R = torch.cat([self._read(slice(start, start + COLUMNS)).norm(dim=1) for start in starts])
+        self.device = length_R.device
+        for bad_R, what, advice in (
+            (~length_R.isfinite(), "NaN or infinite", "look for a diverged or overflowing model"),
+            (length_R == 0, "all zero", "a zero embedding has no direction: leave the item out"),
+        ):
+            if bad_R.any():
+                first = bad_R.nonzero()[:5, 0].tolist()
+                raise ValueError(
+                    f"{name}: expected finite, non-zero rows, found {int(bad_R.sum())} of {len(bad_R)} rows"
+                    f" {what} (first: {first}); {advice}"
+                )
+
+    def __len__(self) -> int:
+        return len(self._embedding)
+
+    def __getitem__(self, rows):
+        row_rD = self._read(rows)
+        return row_rD / row_rD.norm(dim=1, keepdim=True)
+
+    def _read(self, rows):
+        import torch
+
+        if isinstance(self._embedding, torch.Tensor):
+            return self._embedding[rows].detach().double()
+        rows = rows if isinstance(rows, slice) else np.asarray(rows)  # a tensor of one would be a number
+        return torch.from_numpy(np.array(self._embedding[rows], dtype=np.float64))
+
+
+def _checked(image_ND, text_MD, image_of_text_M, chunk: int, distractors: bool = False):
     """Inputs as rows of unit length and an int64 map, or a ValueError."""
     if chunk < 1:
         raise ValueError(f"chunk: expected at least 1 query at a time, found {chunk}")
@@ -218,7 +303,7 @@ def _checked(image_ND, text_MD, image_of_text_M, chunk: int, distractors: bool =
             f"image_ND and text_MD: expected one device, found {devices[0]} and {devices[1]};"
             " move one of them"
         )
-    image, text = rows_of(image_ND, "image_ND"), rows_of(text_MD, "text_MD")
+    image, text = UnitRows(image_ND, "image_ND"), UnitRows(text_MD, "text_MD")
     if image.width != text.width:
         raise ValueError(
             f"image_ND and text_MD: expected one embedding width, found {image.width} and {text.width};"

@@ -4,13 +4,15 @@ papermill calls a killed notebook "completed", so nothing here believes it: a no
 when every code cell was executed and none ended in an error.
 """
 
+import ast
 import warnings
 from pathlib import Path
+from typing import Any
 
 import nbformat
 
 from mmlib import paths
-from mmlib.config import notebook_defaults
+from mmlib.config import ParameterError
 from mmlib.files import checked_name, read_bounded
 from mmlib.reporting.display import MARK
 
@@ -81,12 +83,22 @@ def parameters_of(path: Path, notebook: nbformat.NotebookNode) -> dict:
     injected = injected.get("parameters", {}) if isinstance(injected, dict) else None
     if not isinstance(injected, dict):
         raise ValueError(f"{path.name}: expected papermill's parameters in its metadata; run it again")
+    return cell_parameters(path, notebook) | injected
+
+
+def cell_parameters(path: Path, notebook: nbformat.NotebookNode) -> dict[str, Any]:
+    """Names and values in the cell that is tagged `parameters`; none where there is no such cell.
+
+    Raises:
+        ParameterError: a line in it is not `name: type = literal`.
+    """
+    tagged = [cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     try:
-        return notebook_defaults(path) | injected
-    except (RecursionError, MemoryError, SyntaxError) as error:  # of Python's parser
-        reason = str(error) or type(error).__name__
-        raise ValueError(
-            f"{path.name}: the parameters cell cannot be read ({reason}); run it again"
+        return {line.target.id: ast.literal_eval(line.value) for line in ast.parse("\n".join(tagged)).body}
+    except (AttributeError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ParameterError(
+            f"{path.name}: expected `name: type = literal` lines in the parameters cell, found another"
+            f" ({str(error) or type(error).__name__}); run it again"
         ) from None
 
 

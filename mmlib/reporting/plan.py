@@ -14,13 +14,13 @@ from mmlib.config import (
     TrainConfig,
     build,
     continued,
-    notebook_defaults,
     read_values,
     read_yaml,
     refuse_unread,
     required,
 )
 from mmlib.files import nearest
+from mmlib.reporting.notebook import cell_parameters, read_notebook
 from mmlib.reporting.state import report_folder
 from mmlib.training.ablation_plan import plan_grid
 
@@ -35,7 +35,7 @@ class Step:
         name: of the notebook and of its YAML, without ending.
         notebook: its source.
         parameters: what the YAML and the overrides set, as the notebook's config reads it.
-        known: the parameters in the notebook's cell, with their defaults.
+        known: the parameters in the notebook's cell.
         accepted: names of all parameters that the notebook takes.
     """
 
@@ -156,7 +156,7 @@ def _step(file: Path, overrides: Mapping[str, Any]) -> Step:
             f"{paths.shown(file)} needs the notebook {paths.shown(source)}, which does not exist"
             f"{nearest(file.stem, there)}"
         )
-    known = notebook_defaults(source)
+    known = cell_parameters(source, read_notebook(source))
     names = accepted_parameters(source.stem, known)
     for name in text:
         if name not in names:

@@ -11,13 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mmlib import paths
 from mmlib.config import (
     AblationConfig,
     ParameterError,
     TrainConfig,
     build,
-    notebook_defaults,
     read_yaml,
     unread,
 )
@@ -79,7 +77,7 @@ def plan_grid(config: AblationConfig) -> list[PlannedRun]:
             or are measured on other data, claims on arms that are not there.
     """
     base = read_yaml(config.base)
-    shared = notebook_defaults(paths.NOTEBOOKS / "01_train.ipynb") | base
+    shared = dict(base)
     arms = arms_asked_for(config)
     wrong = wrong_request(config, arms)
     if "parent" in shared:

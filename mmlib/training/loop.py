@@ -1,8 +1,9 @@
 """The training loop, from top to bottom.
 
 Every epoch: pairs in an order fixed by (seed, epoch); per step one forward, one loss, one backward,
-one clipped optimizer step; then validation, history, checkpoints.  All that the next step depends
-on is in the checkpoint, so that a run that goes on equals one that never stopped, bit for bit.
+one clipped optimizer step; then validation, history and, if it is due, a checkpoint.  All that the
+next step depends on is in the checkpoint, so that a run that goes on equals one that never stopped, bit
+for bit.
 
 Several processes take equal shares of each batch; the loss is that of the whole batch.
 """
@@ -25,7 +26,6 @@ from mmlib.data.batches import Batch, PairSource, SplitTensors
 from mmlib.metrics import summarise
 from mmlib.model import DualEncoder
 from mmlib.training.averaging import WeightAverage
-from mmlib.training.background import BackgroundWriter
 from mmlib.training.checkpoint import (
     checkpoint_bytes,
     evaluated_weights,
@@ -37,7 +37,6 @@ from mmlib.training.gradient_cache import cached_backward, fabric_push
 from mmlib.training.optimisation import learning_rate, optimizer_names
 from mmlib.training.processes import Processes
 from mmlib.training.runs import RunFolder
-from mmlib.training.snapshot import Snapshot
 from mmlib.training.stopping import StopRequest
 from mmlib.training.watch import LossWatch, check_weights
 
@@ -100,7 +99,9 @@ class Training:
         self.loss.to(self.fabric.device)
         self.stepper = self.fabric.setup_optimizers(self.optimizer)
         self.average = WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
-        self.writer = BackgroundWriter()
+        self.unwritten: dict[
+            str, bytes | memoryview
+        ] = {}  # files of the best epoch, newer than those on the disk
 
     @property
     def last_epoch(self) -> int:
@@ -119,12 +120,8 @@ class Training:
             KeyboardInterrupt: asked to stop (Ctrl-C or SIGTERM); a checkpoint of this moment is written.
             OSError: a checkpoint could not be written; the previous one is intact.
         """
-        try:
-            while self.position.epoch <= self.last_epoch:
-                self._run_epoch(stop)
-            self.writer.finish()
-        finally:
-            self.writer.close()
+        while self.position.epoch <= self.last_epoch:
+            self._run_epoch(stop)
 
     def _run_epoch(self, stop: StopRequest) -> None:
         position = self.position
@@ -138,16 +135,15 @@ class Training:
             watch.add(self._step(batch), batch.size, step, self.lr)
             position.step = step + 1
             looks = position.step % CHECK_EVERY == 0 or position.step == steps
-            stopping, save = self._what_now(stop, looks)
+            stopping, save = self._what_now(stop, looks, steps)
             if save or looks:
                 watch.check(position.epoch, self.processes)
             if save:
                 check_weights(self.model, position.epoch, position.step, self.lr)
                 position.seconds = time.monotonic() - started
                 position.loss_sums, position.pairs = watch.totals(self.processes)
-                self._save_last()
+                self._save(last=True)
             if stopping:
-                self.writer.finish()
                 raise KeyboardInterrupt
         position.loss_sums, position.pairs = watch.totals(self.processes)
         self._finish_epoch(started, steps)
@@ -159,14 +155,15 @@ class Training:
             sums = [math.fsum(sums)] + [0.0] * (self.processes.count - 1)
         return sums[self.processes.rank]
 
-    def _what_now(self, stop: StopRequest, looks: bool) -> tuple[bool, bool]:
+    def _what_now(self, stop: StopRequest, looks: bool, steps: int) -> tuple[bool, bool]:
         """Whether to stop and whether to save; several processes decide together, where all look.
 
         One that is asked to stop stops all; process 0 says when a checkpoint is due.
         """
         # Asked once: a request that comes between two questions would stop without a checkpoint.
         stopping = stop.requested
-        save = stopping or self._checkpoint_is_due()
+        ended = self.position.step == steps  # what is due then is written after the validation
+        save = stopping or (not ended and self._checkpoint_is_due(steps))
         if self.processes.count == 1:
             return stopping, save
         if not looks:
@@ -259,8 +256,12 @@ class Training:
         improved = val[self.config.select_by] > self.best.value
         if improved:
             self.best = Best(position.epoch, val[self.config.select_by])
+        due = self.processes.agree(position.epoch == self.last_epoch or self._checkpoint_is_due(steps))
         self.position = Position(position.epoch + 1)
-        self._save_epoch(row, improved)
+        if self.processes.writes:
+            self.folder.append_history(row)
+        if improved or due:
+            self._save(best=improved, last=due)
         if self.processes.writes:
             self.log(epoch_line(row, self.last_epoch, improved))
 
@@ -268,9 +269,10 @@ class Training:
         """The weights that are validated and published: the moving average where there is one."""
         return self.average.applied(self.model) if self.average else contextlib.nullcontext()
 
-    def _checkpoint_is_due(self) -> bool:
-        if self.config.checkpoint_steps:
-            return self.position.step % self.config.checkpoint_steps == 0
+    def _checkpoint_is_due(self, steps: int) -> bool:
+        """Whether process 0 wants to write; counted in steps, an epoch's end is one of the moments."""
+        if every := self.config.checkpoint_steps:
+            return self.position.step == steps or self.position.step % every == 0
         return time.monotonic() - self.saved_at >= self.config.checkpoint_seconds
 
     def _progress(self, steps: range, total: int) -> Iterator[int]:
@@ -284,57 +286,47 @@ class Training:
             disable=not (self.processes.writes and sys.stderr.isatty()),
         )
 
-    def _save_last(self) -> None:
-        """Copies what must be kept; another thread writes it."""
-        snapshot, folder = self._snapshot(), self.folder
-        if self.processes.writes:
-            self.writer.submit(lambda: folder.write("last.pt", checkpoint_bytes(snapshot.on_host())))
-        self.saved_at = time.monotonic()
+    def _save(self, best: bool = False, last: bool = False) -> None:
+        """Keeps this moment as the best weights, in memory, or writes it as `last.pt`, the best before it.
 
-    def _save_epoch(self, row: dict, improved: bool) -> None:
-        """The end of an epoch on disk, in an order that a kill at any moment leaves consistent."""
-        snapshot = self._snapshot()
+        `last.pt` comes after everything that it relies on: a kill at any moment leaves a run that goes on.
+        A call of all processes together.
+        """
+        content = self._state()
         if not self.processes.writes:
             return
-        folder = self.folder
+        data = checkpoint_bytes(content)
+        if best:
+            tensors = {name: tensor.contiguous() for name, tensor in evaluated_weights(content).items()}
+            self.unwritten = {"model.safetensors": safetensors_bytes(tensors), "best.pt": data}
+        if last:
+            for name, part in self.unwritten.items():
+                self.folder.write(name, part)
+            self.unwritten = {}
+            self.folder.write("last.pt", data)
+            self.saved_at = time.monotonic()
 
-        def write() -> None:
-            content = snapshot.on_host()
-            data = checkpoint_bytes(content)
-            if improved:
-                folder.write("best.pt", data)
-                weights = evaluated_weights(content)
-                tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-                folder.write("model.safetensors", safetensors_bytes(tensors))
-            folder.append_history(row)
-            folder.write("last.pt", data)
-
-        self.writer.submit(write)
-        self.saved_at = time.monotonic()
-
-    def _snapshot(self) -> Snapshot:
-        """A copy of all that the run goes on from; a call of all processes together."""
+    def _state(self) -> dict:
+        """All that the run goes on from; a call of all processes together."""
         states = self.processes.collect(rng_state())
-        return Snapshot(
-            {
-                "config": self.config.model_dump(mode="json"),
-                "tokenizer": self.tokenizer.state,
-                "tokenizer_fingerprint": self.tokenizer.fingerprint,
-                "architecture": self.model.text_encoder.architecture,
-                "phase": self.phase,
-                "parent_epoch": self.parent_epoch,
-                "position": asdict(self.position),
-                "best": asdict(self.best),
-                "model": self.model.state_dict(),
-                "average": self.average.state_dict() if self.average else None,
-                "loss": self.loss.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "optimizer_names": optimizer_names(self.optimizer, (self.model, self.loss)),
-                "precision": self.fabric.strategy.precision.state_dict(),
-                "rng": states[0],
-                "rng_of_others": states[1:],
-            }
-        )
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "tokenizer": self.tokenizer.state,
+            "tokenizer_fingerprint": self.tokenizer.fingerprint,
+            "architecture": self.model.text_encoder.architecture,
+            "phase": self.phase,
+            "parent_epoch": self.parent_epoch,
+            "position": asdict(self.position),
+            "best": asdict(self.best),
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "loss": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "optimizer_names": optimizer_names(self.optimizer, (self.model, self.loss)),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "rng": states[0],
+            "rng_of_others": states[1:],
+        }
 
     def restore(self, content: dict) -> None:
         """Goes on where `content` (a checkpoint of this run) was written.

@@ -46,8 +46,6 @@ def _from_best(path: Path) -> tuple[Path, dict] | None:
     if not path.exists():
         return None
     content = load_checkpoint(path)
-    if _lacking(path.parent.name, content) == [content["parent_epoch"] + 1]:
-        return None  # the run was killed between its first best.pt and its first epoch in the history
     _check_folder(path, content)
     return path, content
 

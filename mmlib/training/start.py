@@ -110,10 +110,11 @@ def _ensure_parent(parent: str, log: Log) -> None:
     if recipe is None:
         return require_complete(parent)
     parameters, command = recipe
-    if parameters["dataset"] != "shapes":
+    config = build(TrainConfig, parameters)
+    if config.dataset != "shapes":
         raise FileNotFoundError(f"the parent run {parent!r} is missing; train it first:\n  {command}")
     log(f"the parent run {parent!r} is missing; its data are embedded, so it is trained first")
-    train(build(TrainConfig, parameters), log, if_complete="show")
+    train(config, log, if_complete="show")
     return None
 
 

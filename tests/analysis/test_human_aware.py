@@ -15,7 +15,7 @@ def test_pair_scores_are_cosines_and_equal_rows_score_equally(sample):
     image_ND, text_MD, _ = sample(images=40)
     text_MD[-1] = text_MD[0]
     image_J, text_J = np.array([3, 39, 3, 0]), np.array([0, 7, len(text_MD) - 1, 5])
-    score_J = pair_scores(image_ND, text_MD, image_J, text_J, chunk=16)
+    score_J = pair_scores(image_ND, text_MD, image_J, text_J)
     np.testing.assert_allclose(score_J, (unit(image_ND)[image_J] * unit(text_MD)[text_J]).sum(1), atol=1e-6)
     assert score_J[0] == score_J[2]
     assert pair_scores(image_ND, text_MD, [], []).shape == (0,)
@@ -30,7 +30,7 @@ def test_recall_is_that_of_a_loop_over_all_pairs(sample, threshold):
     ranks = retrieval_ranks(image_ND, text_MD, map_M)
     found = human_aware_recall(
         image_ND, text_MD, ranks, np.repeat(pair_image_P, 3), np.repeat(pair_text_P, 3), ratings_P3.ravel(),
-        threshold=threshold, ks=(1, 5), chunk=7,
+        threshold=threshold, ks=(1, 5),
     )  # fmt: skip
 
     right_NM = np.arange(25)[:, None] == map_M

@@ -13,9 +13,9 @@ from mmlib.config import (
     ParameterError,
     TrainConfig,
     from_notebook,
-    notebook_defaults,
 )
 from mmlib.config.asking import cell_parameters
+from mmlib.reporting import notebook
 
 CELL = 'run: str = "a"  # name\nepochs: int = 3\nlr: float = 0.1\n'
 CONFIG = "from mmlib.config import TrainConfig, from_notebook\nconfig = from_notebook(TrainConfig)\n"
@@ -125,7 +125,8 @@ def test_the_notebooks_of_this_repository_can_be_run_twice_in_one_kernel(kernel,
     _, cell, config = ("".join(c["source"]) for c in json.loads(path.read_text())["cells"][:3])
     lines = [line for line in config.splitlines() if "import" not in line or "mmlib.config" in line]
     source = "\n".join(line for line in lines if "parameter_table" not in line)
-    values = {name: value for name, value in notebook_defaults(path).items() if value is not None}
+    values = notebook.cell_parameters(path, notebook.read_notebook(path))
+    values = {name: value for name, value in values.items() if value is not None}
     for _ in range(2):
         assert kernel(cell) == ""
         assert kernel(f"{source}\nprint(config.model_dump().items() >= {values}.items())") == "True\n"

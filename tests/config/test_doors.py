@@ -101,7 +101,7 @@ def papermill():
 def test_the_field_decides_whatever_the_door(tmp_path, papermill, config_class, name, text, value, ways):
     (tmp_path / "given.yaml").write_text(f"{name}: {text}\n")
     options = cli._parser().parse_args(["run", "demo", "-p", name, text])
-    doors = [cli._overrides(options), read_yaml(tmp_path / "given.yaml")]
+    doors = [dict(options.param), read_yaml(tmp_path / "given.yaml")]
     for way in ways:
         given = [F, str(tmp_path / "given.yaml")] if way == F else [way, name, text]
         doors.append({name: papermill(config_class, tmp_path, *given)[name]})

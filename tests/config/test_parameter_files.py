@@ -1,6 +1,5 @@
-"""YAML files of parameters and the parameters cells of notebooks, right and wrong."""
+"""YAML files of parameters, right and wrong."""
 
-import json
 import random
 import tracemalloc
 
@@ -12,7 +11,6 @@ from mmlib.config import (
     ParameterError,
     TrainConfig,
     build,
-    notebook_defaults,
     read_yaml,
     training_of,
 )
@@ -22,7 +20,6 @@ from mmlib.config import (
 def root(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setattr(paths, "PARAMS", tmp_path / "params")
-    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "notebooks")
     return tmp_path
 
 
@@ -30,18 +27,6 @@ def write_yaml(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def write_notebook(path, *cells):
-    """A notebook of (source, tags) cells."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = [{"cell_type": "code", "source": source, "metadata": {"tags": tags}} for source, tags in cells]
-    path.write_text(json.dumps({"cells": content}), encoding="utf-8")
-    return path
-
-
-def parameters_cell(*lines):
-    return [line + "\n" for line in lines], ["parameters"]
 
 
 # --- YAML
@@ -169,88 +154,22 @@ def test_many_random_files_are_read_or_refused(root):
     check_random_files(root, seed=1, count=200_000)
 
 
-# --- parameters cells
-
-
-def test_defaults_come_from_the_tagged_cell(root):
-    cell = parameters_cell(
-        'run: str = "quick"  # name',
-        "lr: float = -1e-3  # rate",
-        "runs: list[str] = ['a', 'b']",
-        "x: int | None = None",
-    )
-    path = write_notebook(root / "n.ipynb", (["other = 1"], []), cell)
-    assert notebook_defaults(path) == {"run": "quick", "lr": -0.001, "runs": ["a", "b"], "x": None}
-
-
-@pytest.mark.parametrize("cells", [0, 2])
-def test_a_notebook_has_one_parameters_cell(root, cells):
-    path = write_notebook(root / "n.ipynb", *[parameters_cell("lr: float = 1.0")] * cells)
-    with pytest.raises(
-        ParameterError, match=f"n.ipynb: expected one cell tagged 'parameters', found {cells}"
-    ):
-        notebook_defaults(path)
-
-
-@pytest.mark.parametrize(
-    "line", ["lr = 0.1", "lr: float = 10 ** 2", "lr: float", "import os", "lr: float = base", "print(1)"]
-)
-def test_a_line_that_is_no_literal_parameter_is_quoted(root, line):
-    path = write_notebook(root / "n.ipynb", parameters_cell("seed: int = 0", line))
-    with pytest.raises(ParameterError) as caught:
-        notebook_defaults(path)
-    assert f"expected `name: type = literal` lines in the parameters cell, found {line!r}" in str(
-        caught.value
-    )
-
-
-def test_a_parameters_cell_that_is_no_python_is_refused(root):
-    path = write_notebook(root / "n.ipynb", parameters_cell("%matplotlib inline"))
-    with pytest.raises(ParameterError, match=r"n\.ipynb: the parameters cell is no Python: invalid syntax"):
-        notebook_defaults(path)
-
-
-def test_a_missing_notebook_is_named(root):
-    with pytest.raises(FileNotFoundError, match=r"no notebook notebooks/01_train\.ipynb"):
-        notebook_defaults(root / "notebooks/01_train.ipynb")
-
-
 # --- how a run is trained
 
 
 @pytest.fixture
 def recipes(root):
-    write_notebook(
-        root / "notebooks/01_train.ipynb",
-        parameters_cell('run: str = "quick"', "epochs: int = 3", "lr: float = 0.1"),
-    )
     write_yaml(root / "params/demo/01_train.yaml", "run: demo\nepochs: 9\n")
     write_yaml(root / "params/other/01_train.yaml", "epochs: 5\n")
 
 
 @pytest.mark.usefixtures("recipes")
-def test_a_run_of_a_parameter_file_is_found_with_the_notebooks_defaults():
+def test_a_run_of_a_parameter_file_is_found():
     values, command = training_of("demo")
-    assert values == {"run": "demo", "epochs": "9", "lr": 0.1}
+    assert values == {"run": "demo", "epochs": "9"}
     assert command == "python -m mmlib train params/demo/01_train.yaml"
-
-
-@pytest.mark.usefixtures("recipes")
-def test_the_notebooks_own_run_is_found():
-    values, command = training_of("quick")
-    assert values == {"run": "quick", "epochs": 3, "lr": 0.1}
-    assert command == "papermill notebooks/01_train.ipynb out.ipynb"
 
 
 @pytest.mark.usefixtures("recipes")
 def test_a_run_that_nothing_trains_is_not_found():
     assert training_of("elsewhere") is None
-
-
-@pytest.mark.parametrize("name", ["01_train", "02_continue", "03_evaluate", "04_analysis", "05_ablation"])
-def test_the_notebooks_of_this_repository_have_parameters_that_their_config_takes(name, monkeypatch):
-    monkeypatch.undo()
-    from mmlib.config import CONFIG_OF_NOTEBOOK
-
-    defaults = notebook_defaults(paths.NOTEBOOKS / f"{name}.ipynb")
-    assert defaults.items() <= build(CONFIG_OF_NOTEBOOK[name], defaults).model_dump().items()

@@ -56,11 +56,11 @@ def _inside_a_checkpoint_write() -> None:
     files.open = half_written("last.pt", 2, _die)
 
 
-def _between_best_and_history() -> None:
-    """After the first epoch's best.pt and before its line in the history."""
-    from mmlib.training.runs import RunFolder
+def _between_best_and_last() -> None:
+    """After the first epoch's best.pt and before its last.pt."""
+    from mmlib import files
 
-    _on_call(RunFolder, "append_history", 1, _die)
+    files.open = half_written("last.pt", 1, _die)
 
 
 def _between_history_and_last() -> None:
@@ -117,7 +117,7 @@ def _on_call(owner: type, name: str, number: int, act) -> None:
 MOMENTS = {
     "inside a step": _inside_a_step,
     "inside a checkpoint write": _inside_a_checkpoint_write,
-    "between best.pt and history": _between_best_and_history,
+    "between best.pt and last.pt": _between_best_and_last,
     "between history and last.pt": _between_history_and_last,
     "inside a line of the history": _inside_the_history_line,
     "before the first checkpoint": _before_the_first_checkpoint,

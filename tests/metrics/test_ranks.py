@@ -1,6 +1,8 @@
 """Ranks against a loop one can check by eye, under ties, in odd shapes, and what is refused."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -25,6 +27,11 @@ def brute_force(image_ND, text_MD, positive_NM):
     return np.array(i2t), np.array(t2i)
 
 
+def assert_same(one: RetrievalRanks, other: RetrievalRanks):
+    for name, value in vars(other).items():
+        np.testing.assert_array_equal(getattr(one, name), value)
+
+
 def standard_positives(image_of_text_M):
     image_of_text_M = np.asarray(image_of_text_M)
     return np.arange(image_of_text_M.max() + 1)[:, None] == image_of_text_M[None]
@@ -39,16 +46,16 @@ def test_ranks_equal_a_brute_force_loop(sample, chunk):
     np.testing.assert_array_equal(ranks.t2i_M, t2i)
     assert ranks.i2t_N.dtype == ranks.t2i_M.dtype == np.int64
     assert (ranks.gallery_i2t, ranks.gallery_t2i) == (150, 30)
-    assert not ranks.tied_i2t.any()
-    assert not ranks.tied_t2i.any()
+    assert not ranks.ties_i2t_N.any()
+    assert not ranks.ties_t2i_M.any()
 
 
-def test_worked_example_of_two_images_and_three_captions():
+def test_the_worked_example_of_the_docstring():
     image = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    text = torch.tensor([[3.0, 1.0], [1.0, 3.0], [0.0, 1.0]])  # the second describes image 0, yet is nearer 1
-    ranks = retrieval_ranks(image, text, [0, 0, 1])
-    assert ranks.i2t_N.tolist() == [1, 1]
-    assert ranks.t2i_M.tolist() == [1, 2, 1]
+    text = torch.tensor([[3.0, 4.0], [1.0, 2.0], [1.0, 3.0], [3.0, 4.0]])
+    ranks = retrieval_ranks(image, text, [0, 0, 1, 1])
+    assert (ranks.i2t_N.tolist(), ranks.ties_i2t_N.tolist()) == ([2, 1], [1, 0])
+    assert (ranks.t2i_M.tolist(), ranks.ties_t2i_M.tolist()) == ([2, 2, 1, 1], [0, 0, 0, 0])
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,7 +97,7 @@ def test_pairs_of_equal_captions_scattered_over_the_gallery(sample, chunk):
     for first, second in ((0, 40), (3, 31), (19, 20)):
         text[second] = text[first]
     ranks = retrieval_ranks(image, text, image_of_text, chunk=chunk)
-    assert np.flatnonzero(ranks.tied_i2t).tolist() == [0, 3, 19, 20, 31, 40]
+    assert np.flatnonzero(ranks.ties_i2t_N).tolist() == [0, 3, 19, 20, 31, 40]
     assert ranks.ties_i2t_N.max() == 1
 
 
@@ -100,15 +107,15 @@ def test_a_collapsed_model_gets_the_worst_rank():
     assert (ranks.i2t_N == 96).all()  # 95 captions of other images are as good
     assert (ranks.t2i_M == 20).all()
     assert recall_at_k(ranks.i2t_N, 10) == 0
-    assert ranks.tied_i2t.all()
-    assert ranks.tied_t2i.all()
+    assert ranks.ties_i2t_N.all()
+    assert ranks.ties_t2i_M.all()
 
 
 def test_equal_captions_of_one_image_are_no_tie():
     image, text = np.eye(2), np.array([[1.0, 0], [1, 0], [0, 1]])
     ranks = retrieval_ranks(image, text, [0, 0, 1])
     assert ranks.i2t_N.tolist() == [1, 1]
-    assert not ranks.tied_i2t.any()
+    assert not ranks.ties_i2t_N.any()
 
 
 def test_negative_zero_equals_zero():
@@ -193,30 +200,87 @@ def test_a_gpu_gives_the_same_ranks_even_where_tf32_is_allowed(sample):
     np.testing.assert_array_equal(ranks.ties_i2t_N, expected.ties_i2t_N)
 
 
-@pytest.mark.parametrize("rows", [1, 7, 240])
-def test_tiles_of_any_size_give_the_same_ranks(sample, monkeypatch, rows):
+@pytest.mark.parametrize(("chunk", "columns"), [(1, 40), (7, 1), (1024, 149)])
+def test_scores_made_in_parts_of_any_size_give_the_same_ranks(sample, monkeypatch, chunk, columns):
     image, text, image_of_text = sample()
     text[3] = text[140]
     expected = {f: f(image, text, image_of_text) for f in (retrieval_ranks, paired_ranks)}
-    monkeypatch.setattr("mmlib.metrics.both_ways.TILE_ROWS", rows)
-    monkeypatch.setattr("mmlib.metrics.both_ways.TILE_SCORES", 40)  # fewer than one row of 150 captions
-    for function, of_one_tile in expected.items():
-        ranks = function(image, text, image_of_text)
-        for field in ("i2t_N", "t2i_M", "ties_i2t_N", "ties_t2i_M"):
-            np.testing.assert_array_equal(getattr(ranks, field), getattr(of_one_tile, field))
+    monkeypatch.setattr("mmlib.metrics.ranks.COLUMNS", columns)
+    for function, whole in expected.items():
+        assert_same(function(image, text, image_of_text, chunk=chunk), whole)
 
 
-def test_many_queries_may_share_one_row(monkeypatch):
-    """Each with a score of its own to beat, more of them than a tile has rows."""
-    monkeypatch.setattr("mmlib.metrics.both_ways.TILE_SCORES", 40)
-    axes = np.concatenate([np.eye(3), -np.eye(3)])
-    rng = np.random.default_rng(0)
-    image, text = axes[rng.integers(0, 2, 50)], axes[rng.integers(0, 6, 150)]
-    image_of_text = rng.permutation(np.repeat(np.arange(50), 3))
-    ranks = retrieval_ranks(image, text, image_of_text)
-    i2t, t2i = brute_force(image, text, standard_positives(image_of_text))
-    np.testing.assert_array_equal(ranks.i2t_N, i2t)
-    np.testing.assert_array_equal(ranks.t2i_M, t2i)
+def tie_rich(kind: str, seed: int):
+    """Embeddings of which many have exactly the same cosine with a query."""
+    rng = np.random.default_rng(seed)
+    images, width = rng.integers(2, 30), rng.choice([2, 3, 4, 8, 64])
+    image_of_text = rng.permutation(np.repeat(np.arange(images), rng.integers(1, 5)))
+
+    def rows(number):
+        few = np.random.default_rng(seed + 1).standard_normal((6, width))[rng.integers(0, 6, number)]
+        return {
+            "copies": few,
+            "multiples": few * 2.0 ** rng.integers(-3, 4, (number, 1)),
+            "signs": rng.choice([-1.0, 1.0], (number, width)),
+            "whole numbers": rng.integers(-2, 3, (number, width)) + 3 * np.eye(width)[0],
+        }[kind].astype(np.float32)
+
+    return rows(images), rows(len(image_of_text)), image_of_text
+
+
+@pytest.mark.parametrize("kind", ["copies", "multiples", "signs", "whole numbers"])
+def test_exact_ties_are_those_of_a_brute_force_loop(kind):
+    tied = 0
+    for seed in range(25):
+        image, text, image_of_text = tie_rich(kind, seed)
+        ranks = retrieval_ranks(image, text, image_of_text, chunk=7)
+        i2t, t2i = brute_force(image, text, standard_positives(image_of_text))
+        np.testing.assert_array_equal(ranks.i2t_N, i2t)
+        np.testing.assert_array_equal(ranks.t2i_M, t2i)
+        tied += ranks.ties_i2t_N.sum()
+    assert tied > 100
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", ">f8"])
+def test_arrays_on_the_disk_are_read_as_they_are_needed(sample, tmp_path, dtype):
+    image, text, image_of_text = sample()
+    image, text = image.astype(dtype), text.astype(dtype)
+    np.save(tmp_path / "image.npy", image)
+    np.save(tmp_path / "text.npy", text)
+    found = retrieval_ranks(
+        np.load(tmp_path / "image.npy", mmap_mode="r"), np.load(tmp_path / "text.npy", mmap_mode="r"),
+        image_of_text, chunk=7,
+    )  # fmt: skip
+    assert_same(found, retrieval_ranks(image, text, image_of_text))
+
+
+def test_distractors_stand_in_the_gallery_and_are_no_queries():
+    image_ND = np.eye(5)
+    text_MD = np.array([[0, 0, 0, 1, 2], [0, 1, 0, 0, 0.5], [0, 2, 0, 0, 1.0]])
+    ranks = retrieval_ranks(image_ND, text_MD, [3, 1, 1], distractors=True)
+    assert ranks.image_of_text_M.tolist() == [1, 0, 0]
+    assert (ranks.i2t_N.tolist(), ranks.t2i_M.tolist()) == ([1, 1], [2, 1, 1])
+    assert (ranks.gallery_i2t, ranks.gallery_t2i, ranks.images) == (3, 5, 2)
+    with pytest.raises(ValueError, match="found 3 of 5 images without one"):
+        retrieval_ranks(image_ND, text_MD, [3, 1, 1])
+
+
+def test_memory_is_a_small_part_of_the_matrix_of_scores():
+    """4,000 x 20,000 scores are 640 MB in float64."""
+    code = """
+import resource, numpy as np, torch
+from mmlib.metrics import retrieval_ranks
+torch.set_num_threads(1)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+image_ND = np.random.default_rng(0).standard_normal((4_000, 4), dtype=np.float32)
+retrieval_ranks(image_ND[:20], image_ND[:20], np.arange(20))  # what is loaded at the first use
+before = peak()
+ranks = retrieval_ranks(image_ND, np.repeat(image_ND, 5, 0), np.repeat(np.arange(4_000), 5))
+print(int(ranks.t2i_M.max()), (peak() - before) * 1024)
+"""
+    worst, grown = map(int, subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    assert worst == 1
+    assert grown < 0.1 * 4_000 * 20_000 * 8
 
 
 def test_paired_equals_a_brute_force_loop_over_repeated_rows(sample):

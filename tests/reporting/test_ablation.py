@@ -331,7 +331,7 @@ def planned(repository):
         parameters='dataset: str = "shapes"  # set\nepochs: int = 1  # number\nlr: float = 0.1  # rate',
     )
     repository.notebook("05_ablation", parameters='run: str = "abl"  # name')
-    (paths.ROOT / "base.yaml").write_text("epochs: 2\n")
+    (paths.ROOT / "base.yaml").write_text("epochs: 2\nlr: 0.1\n")
 
     def steps(text: str):
         repository.params("abl", "05_ablation", "base: base.yaml\n" + text)

@@ -394,7 +394,7 @@ def test_two_runs_of_one_experiment_exclude_each_other(repository, fake_papermil
     repository.notebook("01_train", "work()", parameters=LR)
     repository.params("demo", "01_train")
     holds = (
-        "import sys; from pathlib import Path; from mmlib.files import locked\n"
+        "import sys; from pathlib import Path; from mmlib.locks import locked\n"
         "with locked(Path(sys.argv[1]), 'experiment'): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", holds, str(paths.REPORTS / "demo")]

@@ -62,7 +62,7 @@ def test_weights_that_a_finite_loss_ruined_are_never_saved(monkeypatch):
 
     monkeypatch.setattr(Training, "_step", ruin_at_the_third)
     with pytest.raises(FloatingPointError, match=r"weights became NaN or infinite in epoch 1 at step 3 \(lr"):
-        tiny_train(checkpoint_seconds=0)
+        tiny_train(checkpoint_steps=1)
     assert all(loss.isfinite() for loss in calls)
     content = checkpoint("tiny")
     assert content["position"]["step"] == 2
