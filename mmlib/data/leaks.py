@@ -216,7 +216,7 @@ def _looks(dataset: Dataset, images: Sequence[str]) -> np.ndarray:
     """The images at `SIDE` pixels, (R, H, W, 3) uint8."""
     if hasattr(dataset.source, "looks"):  # shards keep them
         return dataset.source.looks(images)
-    row = {image: row for row, image in enumerate(dataset.packed_images())}
+    row = {image: row for row, image in enumerate(dataset.images(packed=True))}
     return open_store(dataset, SIDE).array[[row[image] for image in images]]
 
 
