@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from mmlib import __version__, paths
+from mmlib import __version__, files
 from mmlib.config import (
     ContinueConfig,
     DataConfig,
@@ -23,7 +23,7 @@ from mmlib.config import (
     ask,
     read_yaml,
 )
-from mmlib.files import printable, write_json
+from mmlib.files import printable, read_json, shown, write_json
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -102,23 +102,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("params", type=Path, nargs="?", help="for example params/demo/03_evaluate.yaml")
     _add_overrides(evaluate, "beats the file")
-    files = evaluate.add_argument_group(
+    arrays = evaluate.add_argument_group(
         "embeddings of any model",
         "FILE is an .npy, .npz or .safetensors file; FILE:NAME takes one of several arrays in it.",
     )
-    files.add_argument("--images", metavar="FILE", help="image embeddings (N, D), any float type")
-    files.add_argument("--texts", metavar="FILE", help="caption embeddings (M, D)")
-    files.add_argument("--image-of-text", metavar="FILE", help="row of each caption's image (M,), from 0")
-    files.add_argument("--protocol", help="a name of mmlib.metrics.PROTOCOLS; standard if not given")
-    files.add_argument("--data", metavar="TEXT", help="data set and split, to stand beside the numbers")
-    files.add_argument("--out", type=Path, metavar="JSON", help="writes the result")
-    files.add_argument(
+    arrays.add_argument("--images", metavar="FILE", help="image embeddings (N, D), any float type")
+    arrays.add_argument("--texts", metavar="FILE", help="caption embeddings (M, D)")
+    arrays.add_argument("--image-of-text", metavar="FILE", help="row of each caption's image (M,), from 0")
+    arrays.add_argument("--protocol", help="a name of mmlib.metrics.PROTOCOLS; standard if not given")
+    arrays.add_argument("--data", metavar="TEXT", help="data set and split, to stand beside the numbers")
+    arrays.add_argument("--out", type=Path, metavar="JSON", help="writes the result")
+    arrays.add_argument(
         "--distractors",
         action="store_true",
         help="images without a caption are only there to be confused with",
     )
-    files.add_argument("--ranks", type=Path, metavar="NPZ", help="writes the rank of every query")
-    files.add_argument(
+    arrays.add_argument("--ranks", type=Path, metavar="NPZ", help="writes the rank of every query")
+    arrays.add_argument(
         "--compare",
         type=Path,
         metavar="NPZ",
@@ -161,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
 def _folder(text: str) -> str:
     """The folder of an experiment, from the current folder where the root has none; else as it was typed."""
     here = Path.cwd() / Path(text).expanduser()
-    known = paths.from_root(text).exists() or (paths.PARAMS / text).exists()
+    known = files.from_root(text).exists() or (files.PARAMS / text).exists()
     return str(here.resolve()) if here.exists() and (text.startswith(".") or not known) else text
 
 
@@ -171,7 +171,7 @@ def _read(typed: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: it is in neither.
     """
-    here, from_root = Path.cwd() / typed.expanduser(), paths.from_root(typed)
+    here, from_root = Path.cwd() / typed.expanduser(), files.from_root(typed)
     if not here.exists() and not from_root.exists() and here.resolve() != from_root:
         raise FileNotFoundError(
             f"no parameter file {typed}: found neither {here} nor {from_root}; name one, for example"
@@ -193,9 +193,24 @@ def _add_overrides(parser: argparse.ArgumentParser, meaning: str) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    _require_notebooks("run")
     from mmlib.reporting.pipeline import run_experiment
 
     return run_experiment(options.experiment, dict(options.param), options.overwrite)
+
+
+def _require_notebooks(command: str) -> None:
+    """Passes in a clone of the repository.
+
+    Raises:
+        FileNotFoundError: the package was installed without it.
+    """
+    if not files.NOTEBOOKS.is_dir():
+        raise FileNotFoundError(
+            f"{command!r} needs the notebooks of mmlib's repository: expected the folder {files.NOTEBOOKS},"
+            " found none; clone the repository and work there, or say where it is: MMLIB_ROOT=/path/to/mmlib"
+            " (train and evaluate need no notebooks)"
+        )
 
 
 def _parameters(options: argparse.Namespace) -> dict[str, Any]:
@@ -207,7 +222,6 @@ def _train(options: argparse.Namespace) -> int:
     parameters = _parameters(options)
     continues = "parent" in parameters
     config = ask(ContinueConfig if continues else TrainConfig, parameters)
-    from mmlib.paths import shown
     from mmlib.training import continue_training, run_folder, train
 
     def log(line: str) -> None:
@@ -306,8 +320,7 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
 
 
 def _report(options: argparse.Namespace) -> int:
-    from mmlib.files import printable, read_json
-    from mmlib.paths import shown
+    _require_notebooks("report")
     from mmlib.reporting.index import write_index
 
     problems = []
@@ -319,14 +332,13 @@ def _report(options: argparse.Namespace) -> int:
         problems = read_json(report / "results.json")["problems"]
     else:
         write_index()
-    print(shown(paths.REPORTS / "index.html"))
+    print(shown(files.REPORTS / "index.html"))
     for problem in problems:
         print(f"error: {printable(problem)}", file=sys.stderr)
     return EXIT_FAILED if problems else 0
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from mmlib.paths import shown
     from mmlib.reporting.publish import publish
 
     print(f"published: {shown(publish(_report_name(options.experiment)))}")
@@ -362,7 +374,6 @@ def _shard(options: argparse.Namespace) -> int:
         raise ParameterError(f"--samples-per-shard: expected at least 1, found {options.samples_per_shard}")
     from mmlib.data import load_dataset
     from mmlib.data.shards import write_shards
-    from mmlib.paths import shown
 
     manifest = write_shards(
         load_dataset(config), options.out.absolute(), samples_per_shard=options.samples_per_shard

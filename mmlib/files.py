@@ -1,10 +1,10 @@
 """Files and names: folders, atomic writes, bounded reads, JSON, checked names, printable text.
 
-Nothing in mmlib depends on the working directory: papermill starts a notebook's kernel in the shell's
-folder, Jupyter and nbval in the notebook's own.  A relative path in a parameter is therefore read from
-`ROOT`, never from `os.getcwd()`.
+In the repository nothing depends on the working directory: papermill starts a notebook's kernel in the
+shell's folder, Jupyter and nbval in the notebook's own.  A relative path in a parameter is therefore read
+from `ROOT`.  A package that is installed without the repository has the working directory as its root.
 
-`MMLIB_ROOT` (environment) moves the root, for a copy that is installed away from its repository;
+`MMLIB_ROOT` (environment) moves the root;
 `MMLIB_RUNS`, `MMLIB_REPORTS` and `MMLIB_CACHE` move only the run folders, the reports and the packed
 images, so that tests never touch a person's.
 """
@@ -27,7 +27,19 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(os.environ.get("MMLIB_ROOT") or Path(__file__).resolve().parent.parent).resolve()
+
+def _root() -> Path:
+    """The repository around this package, else around the working directory, else that directory."""
+    if given := os.environ.get("MMLIB_ROOT"):
+        return Path(given).resolve()
+    here = Path.cwd()
+    for folder in (Path(__file__).resolve().parent.parent, here, *here.parents):
+        if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
+            return folder
+    return here
+
+
+ROOT = _root()
 PARAMS = ROOT / "params"
 NOTEBOOKS = ROOT / "notebooks"
 RUNS = Path(os.environ.get("MMLIB_RUNS") or ROOT / "runs").resolve()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mmlib.metrics.compare import p_in_words
 from mmlib.reporting.scope import DIRECTIONS, SPLIT_NAMES, percent
 from mmlib.reporting.style import DIRECTION_NAMES
-from mmlib.training.claims import DECIDES
+from mmlib.training.stored import DECIDES
 
 _WORDS = {
     "supported": "Supported: “{claim}”",
@@ -35,7 +35,7 @@ def ablation_verdicts(record: dict) -> Verdicts:
     """One sentence for each claim, with the numbers that it rests on.
 
     Args:
-        record: of `mmlib.training.ablation`; its claims are judged by `mmlib.training.claims`.
+        record: of `mmlib.training.ablation`; its claims are judged by `mmlib.training.ablation`.
     """
     claims = record["claims"]
     judged = [claim for claim in claims if claim["verdict"] != "not judged"]

@@ -10,7 +10,6 @@ from mmlib.reporting.style import BAR, DIRECTION_NAMES, DIRECTIONS, INK, SOFT, n
 
 KINDS = {
     "length": "by length of the caption",
-    "people": "by people mentioned",
     "cluster": "by image cluster",
     "word": "by word of the caption",
 }
@@ -40,7 +39,7 @@ def recall_by_group_figure(diagnosis: dict, k: int = 10) -> Figure:
     figure = new_figure(
         f"Which queries find their match: R@{k} by kind of query",
         f"{_scope(diagnosis)} · 95 % intervals · in brackets, the group's image / caption queries; an image"
-        " has the words and people that most of its captions name",
+        " has the words that half of its captions hold",
         f"Dot plots of recall at {k} {', '.join(panels.values())}, both directions, each with its interval,"
         " beside the recall of all queries.",
         height=0.24 * rows + 0.3,

@@ -27,7 +27,7 @@ _HEAVY = {
     "continue_training": "start",
     "evaluate": "evaluation",
     "read_diagnosis": "runs",
-    "run_grid": "grid",
+    "run_grid": "ablation",
     "train": "start",
 }
 

@@ -1,20 +1,226 @@
-"""What an ablation found, in one file: `runs/<run>/ablation.json`, from its run folders alone.
+"""Ablations: each run trained once, each final one evaluated once, the claims judged on their ranks.
 
-Reports are made from it, and every process that ran a part of the ablation writes the same.
+Each run is an ordinary run folder: an ablation that was stopped goes on with the run where it stopped.
+What it found is in one file, `runs/<run>/ablation.json`; reports are made from it.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from mmlib.config import AblationConfig
+from mmlib.config import AblationConfig, EvaluateConfig, ParameterError, build, differences
 from mmlib.files import write_json
-from mmlib.metrics import RetrievalRanks, summarise_seeds
-from mmlib.metrics.compare import check_comparable, measured_on
+from mmlib.metrics import RetrievalRanks, summarise, summarise_seeds
+from mmlib.metrics.compare import ALPHA, check_comparable, compare_seeds, holm, measured_on
 from mmlib.metrics.summary import DIRECTIONS
-from mmlib.training.ablation_plan import PlannedRun, arms_of, candidates
-from mmlib.training.claims import judge_claims
-from mmlib.training.grid_state import best_epoch, chosen_run, final_runs
-from mmlib.training.runs import now, read_history, read_result, run_folder, run_state, stored_environment
-from mmlib.training.stored import Record, read_stored
+from mmlib.training.ablation_plan import PlannedRun, arms_of, candidates, plan_grid
+from mmlib.training.runs import (
+    now,
+    open_run,
+    read_history,
+    read_result,
+    run_folder,
+    run_state,
+    stored_config,
+    stored_environment,
+)
+from mmlib.training.stored import DECIDES, Record, read_stored
+
+Log = Callable[[str], None]
+Arms = dict[str, list[PlannedRun]]
+
+
+def run_grid(config: AblationConfig, log: Log = print) -> dict:
+    """Trains what an ablation is missing, evaluates its final runs, and judges its claims.
+
+    Called again it goes on where it was stopped, and only shows what is complete.  A run that diverges
+    is a result: it is kept as failed, with its reason, and not tried again.
+
+    Args:
+        config: the ablation; everything in it is checked before anything is started.
+        log: takes one line for each run that ended.
+
+    Returns:
+        The content of `runs/<run>/ablation.json`, see `mmlib.training.ablation.ablation_record`.
+
+    Raises:
+        ParameterError, FileNotFoundError: as `plan_grid`; or under torchrun, whose processes train one
+            run together.
+        FileExistsError: a run of the ablation is there with other parameters.
+        RuntimeError: another process is running this ablation, or one of its runs.
+        KeyboardInterrupt: stopped on request; the same call goes on.
+    """
+    from mmlib.training.processes import process_count  # torch's, as are the others'
+
+    if process_count() > 1:
+        raise ParameterError(
+            f"ablation {config.run!r}: expected one process, found {process_count()} of torchrun, which train"
+            " one run together; start the command without torchrun"
+        )
+    planned = plan_grid(config)
+    if not config.overwrite:
+        _check_folders(config, planned)
+    arms = arms_of(planned)
+    with _announced(config, planned, arms):
+        _work_through(config, arms, log)
+        record = ablation_record(config, planned)
+        write_ablation(record)
+    return record
+
+
+def _check_folders(config: AblationConfig, planned: list[PlannedRun]) -> None:
+    differ = [
+        f"  {run.name}: {line}"
+        for run in planned
+        if (run_folder(run.name) / "config.json").exists()
+        for line in differences(stored_config(run.name), run.config)
+    ]
+    if differ:
+        raise FileExistsError(
+            f"ablation {config.run!r} has runs that were started with other parameters:\n"
+            + "\n".join(differ)
+            + "\nchoose another run name, or overwrite=True to replace them"
+        )
+
+
+@contextlib.contextmanager
+def _announced(config: AblationConfig, planned: list[PlannedRun], arms: Arms) -> Iterator[None]:
+    """Holds the ablation's folder and keeps its `status.json` true; its runs are emptied under its lock."""
+    with open_run(config.run, config.overwrite):
+        for run in planned if config.overwrite else ():
+            if run_folder(run.name).exists():
+                with open_run(run.name, overwrite=True):
+                    pass
+        if not all(_is_done(run, final, config.split) for run, final in _due(arms)):
+            record_status(config.run, "running")
+        try:
+            yield
+        except KeyboardInterrupt:
+            record_status(config.run, "interrupted", "stopped on request; the same call goes on")
+            raise
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # on a full disk, what went wrong first is what counts
+                record_status(config.run, "failed", f"{type(error).__name__}: {error}")
+            raise
+        if run_state(config.run)[0] != "complete":
+            record_status(config.run, "complete")
+
+
+def _due(arms: Arms) -> Iterator[tuple[PlannedRun, bool]]:
+    """Each run, and whether it is a final one, which is evaluated too.
+
+    The final runs of a tuned arm are asked for when its candidates have ended.
+    """
+    for arm in arms.values():
+        tried = candidates(arm)
+        if len(tried) > 1:
+            yield from ((run, False) for run in tried)
+        yield from ((run, True) for run in final_runs(arm))
+
+
+def _is_done(run: PlannedRun, final: bool, split: str) -> bool:
+    if not has_ended(run.name):
+        return False
+    return not final or has_diverged(run.name) or is_evaluated(run, split)
+
+
+def _work_through(config: AblationConfig, arms: Arms, log: Log) -> None:
+    from mmlib.training.evaluation import evaluate
+    from mmlib.training.start import train
+
+    total = sum(
+        len({run.config.seed for run in arm}) + len(candidates(arm)) * (len(candidates(arm)) > 1)
+        for arm in arms.values()
+    )
+    for number, (run, final) in enumerate(_due(arms), 1):
+        if not has_ended(run.name):
+            with contextlib.suppress(FloatingPointError):  # its status.json says so
+                train(run.config, _quiet, if_complete="show")
+        if not _is_done(run, final, config.split):
+            wanted = {"split": config.split, "checkpoint": CHECKPOINT, "device": config.device}
+            evaluate(build(EvaluateConfig, {"runs": [run.name], "data_root": config.data_root, **wanted}))
+        log(f"{number}/{total}  {_line(run, final)}")
+
+
+def _quiet(line: str) -> None:
+    """The log of a single run: an ablation says one line for each."""
+
+
+def _line(run: PlannedRun, final: bool) -> str:
+    if has_diverged(run.name):
+        return f"{run.name}: failed, {run_state(run.name)[1]}"
+    best, by = best_epoch(run), run.config.select_by
+    seconds = sum(row["seconds"] for row in read_history(run.name))
+    line = (
+        f"{run.name}: validation {by} {100 * best['val'][by]:.1f} % at epoch {best['epoch']}, {seconds:.0f} s"
+    )
+    if not final:
+        return line
+    result = read_result(run.name)
+    i2t, t2i = (100 * result["protocols"]["standard"][d]["r1"]["value"] for d in ("i2t", "t2i"))
+    return f"{line} · {result['split']} R@1 {i2t:.2f} % i2t {t2i:.2f} % t2i"
+
+
+CHECKPOINT = "best"  # of each final run, which is evaluated
+
+
+def has_diverged(run: str) -> bool:
+    """Whether a run ended because its loss or weights were no longer finite: a result, like any other."""
+    state, reason = run_state(run)
+    return state == "failed" and (reason or "").startswith(FloatingPointError.__name__)
+
+
+def has_ended(run: str) -> bool:
+    """Whether nothing is left to train: the run is complete, or it diverged."""
+    return run_state(run)[0] == "complete" or has_diverged(run)
+
+
+def best_epoch(run: PlannedRun) -> dict:
+    """The row of the history whose weights are the best checkpoint, the earliest of equals.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no history, or it is damaged.
+    """
+    own = [row for row in read_history(run.name) if row["run"] == run.name]
+    return max(own, key=lambda row: row["val"][run.config.select_by])
+
+
+def chosen_run(arm: list[PlannedRun]) -> PlannedRun | None:
+    """The run of the first seed whose tuned values are best on validation, the earliest of equals.
+
+    None if all of them diverged.  Expects that all have ended.
+    """
+    complete = [run for run in candidates(arm) if not has_diverged(run.name)]
+    by = {run.name: best_epoch(run)["val"][run.config.select_by] for run in complete}
+    return max(complete, key=lambda run: by[run.name], default=None)
+
+
+def final_runs(arm: list[PlannedRun]) -> list[PlannedRun]:
+    """One run for each seed, with the chosen values; none as long as, or because, nothing was chosen."""
+    tried = candidates(arm)
+    if len(tried) == 1:
+        return arm
+    chosen = chosen_run(arm) if all(has_ended(run.name) for run in tried) else None
+    return [run for run in arm if chosen and run.tuned == chosen.tuned]
+
+
+def is_evaluated(run: PlannedRun, split: str) -> bool:
+    """Whether the run's `results.json` is of this split and of the weights that are there now."""
+    folder = run_folder(run.name)
+    try:
+        result, ranks = read_result(run.name), RetrievalRanks.load(folder / "ranks.npz")
+        found = [result["split"], result["checkpoint"], result.get("wise_ft", 1.0), result["epoch"]]
+        if found != [split, CHECKPOINT, 1.0, best_epoch(run)["epoch"]]:
+            return False
+        # Weights that were replaced would be younger than what was measured on them.
+        weights, measured = folder / f"{CHECKPOINT}.pt", folder / "results.json"
+        return (
+            measured.stat().st_mtime_ns >= weights.stat().st_mtime_ns
+            and summarise(ranks) == result["protocols"]["standard"]
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
 
 FILE = "ablation.json"
 KS = (1, 5, 10)
@@ -153,3 +359,47 @@ def _statistics(results: list[dict], ranks: list[RetrievalRanks]) -> dict[str, A
             "values": [one["value"]],
         }
     return {"interval": "queries", "metrics": metrics}
+
+
+def judge_claims(
+    claims: list[dict[str, str]], ranks: dict[str, dict[int, RetrievalRanks]], resamples: int = 10_000
+) -> list[dict]:
+    """A verdict for each claim, from R@1 averaged over both directions.
+
+    A claim is supported only where two things agree: the test over queries, its p corrected over all
+    claims (Holm 1979), is below 0.05; and the interval of the difference, which covers seeds too where
+    there are several, lies above zero.  Below zero it is contradicted.  Anything else is no evidence,
+    for or against.
+
+    Args:
+        claims: each with `claim`, `arm` and `over`.
+        ranks: by arm and seed, of the runs that are complete.
+        resamples: of bootstrap and permutation test.
+
+    Returns:
+        Each claim with `verdict`, one of `stored.VERDICTS`, `seeds` (those that both arms have), and,
+        where it was judged, `interval`, `metrics` (of `compare_seeds`), `p_holm` and `judged`, the number of
+        claims that p was corrected over.
+    """
+    judged = []
+    for claim in claims:
+        arm, over = ranks[claim["arm"]], ranks[claim["over"]]
+        seeds = [seed for seed in over if seed in arm]
+        found = {}
+        if seeds:
+            found = compare_seeds(
+                [over[seed] for seed in seeds], [arm[seed] for seed in seeds], resamples=resamples
+            )
+        judged.append({**claim, **found, "seeds": seeds, "verdict": "not judged"})
+    compared = [claim for claim in judged if claim["seeds"]]
+    for claim, p in zip(compared, holm([claim["metrics"][DECIDES]["p"] for claim in compared])):
+        difference = claim["metrics"][DECIDES]
+        claim |= {"p_holm": float(p), "judged": len(compared)}
+        claim["verdict"] = _verdict(difference["low"], difference["high"], float(p))
+    return judged
+
+
+def _verdict(low: float, high: float, p: float) -> str:
+    if p >= ALPHA or low <= 0 <= high:
+        return "no evidence"
+    return "supported" if low > 0 else "contradicted"

@@ -1,6 +1,6 @@
-"""Checkpoints: their content as bytes, and read back without running anybody's code.
+"""Checkpoints: their content as bytes, read back without running anybody's code, and what a run goes on from.
 
-A checkpoint is a dict of plain values and tensors: `format`, and what `Training` puts into it.
+A checkpoint is a dict of plain values and tensors: `format`, and what the loop puts into it.
 """
 
 import io
@@ -9,13 +9,17 @@ import random
 import re
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from mmlib import paths
-from mmlib.config import ModelConfig
+from mmlib.config import ModelConfig, TrainConfig
+from mmlib.data import Tokenizer, restore_tokenizer
+from mmlib.files import read_json
+from mmlib.training.runs import parse_history, run_folder, stored_environment
 
 FORMAT = 1
 ARCHITECTURE = (*ModelConfig.model_fields, "image_size", "max_tokens")
@@ -161,3 +165,148 @@ def set_rng_state(state: dict) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal.tolist()), gauss))
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Where a continued run starts."""
+
+    run: str
+    checkpoint: str
+    optimizer_state: str
+    content: dict  # the loaded checkpoint
+
+    @property
+    def epoch(self) -> int:
+        """The epoch at whose end the checkpoint was written."""
+        return self.content["position"]["epoch"] - 1
+
+    @property
+    def lineage(self) -> dict:
+        """What `environment.json` keeps of the parent."""
+        return {
+            "run": self.run,
+            "checkpoint": self.checkpoint,
+            "epoch": self.epoch,
+            "optimizer_state": self.optimizer_state,
+        }
+
+
+def stored_tokenizer(run: str) -> Tokenizer:
+    """The tokenizer that a run was trained with.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or its file is damaged.
+    """
+    path = run_folder(run) / "tokenizer.json"
+    state = read_json(path)
+    try:
+        return restore_tokenizer(state)
+    except ValueError as error:
+        raise ValueError(f"{paths.shown(path)}: {error}") from None
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
+        reason = f"expected a tokenizer, found {type(error).__name__}: {error}"
+        raise ValueError(
+            f"{paths.shown(path)} is damaged: {reason:.300}; bring it back from a copy"
+        ) from None
+
+
+def check_same_data(run: str, name: str, fingerprint: str, there: dict | None = None) -> None:
+    """Passes if a run was trained on these data, or has not begun.
+
+    Args:
+        run: its name.
+        name, fingerprint: of the data that are here.
+        there: name and fingerprint of the run's data; by default those in its `environment.json`.
+
+    Raises:
+        ValueError: names both data sets with their fingerprints.
+    """
+    if there is None:
+        path = run_folder(run) / "environment.json"
+        if not path.exists():
+            return
+        there = stored_environment(run)["data"]
+    if there["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"run {run!r} was trained on other data: {there['name']} with fingerprint {there['fingerprint']}"
+            f" there, {name} with {fingerprint} here; bring those data back, or train a new run"
+        )
+
+
+_ANEW = "bring it back from a copy, or train again with overwrite=True"
+
+
+def last_checkpoint(config: TrainConfig) -> tuple[Path, dict] | None:
+    """Path and content of the checkpoint that a run goes on from; None if it starts.
+
+    That is `last.pt`.  Where it is gone, `best.pt` is as good: it was written at the end of an epoch, and
+    the epochs behind it are trained again.
+
+    Raises:
+        FileNotFoundError: a file of the run is missing without which its folder would end wrong.
+        ValueError: a damaged file.
+    """
+    folder = run_folder(config.run)
+    last, best = folder / "last.pt", folder / "best.pt"
+    if config.overwrite:
+        return None
+    if not (folder / "config.json").exists():
+        if last.exists():
+            raise FileNotFoundError(
+                f"expected {paths.shown(folder / 'config.json')} beside last.pt, found nothing there (it was"
+                f" deleted, or an overwriting was cut short); {_ANEW}"
+            )
+        return None
+    if not last.exists():
+        return _from_best(best)
+    try:
+        content = load_checkpoint(last)
+    except ValueError as error:
+        hint = "; delete last.pt, and the run goes on from best.pt" if best.exists() else ""
+        raise ValueError(f"{error}{hint}") from None
+    _check_folder(last, content)
+    return last, content
+
+
+def _from_best(path: Path) -> tuple[Path, dict] | None:
+    if not path.exists():
+        return None
+    content = load_checkpoint(path)
+    _check_folder(path, content)
+    return path, content
+
+
+def check_history(path: Path, content: dict) -> None:
+    """Passes if the history beside the checkpoint at `path` has all epochs before it.
+
+    Raises:
+        FileNotFoundError: names those that it lacks.
+        ValueError: it is damaged.
+    """
+    if lacking := _lacking(path.parent.name, content):
+        raise FileNotFoundError(
+            f"expected the epochs 1 to {content['position']['epoch'] - 1} in"
+            f" {paths.shown(path.with_name('history.jsonl'))}, as {path.name} goes on behind them, found no"
+            f" {', '.join(map(str, lacking))}; {_ANEW}"
+        )
+
+
+def _check_folder(path: Path, content: dict) -> None:
+    """Passes if what was written before the checkpoint at `path` is there."""
+    folder = path.parent
+    check_history(path, content)
+    best = content["best"]["epoch"]
+    missing = [n for n in ("best.pt", "model.safetensors") if best and not (folder / n).exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"expected {paths.shown(folder / missing[0])}, the weights of epoch {best}, the best one so far,"
+            f" found nothing there; {_ANEW}"
+        )
+
+
+def _lacking(run: str, content: dict) -> list[int]:
+    """The epochs before a checkpoint that the history does not have."""
+    path = run_folder(run) / "history.jsonl"
+    there = {row["epoch"] for row in parse_history(path)[0]} if path.is_file() else set()
+    return [epoch for epoch in range(1, content["position"]["epoch"]) if epoch not in there]

@@ -10,7 +10,9 @@ Several processes take equal shares of each batch; the loss is that of the whole
 
 import contextlib
 import math
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save as safetensors_bytes
+from torch import nn
 from tqdm import tqdm
 
 from mmlib.config import TrainConfig
@@ -25,23 +28,107 @@ from mmlib.data import Tokenizer
 from mmlib.data.batches import Batch, PairSource, SplitTensors
 from mmlib.metrics import summarise
 from mmlib.model import DualEncoder
-from mmlib.training.averaging import WeightAverage
-from mmlib.training.checkpoint import (
-    checkpoint_bytes,
-    evaluated_weights,
-    rng_state,
-    set_rng_state,
-)
+from mmlib.training.checkpoint import checkpoint_bytes, evaluated_weights, rng_state, set_rng_state
 from mmlib.training.embed import rank_split
 from mmlib.training.gradient_cache import cached_backward, fabric_push
-from mmlib.training.optimisation import learning_rate, optimizer_names
+from mmlib.training.optimisation import WeightAverage, learning_rate, optimizer_names
 from mmlib.training.processes import Processes
 from mmlib.training.runs import RunFolder
-from mmlib.training.stopping import StopRequest
-from mmlib.training.watch import LossWatch, check_weights
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # brings torch's compiler: a second, when a training starts
+
+
+REMEDY = "the last checkpoint is from before. Try a lower lr, a warm-up, or precision fp32"
+
+
+class LossWatch:
+    """Sums the loss and notes the first step at which it was not finite, on the device, without waiting."""
+
+    def __init__(self, device: torch.device, loss_sum: float, pairs: int):
+        self.sum = torch.tensor(loss_sum, dtype=torch.float64, device=device)
+        self.pairs = pairs
+        self.bad_step = torch.tensor(-1, device=device)
+        self.bad_value = torch.tensor(0.0, device=device)
+        self.bad_lr = torch.tensor(0.0, device=device)
+
+    def add(self, loss: torch.Tensor, pairs: int, step: int, lr: float) -> None:
+        """Counts a loss at `step` (from 0), made at learning rate `lr`.
+
+        `loss` is this process's part of the mean over `pairs` pairs; the parts add up to the mean.
+        """
+        first = ~torch.isfinite(loss) & (self.bad_step < 0)
+        self.bad_step = torch.where(first, step, self.bad_step)
+        self.bad_value = torch.where(first, loss, self.bad_value)
+        self.bad_lr = torch.where(first, lr, self.bad_lr)
+        self.sum += loss.double() * pairs
+        self.pairs += pairs
+
+    def check(self, epoch: int, processes: Processes) -> None:
+        """Passes if every loss so far was finite, in every process.
+
+        Raises:
+            FloatingPointError: names the epoch, the step and the learning rate.
+        """
+        seen = processes.collect([int(self.bad_step), float(self.bad_value), float(self.bad_lr)])
+        bad = [values for values in seen if values[0] >= 0]
+        if bad:
+            step, value, lr = min(bad, key=lambda values: values[0])
+            raise FloatingPointError(
+                f"the loss became {value} in epoch {epoch} at step {step + 1} (lr {lr:.3g}); {REMEDY}"
+            )
+
+    def totals(self, processes: Processes) -> tuple[list[float], int]:
+        """Sums of the loss over the pairs counted so far, one of each process, and the number of pairs."""
+        return processes.collect(float(self.sum)), self.pairs
+
+
+def check_weights(model: nn.Module, epoch: int, step: int, lr: float) -> None:
+    """Passes if all weights are finite: a step can ruin them although its own loss was still finite.
+
+    Raises:
+        FloatingPointError: names the epoch, the number of steps done and the learning rate.
+    """
+    if not torch.stack([p.isfinite().all() for p in model.parameters()]).all():
+        raise FloatingPointError(
+            f"the weights became NaN or infinite in epoch {epoch} at step {step} (lr {lr:.3g}); {REMEDY}"
+        )
+
+
+@dataclass
+class StopRequest:
+    """Whether somebody asked the run to stop."""
+
+    requested: bool = False
+
+
+@contextlib.contextmanager
+def stop_requests(patient: bool) -> Iterator[StopRequest]:
+    """Turns the first SIGINT or SIGTERM into a request, so that a step is never cut in two.
+
+    Only the main thread can handle signals; elsewhere nothing is changed.
+
+    Args:
+        patient: whether a second signal is passed over; else it interrupts at once.  On Ctrl-C torchrun
+            signals its processes after the terminal has, and kills those that take longer than 30 s.
+    """
+    stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number, frame):
+        if stop.requested and not patient:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
 
 CHECK_EVERY = 20  # steps between looks at the loss: each look makes the host wait for the device
 

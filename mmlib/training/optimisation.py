@@ -1,4 +1,4 @@
-"""Optimizers and the course of the learning rate.
+"""Optimizers, the course of the learning rate, and the moving average of the weights.
 
 The learning rate is a function of the step alone, never of an optimizer's or scheduler's memory:
 restoring a state cannot put an old rate back (REFERENCE §3.3).  A parameter group may run at a fixed
@@ -6,8 +6,9 @@ multiple of it, its `scale`.  State is matched by the names of parameters, so th
 more or fewer weights than its parent.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mmlib.config import OptimConfig
+from mmlib.training.checkpoint import misfits
 
 Rates = Callable[[str], float] | Mapping[nn.Parameter, float]
 NamedParameters = list[tuple[str, nn.Parameter]]
@@ -245,3 +247,93 @@ def learning_rate(config: OptimConfig, epoch: int, step: int, steps: int) -> flo
         share = (done - warm) / (config.epochs * steps - warm)
     low = config.final_lr_fraction
     return config.lr * (low + (1 - low) * (1 + math.cos(math.pi * share)) / 2)
+
+
+class WeightAverage:
+    """average ← d·average + (1 − d)·weights after every step, d = min(decay, (1 + t)/(10 + t)).
+
+    t counts the updates made before: d is 0.1, 0.18, 0.25, …  The share of the random first weights thus
+    vanishes soon, where a decay of 0.9999 alone would keep it for tens of thousands of steps.
+    Weights that are not trained and buffers (running statistics) stay as the model has them.
+
+    Args:
+        model: the plain module, on its device; its weights are the first average.
+        decay: the largest d, in [0, 1).
+
+    Raises:
+        ValueError: the decay is not in [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        if not 0 <= decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), found {decay}")
+        self.decay = decay
+        self.updates = 0
+        self.average = {name: p.detach().clone() for name, p in _trained(model).items()}
+        self._is_applied = False
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Moves the average towards the model's weights; the host does not wait for the device.
+
+        Raises:
+            RuntimeError: called inside `applied`, where the model's weights are the average itself.
+        """
+        if self._is_applied:
+            raise RuntimeError("the average cannot be updated while it is applied: leave `applied` first")
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        weights = _trained(model)
+        torch._foreach_lerp_(list(self.average.values()), [weights[name] for name in self.average], 1 - decay)
+        self.updates += 1
+
+    @contextlib.contextmanager
+    def applied(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The model with the averaged weights; its own are back to the last bit afterwards.
+
+        Values are copied and tensors stay where they are, so that what holds on to them (an optimizer,
+        a compiled step, other processes) does not notice.
+
+        Raises:
+            RuntimeError: the average is applied already.
+        """
+        if self._is_applied:
+            raise RuntimeError("the average is applied already: leave `applied` before entering it again")
+        weights = _trained(model)
+        own = {name: p.detach().clone() for name, p in weights.items()}
+        _copy(self.average, weights)
+        self._is_applied = True
+        try:
+            yield model
+        finally:
+            _copy(own, weights)
+            self._is_applied = False
+
+    def state_dict(self) -> dict:
+        """All that the next update depends on, the decay aside.
+
+        Returns:
+            `updates`, and `average`: the averaged weights by their names in the model's `state_dict()`,
+            which has the rest.
+        """
+        return {"updates": self.updates, "average": dict(self.average)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Goes on where `state_dict()` was taken.
+
+        Raises:
+            ValueError: the state is of other weights; names the first ones.
+        """
+        if wrong := misfits(state["average"], self.average):
+            raise ValueError(f"the averaged weights do not fit the model: {wrong}")
+        _copy(state["average"], self.average)
+        self.updates = state["updates"]
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def _copy(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> None:
+    for name, tensor in target.items():
+        tensor.copy_(source[name])

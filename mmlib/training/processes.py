@@ -1,7 +1,7 @@
-"""Several processes that train one model: who writes, what is gathered, what all decide or refuse together.
+"""Device, precision and processes of a training: who writes, what is gathered, what all decide together.
 
-Started by torchrun, on one machine or several; without it there is one process, and everything here
-costs nothing.
+Several processes are started by torchrun, on one machine or several; without it there is one, and
+everything here costs nothing.
 
 Shapes: R rows of this process, B rows of all processes, D width.
 """
@@ -15,15 +15,67 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from mmlib.config import ParameterError
+from mmlib.config import ParameterError, TrainConfig
 from mmlib.locks import InUse
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # brings torch's compiler: a second, when a training starts
+
+
+PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+COMPILE_STEPS = 10_000  # a step gains some 10 ms by compiling, which itself takes about a minute
+
+
+def build_fabric(config) -> "Fabric":
+    """Device, precision and, under torchrun, the processes of this training.
+
+    Raises:
+        ParameterError: a GPU is asked for and there is none, fewer GPUs than processes, or fp16 without
+            a GPU.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    gpus = torch.cuda.device_count()
+    if config.device == "cuda" and not gpus:
+        raise ParameterError("device: expected a CUDA GPU, found none; use device='auto' or 'cpu'")
+    device = "cuda" if gpus and config.device != "cpu" else "cpu"
+    precision = getattr(config, "precision", "fp32")
+    if precision == "fp16" and device == "cpu":
+        raise ParameterError("precision: fp16 needs a GPU, found a CPU; use bf16 or fp32")
+    here, everywhere = processes_per_machine(), process_count()
+    if device == "cuda" and here > gpus:
+        raise ParameterError(
+            f"expected a GPU for each of the {here} processes on this machine, found {gpus}; start fewer"
+            " (--nproc_per_node), or use device='cpu'"
+        )
+    several = {}
+    if everywhere > 1:
+        # What gets no gradient: the networks of the test-time write, and a pretrained encoder's own pooling.
+        unused = getattr(config, "memory_write", False) or getattr(config, "image_pooling", "") == "attention"
+        several = {"strategy": DDPStrategy(find_unused_parameters=unused), "num_nodes": everywhere // here}
+    fabric = Fabric(accelerator=device, devices=here, precision=PRECISION[precision], **several)
+    if everywhere > 1:
+        fabric.launch()
+    return fabric
+
+
+def compiles(config: TrainConfig, fabric: "Fabric", pairs: int) -> bool:
+    """Whether the model is compiled; `auto` where the minute that compiling takes comes back.
+
+    Args:
+        config: of the run.
+        fabric: its device.
+        pairs: of an epoch.
+    """
+    if config.compile != "auto":
+        return config.compile == "on"
+    return fabric.device.type == "cuda" and pairs // config.batch_size * config.epochs >= COMPILE_STEPS
+
 
 _FAMILIES = (
     ParameterError, FileNotFoundError, FileExistsError, InUse, OSError, ValueError, RuntimeError, Exception
 )  # fmt: skip
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric  # brings torch's compiler: a second, when a training starts
 
 
 def process_count() -> int:

@@ -7,9 +7,12 @@
 
 import contextlib
 import datetime
+import importlib.metadata
 import json
 import os
+import platform
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,15 +23,7 @@ from mmlib.arrays import read_npz
 from mmlib.config import ParameterError, TrainConfig, build
 from mmlib.files import checked_name, explained, parse_json, read_bounded, read_json, write_bytes_atomic
 from mmlib.locks import FolderLock, holder, locked
-from mmlib.training.stored import (
-    Environment,
-    Epoch,
-    Parameters,
-    Result,
-    Stored,
-    checked,
-    read_stored,
-)
+from mmlib.training.stored import Environment, Epoch, Parameters, Result, Stored, checked, read_stored
 from mmlib.training.stored_analysis import Diagnosis, Queries, check_gallery, check_slots
 
 _OF_WEIGHTS = (
@@ -408,3 +403,68 @@ def traces(run: str) -> dict[str, tuple]:
             file = (run_folder(run) / name).stat()
             found[name] = (file.st_ino, file.st_size, file.st_mtime_ns)
     return found
+
+
+PACKAGES = (
+    "mmlib", "torch", "torchvision", "lightning-fabric", "numpy", "pillow", "timm", "open-clip-torch",
+    "transformers", "tokenizers",
+)  # fmt: skip
+
+
+def describe_environment(
+    seed: int,
+    device,
+    data: dict,
+    parent: dict | None,
+    trainable_weights: int,
+    tokenizer_losses: dict,
+) -> dict:
+    """The content of `environment.json`.
+
+    Args:
+        seed: of the run.
+        device: torch's, that the model is on.
+        data: `Dataset.identity`.
+        parent: `{"run", "checkpoint", "epoch", "optimizer_state"}`, or None for a first phase.
+        trainable_weights: numbers that training changes.
+        tokenizer_losses: `count_losses` of the validation captions.
+    """
+    import torch  # which reading a run folder does not need
+
+    commit, dirty = _commit()
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "data": data,
+        "tokenizer_losses": tokenizer_losses,
+        "parent": parent,
+        "trainable_weights": trainable_weights,
+        "started": now(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """Commit of the repository and whether tracked files differ from it; None outside a repository."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=paths.ROOT, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None

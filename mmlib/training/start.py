@@ -19,17 +19,24 @@ from mmlib.data.batches import PairSource, SplitTensors
 from mmlib.data.tokenizers import count_losses, loss_shares, losses_warning
 from mmlib.locks import InUse
 from mmlib.model import build_loss, build_model, load_learned
-from mmlib.training import environment
-from mmlib.training.assembly import standardise_heads, training_data
-from mmlib.training.checkpoint import check_fits, evaluated_weights, load_checkpoint, load_weights
-from mmlib.training.engine import build_fabric, compiles
-from mmlib.training.lineage import Parent, check_same_data, stored_tokenizer
-from mmlib.training.loop import Training
+from mmlib.training.checkpoint import (
+    Parent,
+    check_fits,
+    check_history,
+    check_same_data,
+    evaluated_weights,
+    last_checkpoint,
+    load_checkpoint,
+    load_weights,
+    stored_tokenizer,
+)
+from mmlib.training.inputs import standardise_heads, training_data
+from mmlib.training.loop import Training, stop_requests
 from mmlib.training.optimisation import build_optimizer, keep_optimizer_state, rate_scales
-from mmlib.training.processes import Processes, check_divides, process_count
-from mmlib.training.resuming import check_history, last_checkpoint
+from mmlib.training.processes import Processes, build_fabric, check_divides, compiles, process_count
 from mmlib.training.runs import (
     RunFolder,
+    describe_environment,
     open_run,
     read_history,
     require_complete,
@@ -39,7 +46,6 @@ from mmlib.training.runs import (
     stored_environment,
     traces,
 )
-from mmlib.training.stopping import stop_requests
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # brings torch's compiler: a second, when a training starts
@@ -371,7 +377,7 @@ def _start_folder(training: Training, parent: Parent | None, data_identity: dict
     folder, config = training.folder, training.config
     losses = count_losses(training.tokenizer, training.val_data.split.captions, config.max_tokens)
     _log_losses(losses, training.log)
-    described = environment.describe(
+    described = describe_environment(
         config.seed,
         training.fabric.device,
         data_identity,

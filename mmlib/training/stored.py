@@ -12,9 +12,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from mmlib import paths
 from mmlib.config.parameters import Name
 from mmlib.files import printable, read_json
-from mmlib.training.claims import DECIDES, VERDICTS
 
 AGAIN = "bring it back from a copy, or make it again"
+
+VERDICTS = ("supported", "contradicted", "no evidence", "not judged")
+DECIDES = "mean_r1"  # the one figure that decides an ablation's claims, named before anything is measured
 
 _DEPTH = 30  # brackets within brackets; no file of ours has half as many
 

@@ -7,7 +7,7 @@ from scipy.stats import t
 from mmlib.metrics import RetrievalRanks, compare_runs, summarise_seeds
 from mmlib.metrics.compare import compare_seeds
 from mmlib.metrics.resampling import image_weights, sign_flip_test
-from mmlib.training.claims import judge_claims
+from mmlib.training.ablation import judge_claims
 
 IMAGES = 120
 

@@ -25,8 +25,7 @@ from mmlib.reporting.pipeline import run_experiment
 from mmlib.reporting.plan import check_data_roots, plan
 from mmlib.reporting.report import write_report
 from mmlib.reporting.style import alt_text
-from mmlib.training.ablation import write_ablation
-from mmlib.training.claims import judge_claims
+from mmlib.training.ablation import judge_claims, write_ablation
 from mmlib.training.runs import run_folder
 
 REASON = "FloatingPointError: the loss became nan"

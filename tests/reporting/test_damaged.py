@@ -14,7 +14,7 @@ from test_diagnosis import dataset
 from test_foreign import PNG
 
 from mmlib import paths
-from mmlib.analysis.diagnose import diagnose, queries_of
+from mmlib.analysis.diagnosis import diagnose, queries_of
 from mmlib.files import write_json
 from mmlib.metrics import retrieval_ranks, summarise
 from mmlib.reporting import (

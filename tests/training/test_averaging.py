@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmlib.training.averaging import WeightAverage
+from mmlib.training.optimisation import WeightAverage
 
 
 @pytest.fixture(autouse=True)

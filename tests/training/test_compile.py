@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_runs import checkpoint, tiny_config, tiny_train
 
-from mmlib.training.engine import COMPILE_STEPS, compiles
+from mmlib.training.processes import COMPILE_STEPS, compiles
 
 
 def fabric(device: str) -> SimpleNamespace:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmlib.training.interpolate import interpolate_weights
+from mmlib.training.evaluation import interpolate_weights
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,8 @@ from tiny_runs import STEPS, before_step, checkpoint, left_behind, tiny_evaluate
 
 from mmlib import paths
 from mmlib.training import run_state
-from mmlib.training.loop import Training
+from mmlib.training.loop import LossWatch, Training
 from mmlib.training.processes import Processes
-from mmlib.training.watch import LossWatch
 
 pytestmark = pytest.mark.usefixtures("tiny_place")
 

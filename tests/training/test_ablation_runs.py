@@ -10,8 +10,18 @@ from tiny_runs import before_step, left_behind, press_ctrl_c, quiet
 
 from mmlib.config import ParameterError
 from mmlib.locks import InUse
-from mmlib.training import grid, read_ablation, read_history, read_result, run_folder, run_grid, run_state
-from mmlib.training.grid_state import is_evaluated
+from mmlib.training import (
+    evaluation,
+    plan_grid,
+    read_ablation,
+    read_history,
+    read_result,
+    run_folder,
+    run_grid,
+    run_state,
+    start,
+)
+from mmlib.training.ablation import is_evaluated
 from mmlib.training.loop import Training
 from mmlib.training.runs import open_run
 
@@ -30,7 +40,7 @@ def base(tmp_path):
 def work(monkeypatch):
     """What is done, in order: runs that are trained or evaluated."""
     done = []
-    train, evaluate = grid.train, grid.evaluate
+    train, evaluate = start.train, evaluation.evaluate
 
     def counted_train(config, *more, **named):
         done.append(f"train {config.run}")
@@ -40,8 +50,8 @@ def work(monkeypatch):
         done.append(f"{config.split} {config.runs[0]}")
         return evaluate(config)
 
-    monkeypatch.setattr(grid, "train", counted_train)
-    monkeypatch.setattr(grid, "evaluate", counted_evaluate)
+    monkeypatch.setattr(start, "train", counted_train)
+    monkeypatch.setattr(evaluation, "evaluate", counted_evaluate)
     return done
 
 
@@ -100,7 +110,7 @@ def test_another_split_is_evaluated_without_training_again(base, work):
 def test_results_of_other_weights_do_not_count(base):
     config = tiny_grid(base, arms={"a": {}})
     run_grid(config, quiet)
-    (planned,) = grid.plan_grid(config)
+    (planned,) = plan_grid(config)
     assert is_evaluated(planned, "val")
     weights = run_folder(planned.name) / "best.pt"
     later = weights.stat().st_mtime + 1000
@@ -172,7 +182,7 @@ def test_runs_with_other_parameters_are_named_before_anything_is_trained(base, w
 
 
 def test_torchrun_is_refused(base, monkeypatch):
-    monkeypatch.setattr(grid, "process_count", lambda: 2)
+    monkeypatch.setattr("mmlib.training.processes.process_count", lambda: 2)
     with pytest.raises(ParameterError, match="start the command without torchrun"):
         run_grid(tiny_grid(base), quiet)
 
@@ -199,4 +209,4 @@ def test_what_a_killed_process_leaves_is_finished_by_the_next(base, tiny_place, 
 def _die_in_a_step(runs, cache, config):
     settle(runs, cache)
     Training._step = lambda *_: os.kill(os.getpid(), 9) or torch.zeros(())
-    grid.run_grid(config, quiet)
+    run_grid(config, quiet)

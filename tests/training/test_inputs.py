@@ -14,7 +14,7 @@ from mmlib.data import load_dataset, open_store
 from mmlib.data.augment import normalise
 from mmlib.data.tokenizers import build_tokenizer
 from mmlib.model import build_image_encoder, build_text_encoder
-from mmlib.training.features import open_features, open_text_features
+from mmlib.training.inputs import open_features, open_text_features
 
 TRAIN, VAL, TEST, SIZE = 6, 3, 2, 32
 

@@ -1,0 +1,202 @@
+"""Error statistics of an evaluation, per group of queries; no captions or images, so it can be published.
+
+`queries.json` beside it lists the captions and image names of the queries, for tables of single queries; it
+shares the licence of the data set.
+
+Shapes: N images, M captions, D width, Q queries of one direction, G gallery items, P pairs that are right.
+"""
+
+import numpy as np
+
+from mmlib.analysis.groups import recall_by_group, recall_by_groups
+from mmlib.analysis.people import EmbedCaptions, agreement_with_people
+from mmlib.data import Dataset
+from mmlib.data.judgements import JudgementFiles
+from mmlib.metrics import RetrievalRanks, summarise
+from mmlib.metrics.ranks import UnitRows
+from mmlib.metrics.summary import DIRECTIONS
+
+HUB_K = 10
+MARGIN_BINS = 10
+SIMILARITY_BINS = 60
+MOST_SCORES = 2**25  # held at a time: 256 MiB in float64
+
+
+def diagnose(
+    dataset: Dataset,
+    split_name: str,
+    image_ND,
+    text_MD,
+    ranks: RetrievalRanks,
+    judgements: JudgementFiles | None = None,
+    embed_captions: EmbedCaptions | None = None,
+) -> dict:
+    """Where a model is right and wrong on one split, ready for JSON.
+
+    Args:
+        dataset: the data set.
+        split_name: the split that was embedded.
+        image_ND, text_MD: its embeddings, of two images or more.
+        ranks: their standard ranks.
+        judgements: people's judgements of this data set (`mmlib.data.judgements.find_judgements`).
+        embed_captions: see `agreement_with_people`.
+
+    Returns:
+        `data`, `split` and `standard` (as in `results.json`); `groups`, from `recall_by_groups`, at
+        K of 1 and 10; `hubness` and `calibration` by direction; `similarity`; `people`, from
+        `agreement_with_people`, or None.
+
+    Raises:
+        ValueError: ranks of another protocol or split; fewer than two images; see
+            `agreement_with_people`.
+    """
+    split = dataset.splits[split_name]
+    map_M = split.image_of_caption_M
+    if ranks.protocol != "standard" or not np.array_equal(ranks.image_of_text_M, map_M):
+        raise ValueError(
+            f"ranks: expected standard ranks of the {split_name} split, {len(split.captions)} captions of"
+            f" {len(split.images)} images, found {ranks.protocol} ranks of {len(ranks.t2i_M)} captions of"
+            f" {ranks.images}; rank the embeddings that are diagnosed"
+        )
+    image, text = UnitRows(image_ND, "image_ND"), UnitRows(text_MD, "text_MD")
+    if len(image) < 2:
+        raise ValueError("image_ND: expected two images or more, found 1; it has no negatives")
+    row_M = np.arange(len(text))
+    first = {"i2t": first_results(image, text, map_M, row_M), "t2i": first_results(text, image, row_M, map_M)}
+    similarity_of = {
+        "positive": (image[map_M] * text[:]).sum(1).cpu().numpy(),
+        "hardest_i2t": first["i2t"]["hardest_Q"],
+        "hardest_t2i": first["t2i"]["hardest_Q"],
+    }
+    people = None
+    if judgements is not None:
+        people = agreement_with_people(
+            judgements, dataset, split_name, image_ND, text_MD, ranks, embed_captions
+        )
+    return {
+        "data": dataset.identity,
+        "split": split_name,
+        "standard": summarise(ranks),
+        "groups": recall_by_groups(split, ranks, image_ND),
+        "hubness": {d: hubness(first[d]["count_G"], len(ranks.of(d))) for d in DIRECTIONS},
+        "similarity": histograms(similarity_of),
+        "calibration": {
+            d: calibration(first[d]["margin_Q"], ranks.of(d), cluster_Q=map_M if d == "t2i" else None)
+            for d in DIRECTIONS
+        },
+        "people": people,
+    }
+
+
+def queries_of(dataset: Dataset, split_name: str) -> dict:
+    """The content of `queries.json`: a split's image names and captions, in order."""
+    split = dataset.splits[split_name]
+    return {
+        "fingerprint": dataset.fingerprint,
+        "split": split_name,
+        "redistributable": dataset.redistributable,
+        "images": list(split.images),
+        "captions": list(split.captions),
+    }
+
+
+def first_results(query: UnitRows, gallery: UnitRows, query_P, item_P, *, k: int = HUB_K) -> dict:
+    """What the first results of all queries of one direction say.
+
+    Args:
+        query, gallery: embeddings; of the gallery two items or more.
+        query_P, item_P: the pairs that are right.
+        k: results that count as first, or the whole gallery if that is smaller.
+
+    Returns:
+        `count_G`: how often each item is among the first k; `margin_Q`: cosine of a query's first item
+        minus that of its second; `hardest_Q`: cosine of its best wrong item.
+    """
+    import torch
+
+    gallery_GD, items = gallery[:], len(gallery)
+    query_P, item_P = (torch.as_tensor(index, device=gallery_GD.device) for index in (query_P, item_P))
+    count_G, margins, hardest = np.zeros(items, dtype=np.int64), [], []
+    step = max(1, MOST_SCORES // items)
+    for start in range(0, len(query), step):
+        score_qG = query[start : start + step] @ gallery_GD.T
+        first_q2 = score_qG.topk(2).values
+        margins.append(first_q2[:, 0] - first_q2[:, 1])
+        top = score_qG.topk(min(k, items)).indices.flatten()
+        count_G += np.bincount(top.cpu().numpy(), minlength=items)
+        here_P = (query_P >= start) & (query_P < start + step)
+        score_qG[query_P[here_P] - start, item_P[here_P]] = -torch.inf
+        hardest.append(score_qG.amax(1))
+    margin_Q, hardest_Q = (torch.cat(parts).cpu().numpy() for parts in (margins, hardest))
+    return {"count_G": count_G, "margin_Q": margin_Q, "hardest_Q": hardest_Q}
+
+
+def hubness(count_G: np.ndarray, queries: int) -> dict:
+    """How unevenly the first results fall on the gallery, from counts that `first_results` made.
+
+    Radovanović et al. (2010): hubs are items that many queries retrieve whatever they ask. The
+    skewness of the counts is 0 where they are symmetric around k Q / G, large where hubs rule.
+    """
+    from scipy.stats import skew
+
+    gallery, k = len(count_G), int(count_G.sum()) // queries
+    return {
+        "skewness": float(skew(count_G)) if np.ptp(count_G) else 0.0,
+        "never": float((count_G == 0).mean()),
+        "largest": int(count_G.max()),
+        "k": k,
+        "queries": queries,
+        "gallery": gallery,
+        "largest_item": int(count_G.argmax()),
+        "expected": k * queries / gallery,
+        # If every query drew its k at random.
+        "never_by_chance": (1 - k / gallery) ** queries,
+    }
+
+
+def calibration(margin_Q, rank_Q, *, bins: int = MARGIN_BINS, cluster_Q=None) -> list[dict]:
+    """R@1 by margin, in bins of equally many queries: does a wide margin mean a right answer?
+
+    Returns:
+        A row per bin, from narrow to wide margins: `margin_low`, `margin_high`, and the fields of
+        `recall_by_group`.
+    """
+    by_margin = np.array_split(np.argsort(margin_Q, kind="stable"), min(bins, len(margin_Q)))
+    rows = recall_by_group(rank_Q, dict(enumerate(by_margin)), cluster_Q=cluster_Q)
+    for row, query_q in zip(rows, by_margin):
+        del row["group"]
+        row |= {"margin_low": float(margin_Q[query_q[0]]), "margin_high": float(margin_Q[query_q[-1]])}
+    return rows
+
+
+def histograms(parts: dict[str, np.ndarray], bins: int = SIMILARITY_BINS) -> dict:
+    """Histograms over common `edges`; by part `n`, `mean`, `median` and `counts`."""
+    edges = np.histogram_bin_edges(np.concatenate(list(parts.values())), bins)
+    return {"edges": edges.tolist()} | {
+        name: {
+            "n": len(values),
+            "mean": float(values.mean()),
+            "median": float(np.median(values)),
+            "counts": np.histogram(values, edges)[0].tolist(),
+        }
+        for name, values in parts.items()
+    }
+
+
+def changed_queries(rank_a_Q, rank_b_Q, *, k: int = 1) -> dict[str, np.ndarray]:
+    """Queries that the second run wins or loses against the first, largest change of rank first.
+
+    Returns:
+        `gained` (hit at k in b alone) and `lost` (in a alone): int64 query indices.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    rank_a_Q, rank_b_Q = np.asarray(rank_a_Q), np.asarray(rank_b_Q)
+    if rank_a_Q.shape != rank_b_Q.shape:
+        raise ValueError(
+            f"expected ranks of the same queries, found shapes {rank_a_Q.shape} and {rank_b_Q.shape}"
+        )
+    order = np.argsort(-np.abs(rank_b_Q - rank_a_Q), kind="stable")
+    hit_a_Q, hit_b_Q = rank_a_Q[order] <= k, rank_b_Q[order] <= k
+    return {"gained": order[hit_b_Q & ~hit_a_Q], "lost": order[hit_a_Q & ~hit_b_Q]}
