@@ -40,6 +40,9 @@ LOOK_SIDE = 32  # of the small pictures that are kept of all images for the leak
 BLOCK = 2**20  # bytes read at a time
 MAX_BYTES = 2**36  # of one shard behind a URL: 64 GiB
 MAX_SHARDS = 1_000_000  # that one pattern may stand for
+TRIES = 6  # of a URL
+WAIT = 1.0  # seconds before the second try, doubled before each further one
+TIMEOUT = 60.0  # seconds without an answer or a byte after which a try has failed
 PASSING = (408, 425, 429)  # answers of the 400s that may be another the next time; so may all 500s
 
 _URL_MARKS = "%/:=&?~#+!$,;'@()*[]"  # that stay as they are in an address; spaces and é are escaped
@@ -57,7 +60,7 @@ class Place:
     @property
     def is_url(self) -> bool:
         """Whether it has to be fetched."""
-        return self.where.startswith(("http://", "https://"))
+        return self.where.startswith(("http:", "https:"))
 
     @property
     def name(self) -> str:
@@ -82,7 +85,7 @@ def find_shards(patterns: Sequence[str], parameter: str) -> list[Place]:
 
     Raises:
         FileNotFoundError: a pattern that no file matches; names it.
-        ValueError: another kind of URL, one without a host, or braces that cannot be read.
+        ValueError: another kind of URL, or braces that cannot be read.
     """
     found: dict[Place, None] = {}
     for pattern in patterns:
@@ -97,7 +100,7 @@ def find_shards(patterns: Sequence[str], parameter: str) -> list[Place]:
             )
         if scheme in ("http", "https"):
             address = scheme + pattern[len(scheme) :]
-            found.update((_web_place(one, parameter), None) for one in _expanded(address, pattern, parameter))
+            found.update((Place(one), None) for one in _expanded(address, pattern, parameter))
             continue
         path = urllib.request.url2pathname(urllib.parse.urlsplit(pattern).path) if scheme else pattern
         folder, rest = os.path.split(path)
@@ -107,20 +110,6 @@ def find_shards(patterns: Sequence[str], parameter: str) -> list[Place]:
         for one in [rest] if literal else _expanded(rest, pattern, parameter):
             found.update((place, None) for place in _matches(folder, one, pattern, parameter))
     return list(found)
-
-
-def _web_place(url: str, parameter: str) -> Place:
-    """The shard behind an address, which is checked as far as can be without the network."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        usable = bool(parts.hostname) and parts.port != 0  # .port may raise too
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError(
-            f"{parameter}: expected an address such as https://host/shard.tar, found {url!r}; correct it"
-        )
-    return Place(url)
 
 
 def _expanded(text: str, pattern: str, parameter: str) -> list[str]:
@@ -166,63 +155,47 @@ def _matches(folder: str, one: str, pattern: str, parameter: str) -> list[Place]
     return [Place(os.path.normpath(match)) for match in matching]
 
 
-@dataclass(frozen=True)
-class Retry:
-    """How often a URL is tried.
-
-    Attributes:
-        tries: at most, the first included.
-        wait: seconds before the second try, doubled before each further one.
-        timeout: seconds without an answer or a byte after which a try has failed.
-    """
-
-    tries: int = 6
-    wait: float = 1.0
-    timeout: float = 60.0
-
-
 class _Passing(Exception):
     """A failure that another try may mend."""
 
 
-def fetch(url: str, path: Path, retry: Retry) -> str:
+def fetch(url: str, path: Path) -> str:
     """Write what lies behind a URL to `path`, flushed to the disk, and return its SHA-256, 64 hex digits.
 
     Args:
         url: of `http` or `https`.
         path: replaced if it is there; what is there after an error is no shard.
-        retry: how often it is tried.
 
     Raises:
         FileNotFoundError: the server has no such file.
-        ConnectionError: not fetched in `retry.tries` tries; names the URL and the last reason.
+        ConnectionError: not fetched in `TRIES` tries; names the URL and the last reason.
         ValueError: an address that cannot be asked for, or more than `MAX_BYTES`.
         OSError: no space on the disk.
     """
     reason = ""
-    for number in range(1, retry.tries + 1):
+    for number in range(1, TRIES + 1):
         try:
-            with _answer(url, retry.timeout) as answer, open(path, "wb") as file:
+            with _answer(url) as answer, open(path, "wb") as file:
                 return _receive(url, answer, path, file)
         except _Passing as error:
             reason = printable(str(error))
-        if number < retry.tries:
-            wait = retry.wait * 2 ** (number - 1)
-            logger.warning(
-                "%s: %s; try %d of %d in %g s", printable(url), reason, number + 1, retry.tries, wait
-            )
+        if number < TRIES:
+            wait = WAIT * 2 ** (number - 1)
+            logger.warning("%s: %s; try %d of %d in %g s", printable(url), reason, number + 1, TRIES, wait)
             time.sleep(wait)
     raise ConnectionError(
-        f"expected a shard at {printable(url)}, found none in {retry.tries} tries, the last time: {reason};"
+        f"expected a shard at {printable(url)}, found none in {TRIES} tries, the last time: {reason};"
         " try again later, or copy the shards to a disk"
     )
 
 
-def _answer(url: str, timeout: float) -> http.client.HTTPResponse:
+def _answer(url: str) -> http.client.HTTPResponse:
     quoted = urllib.parse.quote(url, safe=_URL_MARKS)
     try:
+        if not urllib.parse.urlsplit(url).hostname:
+            raise ValueError("no host")
         request = urllib.request.Request(quoted, headers={"User-Agent": "mmlib"})
-        return urllib.request.urlopen(request, timeout=timeout)
+        return urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         reason = f"HTTP {error.code} {error.reason}"
@@ -295,7 +268,7 @@ def url_record(url: str) -> Iterator[Path]:
         yield record
 
 
-def fetch_tar(url: str, record: Path, retry: Retry) -> str:
+def fetch_tar(url: str, record: Path) -> str:
     """Fetch a tar, note its SHA-256 in `record` and return it; three windows of the last ones are kept.
 
     Raises:
@@ -303,7 +276,7 @@ def fetch_tar(url: str, record: Path, retry: Retry) -> str:
     """
     part = record.with_suffix(".part")
     try:
-        sha256 = fetch(url, part, retry)
+        sha256 = fetch(url, part)
         path = fetched_path(sha256)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_flushed(part, path)
@@ -321,7 +294,7 @@ def _age(path: Path) -> float:
     return 0.0
 
 
-def open_tar(tar: Tar, retry: Retry) -> BinaryIO:
+def open_tar(tar: Tar) -> BinaryIO:
     """A tar as an open file; one behind a URL is fetched if it is not on this machine.
 
     If several want one tar, one fetches it and the others wait.
@@ -338,7 +311,7 @@ def open_tar(tar: Tar, retry: Retry) -> BinaryIO:
             os.utime(path)  # it was used last
             return open(path, "rb")
         with url_record(tar.place.where) as record:
-            if not path.exists() and (found := fetch_tar(tar.place.where, record, retry)) != tar.sha256:
+            if not path.exists() and (found := fetch_tar(tar.place.where, record)) != tar.sha256:
                 raise ValueError(
                     f"{tar.place} has changed: expected bytes with SHA-256 {tar.sha256[:16]}…, as indexed,"
                     f" found {found[:16]}…; start again to index it as it is now"
@@ -356,14 +329,12 @@ class TarImages:
         row: image name to its row in the arrays.
         place_N4: (N, 4) int64, number of the tar, offset and size in it (bytes), row of the look.
         digest_N: (N,) 32 bytes, SHA-256 of the image's file.
-        retry: how often a URL is tried.
     """
 
     tars: tuple[Tar, ...]
     row: dict[str, int]
     place_N4: np.ndarray
     digest_N: np.ndarray
-    retry: Retry = Retry()
 
     def load(self, name: str, size: int | None = None) -> Image.Image:
         """The image `name` as `decode_image` gives it.
@@ -387,7 +358,7 @@ class TarImages:
             )
         number, offset, size, _ = self.place_N4[self.row[name]].tolist()
         tar = self.tars[number]
-        with open_tar(tar, self.retry) as file:
+        with open_tar(tar) as file:
             file.seek(offset)
             content = file.read(size)
         if hashlib.sha256(content).digest() != self.digest_N[self.row[name]].tobytes():
@@ -418,7 +389,7 @@ class TarImages:
         def work() -> None:
             for tar in tars:
                 with contextlib.suppress(OSError, ValueError):  # raised when the tar is read
-                    open_tar(tar, self.retry).close()
+                    open_tar(tar).close()
 
         if tars:
             threading.Thread(target=work, name="mmlib-shards", daemon=True).start()

@@ -13,7 +13,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -28,7 +28,6 @@ from mmlib.data.shard_files import (
     BLOCK,
     LOOK_SIDE,
     Place,
-    Retry,
     Tar,
     fetch_tar,
     open_tar,
@@ -38,7 +37,7 @@ from mmlib.files import explained, parse_json, read_json, replace_flushed, write
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # raised when what is found changes
+FORMAT = 3  # raised when what is found changes
 WORKERS = 8  # shards read at once
 FIRST = 5  # names that are kept of each reason
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -56,16 +55,6 @@ BROKEN = {
     "json": "a json that cannot be read",
     "size": "a file that is too large",
 }
-UNUSED = {
-    "folder": "folders",
-    "link": "links",
-    "special": "devices and other special files",
-    "hidden": "hidden files and those in folders of systems",
-    "name": "names that lead elsewhere or are too long",
-    "kind": "files of another kind",
-    "double": "files that their sample already has",
-}
-Found = dict[str, tuple[int, list[str]]]  # by reason: how many, and the first names
 
 
 class Sample(NamedTuple):
@@ -84,30 +73,43 @@ class Sample(NamedTuple):
 
 
 @dataclass
+class LeftOut:
+    """What is left out of a tar: how many, and the first ones, each with the reason."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, name: str, reason: str) -> None:
+        """Count one more."""
+        self.count += 1
+        if len(self.first) < FIRST:
+            self.first.append(f"{name[:MAX_KEY]} ({reason})")
+
+
+@dataclass
 class Content:
     """What a tar holds.
 
     Attributes:
         samples: in the order in which their first files come.
-        broken: samples that cannot be used, by a reason of `BROKEN`.
-        unused: members that belong to no sample, by a reason of `UNUSED`.
+        broken: samples that cannot be used.
+        unused: members that belong to no sample.
         fault: what is wrong with the tar itself; None if it is whole.
     """
 
     samples: list[Sample] = field(default_factory=list)
-    broken: Found = field(default_factory=dict)
-    unused: Found = field(default_factory=dict)
+    broken: LeftOut = field(default_factory=LeftOut)
+    unused: LeftOut = field(default_factory=LeftOut)
     fault: str | None = None
 
 
-def index_shards(places: Sequence[Place], retry: Retry) -> list[tuple[Tar, Content]]:
+def index_shards(places: Sequence[Place]) -> list[tuple[Tar, Content]]:
     """Read what shards hold, or what an earlier call found in the same bytes.
 
     If several processes want the same shard, one reads it and the others wait.
 
     Args:
         places: from `find_shards`.
-        retry: how often a URL is tried.
 
     Raises:
         FileNotFoundError, ConnectionError, OSError: a shard that is not there or cannot be read or fetched.
@@ -115,7 +117,7 @@ def index_shards(places: Sequence[Place], retry: Retry) -> list[tuple[Tar, Conte
     local = [Path(place.where) for place in places if not place.is_url]
     digests = dict(zip(map(str, local), file_digests(local, paths.CACHE / "shards-digests.json")))
     with ThreadPoolExecutor(WORKERS) as pool:
-        found = pool.map(lambda place: _index(place, digests.get(place.where), retry), places)
+        found = pool.map(lambda place: _index(place, digests.get(place.where)), places)
         try:
             return list(tqdm(found, total=len(places), desc="shards", unit="shard", disable=None, delay=2))
         except BaseException:
@@ -123,21 +125,21 @@ def index_shards(places: Sequence[Place], retry: Retry) -> list[tuple[Tar, Conte
             raise
 
 
-def _index(place: Place, sha256: str | None, retry: Retry) -> tuple[Tar, Content]:
+def _index(place: Place, sha256: str | None) -> tuple[Tar, Content]:
     if sha256 is None:
         with url_record(place.where) as record:
             try:
                 sha256 = str(read_json(record)["sha256"])
             except (FileNotFoundError, ValueError, KeyError):
-                sha256 = fetch_tar(place.where, record, retry)
+                sha256 = fetch_tar(place.where, record)
     path = paths.CACHE / "shards" / f"{sha256[:32]}.json"
     tar = Tar(place, sha256, path.with_suffix(".looks"))
     with FileLock(f"{path}.lock"):
         content = _stored(path, tar)
         if content is None:
-            content = _read(tar, retry)
+            content = _read(tar)
             with explained(path):
-                write_text_atomic(path, json.dumps({"format": FORMAT, **vars(content)}))
+                write_text_atomic(path, json.dumps({"format": FORMAT, **asdict(content)}))
     return tar, content
 
 
@@ -147,7 +149,8 @@ def _stored(path: Path, tar: Tar) -> Content | None:
         found = json.loads(path.read_bytes())
         looks = 1 + max((sample[5] for sample in found["samples"]), default=-1)
         if found.pop("format") == FORMAT and tar.looks.stat().st_size >= looks * LOOK_SIDE**2 * 3:
-            return Content(**{**found, "samples": [Sample(*sample) for sample in found["samples"]]})
+            samples = [Sample(*sample) for sample in found["samples"]]
+            return Content(samples, LeftOut(**found["broken"]), LeftOut(**found["unused"]), found["fault"])
     except FileNotFoundError:
         pass
     except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -155,11 +158,11 @@ def _stored(path: Path, tar: Tar) -> Content | None:
     return None
 
 
-def _read(tar: Tar, retry: Retry) -> Content:
+def _read(tar: Tar) -> Content:
     """Read a shard and keep the small pictures of its images; the caller holds the index's lock."""
     temporary = tar.looks.with_suffix(".part")
     try:
-        with open_tar(tar, retry) as file, open(temporary, "wb") as looks:
+        with open_tar(tar) as file, open(temporary, "wb") as looks:
             content = read_tar(file, looks, temporary)
             with explained(temporary):
                 looks.flush()
@@ -222,12 +225,12 @@ def read_tar(file: BinaryIO, looks: BinaryIO, looks_path: Path | None = None) ->
     try:
         for member in _members(bounded):
             if reason := _strangeness(member):
-                _note(content.unused, reason, member.name)
+                content.unused.add(member.name, reason)
                 continue
             key, suffix = _key_and_suffix(member.name)
             part, kind = parts.setdefault(key, _Parts()), "image" if suffix in IMAGE_SUFFIXES else suffix
             if kind in part.seen:
-                _note(content.unused, "double", member.name)
+                content.unused.add(member.name, "its sample has one")
                 continue
             part.seen.add(kind)
             if member.size > (MAX_IMAGE if kind == "image" else min(MAX_TEXT, MAX_TEXTS - texts)):
@@ -260,7 +263,7 @@ def read_tar(file: BinaryIO, looks: BinaryIO, looks_path: Path | None = None) ->
         try:
             content.samples.append(_sample(key, part))
         except _Broken as broken:
-            _note(content.broken, str(broken), key)
+            content.broken.add(key, BROKEN[str(broken)])
     return content
 
 
@@ -293,26 +296,21 @@ def _look(content: bytes, suffix: str) -> bytes | None:
         return None
 
 
-def _note(found: Found, reason: str, name: str) -> None:
-    count, first = found.get(reason, (0, []))
-    found[reason] = (count + 1, [*first, name[:MAX_KEY]] if len(first) < FIRST else first)
-
-
 def _strangeness(member: tarfile.TarInfo) -> str | None:
-    """Why a member belongs to no sample, a reason of `UNUSED`; None if it may."""
+    """Why a member belongs to no sample; None if it may."""
     if member.isdir():
-        return "folder"
+        return "a folder"
     if member.issym() or member.islnk():
-        return "link"
+        return "a link"
     if not member.isreg() or member.issparse():
-        return "special"
+        return "a special file"
     parts = member.name.split("/")
     if member.name.startswith("/") or ".." in parts or len(member.name) > MAX_KEY or "\0" in member.name:
-        return "name"
+        return "its name leads elsewhere or is too long"
     if any(part.startswith(SYSTEM_FOLDERS) and part != "." for part in parts[:-1]) or parts[-1][0:1] == ".":
-        return "hidden"
+        return "hidden, or of the system"
     _, suffix = _key_and_suffix(member.name)
-    return None if suffix in (*IMAGE_SUFFIXES, "txt", "json") else "kind"
+    return None if suffix in (*IMAGE_SUFFIXES, "txt", "json") else "a file of another kind"
 
 
 def _key_and_suffix(name: str) -> tuple[str, str]:

@@ -12,8 +12,7 @@ import posixpath
 import re
 import tarfile
 import urllib.parse
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,8 +23,8 @@ from mmlib.config import DataConfig
 from mmlib.data.dataset import SPLITS, Dataset, ImageSource, Split, dataset_fingerprint
 from mmlib.data.decoding import image_suffix
 from mmlib.data.leaks import photo_id
-from mmlib.data.shard_files import Retry, Tar, TarImages, find_shards
-from mmlib.data.shard_index import BROKEN, FIRST, UNUSED, Content, Found, Sample, index_shards
+from mmlib.data.shard_files import Tar, TarImages, find_shards
+from mmlib.data.shard_index import FIRST, Content, Sample, index_shards
 from mmlib.files import printable, replace_flushed, write_text_atomic
 from mmlib.paths import from_root, shown
 
@@ -60,7 +59,7 @@ class _Loading:
     notes: list[str] = field(default_factory=list)
 
 
-def load_shards(config: DataConfig, retry: Retry = Retry()) -> Dataset:  # noqa: B008 - it is frozen
+def load_shards(config: DataConfig) -> Dataset:
     """Load the splits of `train_shards`, `val_shards` and `test_shards`; one without shards is not there.
 
     Each tar is read once, at the first call.  Broken samples are left out, samples of one image are joined,
@@ -72,7 +71,6 @@ def load_shards(config: DataConfig, retry: Retry = Retry()) -> Dataset:  # noqa:
 
     Args:
         config: its `dataset` is `shards`.
-        retry: how often shards behind URLs are tried.
 
     Raises:
         FileNotFoundError: a pattern that no shard matches, or a shard that is not there.
@@ -83,7 +81,7 @@ def load_shards(config: DataConfig, retry: Retry = Retry()) -> Dataset:  # noqa:
     for split in SPLITS:
         parameter = f"{split}_shards"
         if places := find_shards(getattr(config, parameter), parameter):
-            splits[split] = _split(split, index_shards(places, retry), loading)
+            splits[split] = _split(split, index_shards(places), loading)
     if not splits:
         raise ValueError(
             "expected train_shards, val_shards or test_shards, found none; name tar files of one of them"
@@ -101,7 +99,6 @@ def load_shards(config: DataConfig, retry: Retry = Retry()) -> Dataset:  # noqa:
         {name: row for row, name in enumerate(samples)},
         np.array(places, dtype=np.int64),
         np.frombuffer(bytes.fromhex("".join(digests.values())), dtype=np.uint8).reshape(-1, 32),
-        retry,
     )
     return Dataset(
         name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) else "shards",
@@ -114,13 +111,12 @@ def load_shards(config: DataConfig, retry: Retry = Retry()) -> Dataset:  # noqa:
 
 
 def _split(split: str, indexes: Indexes, loading: _Loading) -> Split:
-    _check_broken(split, indexes)
     once = list({tar.sha256: (tar, content) for tar, content in reversed(indexes)}.values())[::-1]
     if len(once) < len(indexes):
         loading.notes.append(
             f"Read once: {len(indexes) - len(once):,} shards of {split} with the same bytes as another one."
         )
-    loading.notes += _notes_on_left_out(split, once)
+    loading.notes += _check_broken(split, once)
     images, joined, repeated = _joined(once, loading)
     if repeated:
         loading.notes.append(
@@ -188,78 +184,43 @@ def _free_name(sample: Sample, tar: Tar, taken: dict) -> str:
     return next(name for name in names if name not in taken)
 
 
-def _check_broken(split: str, indexes: Indexes) -> None:
-    """Passes if there are samples, and at most a hundredth of them is broken.
+def _check_broken(split: str, indexes: Indexes) -> list[str]:
+    """Notes on what is left out: broken samples and shards, and files that belong to no sample.
 
     A shard that is cut short or damaged counts as if it were as long as the others.
 
     Raises:
-        ValueError: names the first broken ones.
+        ValueError: no samples, or more than a hundredth of them broken; names the first ones.
     """
     contents = [content for _, content in indexes]
     good = sum(len(content.samples) for content in contents)
-    broken = sum(count for content in contents for count, _ in content.broken.values())
-    whole = [_length(content) for content in contents if not content.fault]
+    broken = sum(content.broken.count for content in contents)
+    unused = sum(content.unused.count for content in contents)
+    lengths = [len(content.samples) + content.broken.count for content in contents]
+    whole = [length for length, content in zip(lengths, contents) if not content.fault]
     mean = round(sum(whole) / len(whole)) if whole else 0
-    lost = sum(max(1, mean - _length(content)) for content in contents if content.fault)
-    first = "; ".join(_first_broken(indexes))
+    damaged = [max(1, mean - length) for length, content in zip(lengths, contents) if content.fault]
+    lost = broken + sum(damaged)
+    first = [f"{tar.place.name}: {text}" for tar, content in indexes for text in content.broken.first][:FIRST]
+    first += [f"{tar.place} ({content.fault})" for tar, content in indexes if content.fault][:FIRST]
+    named = printable("; ".join(first)).replace("\n", " ")
+    others = [text for content in contents for text in content.unused.first][:FIRST]
+    strange = printable(f"{unused:,} files that belong to no sample: {'; '.join(others)}").replace("\n", " ")
     if not good:
-        unused = _totals(content.unused for content in contents)
-        others = ", ".join(f"{count:,} {UNUSED[reason]}" for reason, (count, _) in unused.items())
         raise ValueError(
             f"{split}_shards: expected samples of an image and a caption, found none in {len(indexes)} shards"
-            f"{f': {first}' if first else ''}{f'; besides, {others}' if others else ''}; name tar files of"
-            " .jpg with .txt or .json"
+            f" ({named or 'none broken'}; {strange}); name tar files of .jpg with .txt or .json"
         )
-    if broken + lost > MOST_BROKEN * (good + broken + lost):
+    if lost > MOST_BROKEN * (good + lost):
         raise ValueError(
-            f"{split}_shards: expected at most {MOST_BROKEN:.0%} broken samples, found {broken + lost:,} of"
-            f" {good + broken + lost:,}: {first}; get these shards again"
+            f"{split}_shards: expected at most {MOST_BROKEN:.0%} broken samples, found {lost:,} of"
+            f" {good + lost:,}: {named}; get these shards again"
         )
-
-
-def _length(content: Content) -> int:
-    return len(content.samples) + sum(count for count, _ in content.broken.values())
-
-
-def _first_broken(indexes: Indexes) -> list[str]:
-    """The first broken samples with the reason, and the first damaged shards."""
-    samples = [
-        f"{tar.place.name}: {key} ({BROKEN[reason]})"
-        for tar, content in indexes
-        for reason, (_, first) in content.broken.items()
-        for key in first
-    ]
-    shards = [f"{tar.place} ({content.fault})" for tar, content in indexes if content.fault]
-    return [printable(text).replace("\n", " ") for text in samples[:FIRST] + shards[:FIRST]]
-
-
-def _notes_on_left_out(split: str, indexes: Indexes) -> Iterator[str]:
-    """A sentence on broken samples and shards, and one on files that belong to no sample."""
-    broken = sum(count for _, content in indexes for count, _ in content.broken.values())
-    faults = sum(content.fault is not None for _, content in indexes)
-    if broken or faults:
-        damaged = f" and the rest of {faults:,} damaged shards" if faults else ""
-        yield (
-            f"Left out of {split}: {broken:,} broken samples{damaged}: {'; '.join(_first_broken(indexes))}."
-        )
-    unused = _totals(content.unused for _, content in indexes)
-    if unused:
-        kinds = "; ".join(
-            f"{count:,} {UNUSED[reason]} ({printable(', '.join(first))})"
-            for reason, (count, first) in unused.items()
-        )
-        yield f"Members of {split}'s tar files that belong to no sample: {kinds}.".replace("\n", " ")
-
-
-def _totals(found: Iterable[Found]) -> Found:
-    """Counts and first names of several shards together."""
-    counts, names = Counter(), {}
-    for one in found:
-        for reason, (count, first) in one.items():
-            counts[reason] += count
-            names[reason] = [*names.get(reason, []), *first][:FIRST]
-    return {reason: (count, names[reason]) for reason, count in counts.items()}
+    notes = []
+    if lost:
+        rest = f" and the rest of {len(damaged):,} damaged shards" if damaged else ""
+        notes.append(f"Left out of {split}: {broken:,} broken samples{rest}: {named}.")
+    return [*notes, f"In {split}'s tar files, {strange}."] if unused else notes
 
 
 def write_shards(

