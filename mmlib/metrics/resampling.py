@@ -1,10 +1,10 @@
-"""Bootstrap over images: intervals for metrics that have no exact one.
+"""Resampling by image: bootstrap intervals and permutation tests, of one run, of two, and of several seeds.
 
 A resample draws N images with replacement and takes with each image its own query and those of
 all its captions, in both directions at once: queries of one image succeed and fail together, and
 a sum over both directions (rsum) gets its interval with their correlation.
 
-Shapes: N images, Q queries of one direction, B resamples.
+Shapes: N images, Q queries of one direction, B resamples, S scores.
 """
 
 import numpy as np
@@ -38,13 +38,12 @@ def bootstrap_intervals(
         ValueError: fewer than 100 resamples, or a level outside (0, 1).
     """
     tails = interval_tails(level, resamples)
-    value = metric_values(ranks, np.ones((1, ranks.images), np.int32), ks)
-    chunks = [metric_values(ranks, weight, ks) for weight in image_weights(ranks.images, resamples, seed)]
-    intervals = {}
-    for name in value:
-        low, high = np.quantile(np.concatenate([chunk[name] for chunk in chunks]), tails)
-        intervals[name] = {"value": float(value[name][0]), "low": float(low), "high": float(high)}
-    return intervals
+    value, value_B = values_and_resamples([ranks], ks, resamples, seed)
+    low, high = (dict(zip(value_B, np.quantile(list(value_B.values()), tail, axis=1))) for tail in tails)
+    return {
+        name: {"value": float(value[name][0]), "low": float(low[name]), "high": float(high[name])}
+        for name in value
+    }
 
 
 def interval_tails(level: float, resamples: int) -> tuple[float, float]:
@@ -65,47 +64,77 @@ def image_weights(images: int, resamples: int, seed: int):
         yield np.bincount(drawn.ravel(), minlength=rows * images).reshape(rows, images).astype(np.int32)
 
 
-def metric_values(ranks: RetrievalRanks, weight_BN: np.ndarray, ks=(1, 5, 10)) -> dict[str, np.ndarray]:
+def values_and_resamples(
+    runs: list[RetrievalRanks], ks, resamples: int, seed: int, medians: bool = True
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Every metric of each run, and the runs' mean in each resample: arrays by name, (runs,) and (B,).
+
+    The same seed draws the same images for all runs of one set of queries.
+    """
+    images = runs[0].images
+    once = [metric_values(run, np.ones((1, images), np.int32), ks, medians) for run in runs]
+    chunks = [
+        [metric_values(run, weight_BN, ks, medians) for run in runs]
+        for weight_BN in image_weights(images, resamples, seed)
+    ]
+    value = {name: np.array([of_run[name][0] for of_run in once]) for name in once[0]}
+    value_B = {
+        name: np.concatenate([np.mean([v[name] for v in c], axis=0) for c in chunks]) for name in value
+    }
+    return value, value_B
+
+
+def metric_values(
+    ranks: RetrievalRanks, weight_BN: np.ndarray, ks=(1, 5, 10), medians: bool = True
+) -> dict[str, np.ndarray]:
     """Every metric, once per row of image weights.
 
     Returns:
-        `rsum`, `mean_r1` and, for both directions d, `<d>_r<K>`, `<d>_mean_rank`, `<d>_mrr`,
-        `<d>_median_rank`: arrays of shape (B,).
+        `rsum`, `mean_r1` (if 1 is among ks) and, for both directions d, `<d>_r<K>`, `<d>_mean_rank`,
+        `<d>_mrr` and, if asked for, `<d>_median_rank`: arrays of shape (B,).
     """
     values = {}
     for d in DIRECTIONS:
-        rank_Q, image_Q = ranks.of(d), ranks.image_of_query(d)
-        names, score_NS = image_scores(ranks, d, ks)
-        total_B = weight_BN @ np.bincount(image_Q, minlength=ranks.images)
-        mean_BS = weight_BN.astype(np.float64) @ score_NS / total_B[:, None]
-        values |= dict(zip(names, mean_BS.T))
-        values[f"{d}_median_rank"] = _weighted_medians(rank_Q, image_Q, weight_BN, total_B)
+        image_Q = ranks.image_of_query(d)
+        queries_B = weight_BN @ np.bincount(image_Q, minlength=ranks.images)
+        for name, sum_N in image_sums(ranks, d, ks).items():
+            values[name] = weight_BN.astype(np.float64) @ sum_N / queries_B
+        if medians:
+            values[f"{d}_median_rank"] = _weighted_medians(ranks.of(d), image_Q, weight_BN, queries_B)
+    return with_both_directions(values, ks)
+
+
+def image_sums(ranks: RetrievalRanks, direction: str, ks) -> dict[str, np.ndarray]:
+    """Sums over each image's queries of what the metrics average: arrays (N,) by name."""
+    rank_Q, image_Q = ranks.of(direction), ranks.image_of_query(direction)
+    score_Q = {f"r{k}": rank_Q <= k for k in ks} | {"mean_rank": rank_Q, "mrr": 1 / rank_Q}
+    return {
+        f"{direction}_{name}": np.bincount(image_Q, weights=score, minlength=ranks.images)
+        for name, score in score_Q.items()
+    }
+
+
+def with_both_directions(values: dict[str, np.ndarray], ks) -> dict[str, np.ndarray]:
+    """Adds the two metrics that sum over directions."""
     values["rsum"] = sum(values[f"{d}_r{k}"] for d in DIRECTIONS for k in ks)
     if 1 in ks:
         values["mean_r1"] = (values["i2t_r1"] + values["t2i_r1"]) / 2
     return values
 
 
-def image_scores(ranks: RetrievalRanks, direction: str, ks) -> tuple[list[str], np.ndarray]:
-    """Sums over each image's queries of what the metrics average: names (S) and scores (N, S)."""
-    rank_Q, image_Q = ranks.of(direction), ranks.image_of_query(direction)
-    score_SQ = [rank_Q <= k for k in ks] + [rank_Q, 1 / rank_Q]
-    names = [f"{direction}_r{k}" for k in ks] + [f"{direction}_mean_rank", f"{direction}_mrr"]
-    score_SN = [np.bincount(image_Q, weights=score_Q, minlength=ranks.images) for score_Q in score_SQ]
-    return names, np.stack(score_SN, axis=1)
-
-
-def _weighted_medians(rank_Q, image_Q, weight_BN, total_B) -> np.ndarray:
-    order = np.argsort(rank_Q, kind="stable")
-    sorted_rank_Q = rank_Q[order]
-    upto_BQ = np.cumsum(weight_BN[:, image_Q[order]], axis=1, dtype=np.int32)
-    # Between the two middle queries where their number is even, as numpy.median.
-    lower_B = np.argmax(upto_BQ >= ((total_B + 1) // 2)[:, None], axis=1)
-    upper_B = np.argmax(upto_BQ >= (total_B // 2 + 1)[:, None], axis=1)
-    return (sorted_rank_Q[lower_B] + sorted_rank_Q[upper_B]) / 2
-
-
-FLIPS_CHUNK = 1000  # sign vectors held at a time
+def permutation_p(
+    before: list[RetrievalRanks], after: list[RetrievalRanks], ks, flips: int, seed: int
+) -> dict[str, float]:
+    """p of the mean difference over pairs of runs, for each metric that is a mean over queries."""
+    pairs = []
+    for a, b in zip(before, after, strict=True):
+        difference = {}
+        for d in DIRECTIONS:
+            sum_a, sum_b = image_sums(a, d, ks), image_sums(b, d, ks)
+            difference |= {name: (sum_b[name] - sum_a[name]) / len(a.of(d)) for name in sum_a}
+        pairs.append(with_both_directions(difference, ks))
+    difference_NS = np.stack([np.mean([pair[name] for pair in pairs], axis=0) for name in pairs[0]], axis=1)
+    return dict(zip(pairs[0], sign_flip_test(difference_NS, flips=flips, seed=seed).tolist()))
 
 
 def sign_flip_test(difference_NS: np.ndarray, *, flips: int = 10_000, seed: int = 0) -> np.ndarray:
@@ -126,8 +155,18 @@ def sign_flip_test(difference_NS: np.ndarray, *, flips: int = 10_000, seed: int 
     # Sums of the same numbers in another order may differ by rounding; they count as equal.
     slack_S = 1e-10 * np.abs(difference_NS).sum(0)
     as_large_S = np.ones(difference_NS.shape[1])
-    for start in range(0, flips, FLIPS_CHUNK):
-        shape = (min(FLIPS_CHUNK, flips - start), len(difference_NS))
+    for start in range(0, flips, CHUNK):
+        shape = (min(CHUNK, flips - start), len(difference_NS))
         sign = rng.integers(0, 2, shape, dtype=np.int8).astype(np.float64) * 2 - 1
         as_large_S += (np.abs(sign @ difference_NS) >= observed_S - slack_S).sum(0)
     return as_large_S / (flips + 1)
+
+
+def _weighted_medians(rank_Q, image_Q, weight_BN, queries_B) -> np.ndarray:
+    order = np.argsort(rank_Q, kind="stable")
+    sorted_rank_Q = rank_Q[order]
+    upto_BQ = np.cumsum(weight_BN[:, image_Q[order]], axis=1, dtype=np.int32)
+    # Between the two middle queries where their number is even, as numpy.median.
+    lower_B = np.argmax(upto_BQ >= ((queries_B + 1) // 2)[:, None], axis=1)
+    upper_B = np.argmax(upto_BQ >= (queries_B // 2 + 1)[:, None], axis=1)
+    return (sorted_rank_Q[lower_B] + sorted_rank_Q[upper_B]) / 2

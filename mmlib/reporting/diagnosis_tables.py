@@ -5,7 +5,7 @@ import pandas as pd
 
 from mmlib.analysis import changed_queries
 from mmlib.metrics import RetrievalRanks
-from mmlib.metrics.compare import mcnemar, measured_on, why_not_comparable
+from mmlib.metrics.compare import check_comparable, mcnemar
 from mmlib.metrics.resampling import sign_flip_test
 from mmlib.metrics.summary import DIRECTIONS
 from mmlib.reporting.display import MARK
@@ -201,11 +201,7 @@ def _comparable(before: str, after: str) -> tuple[dict, list[RetrievalRanks]]:
     """The second run's result, and the ranks of both, if they are of the same queries."""
     results = [read_result(run) for run in (before, after)]
     ranks = [RetrievalRanks.load(run_folder(run) / "ranks.npz") for run in (before, after)]
-    if reasons := why_not_comparable(*(measured_on(result) for result in results), *ranks):
-        raise ValueError(
-            f"runs {before!r} and {after!r}: expected evaluations of the same queries, found that"
-            f" {'; '.join(reasons)}; evaluate both on one split"
-        )
+    check_comparable(results, ranks=ranks)
     return results[1], ranks
 
 

@@ -187,5 +187,5 @@ def test_runs_and_queries_that_do_not_fit_are_refused(two_runs, tmp_path):
         changed_queries_list("first", "second", "t2i")
     result = samples.result("first", data=samples.DATA | {"fingerprint": "f" * 16})
     (tmp_path / "first" / "results.json").write_text(json.dumps(result))
-    with pytest.raises(ValueError, match="runs 'first' and 'second': expected evaluations of the same"):
+    with pytest.raises(ValueError, match="runs 'first' and 'second' cannot be compared: fingerprint differs"):
         changed_queries_table("first", "second")
