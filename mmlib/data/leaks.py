@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mmlib.data.dataset import Dataset, Split
-from mmlib.data.folders import ImageFolder
-from mmlib.data.shard_index import TarImages
 from mmlib.data.store import open_store
 
 KINDS = ("id", "bytes", "look")
@@ -216,9 +214,9 @@ def _lookalikes(train: Dataset, held_out: Dataset, images: list[str]) -> list[tu
 
 def _looks(dataset: Dataset, images: Sequence[str]) -> np.ndarray:
     """The images at `SIDE` pixels, (R, H, W, 3) uint8."""
-    if isinstance(dataset.source, TarImages):
+    if hasattr(dataset.source, "looks"):  # shards keep them
         return dataset.source.looks(images)
-    row = {image: row for row, image in enumerate(dataset.packed_images())}
+    row = {image: row for row, image in enumerate(dataset.images(packed=True))}
     return open_store(dataset, SIDE).array[[row[image] for image in images]]
 
 
@@ -249,7 +247,7 @@ def _ids(dataset: Dataset, images: Sequence[str]) -> list[str | None]:
 
 
 def _digests(dataset: Dataset, images: Sequence[str]) -> list[str | None]:
-    if not isinstance(dataset.source, ImageFolder | TarImages):
+    if not hasattr(dataset.source, "digest"):  # drawn, or mixed
         return [None] * len(images)
     return [dataset.source.digest(image) for image in images]
 

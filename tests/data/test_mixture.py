@@ -111,8 +111,8 @@ def test_the_store_packs_a_mixture(old, new):
     store = open_store(mixed, 16)
     assert store.array.shape == (6, 16, 16, 3)  # four that train, two held out
     alone = open_store(new, 16)
-    row = mixed.packed_images().index("flickr30k/666666.jpg")
-    assert np.array_equal(store.array[row], alone.array[new.packed_images().index("666666.jpg")])
+    row = mixed.images(packed=True).index("flickr30k/666666.jpg")
+    assert np.array_equal(store.array[row], alone.array[new.images(packed=True).index("666666.jpg")])
 
 
 def test_the_fingerprint_counts_all_parts_and_weights(old, new, other):
@@ -183,12 +183,12 @@ def test_a_set_twice_is_refused(old, new):
 
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
 def test_a_weight_that_is_not_positive_is_refused(old, new, weight):
-    with pytest.raises(ValueError, match="split 'train': expected 8 positive weights, one for each caption"):
+    with pytest.raises(ValueError, match="split 'train': expected positive weights, found"):
         mix(old, [(new, weight)])
 
 
 def test_weights_of_another_number_are_refused():
-    with pytest.raises(ValueError, match=r"expected 1 positive weights, .* found shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"weight_of_caption_M to have shape \(1,\), found \(2,\)"):
         Split("train", ("a.jpg",), ("text",), [0], [1.0, 1.0])
 
 

@@ -49,24 +49,15 @@ class BpeTokenizer(Tokenizer):
     """Byte-level BPE.
 
     Args:
-        content: JSON of the library's tokenizer, whose ids begin at 0.
+        tokenizer: JSON of the library's tokenizer, whose ids begin at 0.
     """
 
     kind = "bpe"
 
-    def __init__(self, content: str):
-        self._content = content
-        self._library = from_json(content)
-
-    @property
-    def size(self) -> int:
-        """Number of token ids, padding included."""
-        return SPECIAL + self._library.get_vocab_size()
-
-    @property
-    def state(self) -> dict:
-        """What `restore_tokenizer` needs, as JSON types."""
-        return {"kind": self.kind, "tokenizer": self._content}
+    def __init__(self, tokenizer: str):
+        self._library = from_json(tokenizer)
+        self.size = SPECIAL + self._library.get_vocab_size()
+        self.state = {"kind": self.kind, "tokenizer": tokenizer}
 
     def token_ids(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
         """The ids of each caption without padding, at most `max_tokens` of them."""

@@ -25,25 +25,13 @@ class ClosedTokenizer(Tokenizer):
         self.vocabulary = tuple(vocabulary)
         self._id = {token: i for i, token in enumerate(self.vocabulary)}
         self.unknown_id = self._id.get(UNKNOWN, 0)
-
-    @property
-    def size(self) -> int:
-        """Number of token ids, padding included."""
-        return len(self.vocabulary)
-
-    @property
-    def state(self) -> dict:
-        """What `restore_tokenizer` needs, as JSON types."""
-        return {"kind": self.kind, "vocabulary": list(self.vocabulary)}
-
-    def split(self, caption: str) -> list[str]:
-        """The caption as tokens, known or not."""
-        return split_text(self.kind, caption)
+        self.size = len(self.vocabulary)
+        self.state = {"kind": kind, "vocabulary": list(vocabulary)}
 
     def token_ids(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
         """The ids of each caption without padding, at most `max_tokens` of them."""
         get, unknown = self._id.get, self.unknown_id
-        return [[get(token, unknown) for token in self.split(c)[:max_tokens]] for c in captions]
+        return [[get(token, unknown) for token in split_text(self.kind, c)[:max_tokens]] for c in captions]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, without padding; unknown tokens read `<unk>`.
