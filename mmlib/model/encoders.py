@@ -6,7 +6,7 @@ An encoder gives one vector of the latent's width for each image or caption.  Ar
 once and passed in place of the pixels or token ids.  An encoder that is trained from scratch has no such
 border.
 
-To add one: a class here, and its name in `build_image_encoder` or `build_text_encoder`.
+To add one: a class here, and a line in `IMAGE_ENCODERS` or `TEXT_ENCODERS`.
 
 | image_encoder | what it is |
 |---|---|
@@ -23,7 +23,7 @@ Shapes: B items, C channels, H, W pixels, P patches or positions, L tokens, F fe
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,10 +34,6 @@ from mmlib.data.augment import PIXEL_MEAN, PIXEL_STD
 from mmlib.model.network import DualEncoder, MemoryNetwork
 from mmlib.model.weights import unknown_name
 
-IMAGE_LIBRARIES = ("timm", "torchvision", "open_clip")
-TEXT_LIBRARIES = ("open_clip", "hf")
-IMAGE_NAMES = ("vit", *(f"{library}:<name>" for library in IMAGE_LIBRARIES))
-TEXT_NAMES = ("transformer", "gru", "words", *(f"{library}:<name>" for library in TEXT_LIBRARIES))
 Block = tuple[str, list[nn.Parameter]]
 
 
@@ -326,6 +322,24 @@ def build_model(
     return MemoryNetwork(image, text, **{name: getattr(config, name) for name in names})
 
 
+# Every encoder that is trained from scratch, by its name in the config.
+IMAGE_ENCODERS: dict[str, Callable[[Any], Encoder]] = {
+    "vit": lambda c: ImageEncoder(
+        c.image_size, c.patch_size, c.latent_dim, c.num_layers, c.num_heads, c.mlp_ratio, c.dropout
+    ),
+}
+TEXT_ENCODERS: dict[str, Callable[[Any, int], Encoder]] = {
+    "transformer": lambda c, vocabulary: TextEncoder(
+        vocabulary, c.max_tokens, c.latent_dim, c.num_layers, c.num_heads, c.mlp_ratio, c.dropout,
+        c.padding_mask,
+    ),
+    "gru": lambda c, vocabulary: GRUEncoder(vocabulary, c.latent_dim, c.dropout),
+    "words": lambda c, vocabulary: WordsEncoder(vocabulary, c.latent_dim, c.mlp_ratio, c.dropout),
+}  # fmt: skip
+# Those of other libraries, `<library>:<name>`.
+IMAGE_LIBRARIES, TEXT_LIBRARIES = ("timm", "torchvision", "open_clip"), ("open_clip", "hf")
+
+
 def build_image_encoder(config: Any, *, load_pretrained: bool = True) -> Encoder:
     """The image encoder that the config names, all of it trainable.
 
@@ -340,31 +354,27 @@ def build_image_encoder(config: Any, *, load_pretrained: bool = True) -> Encoder
         FileNotFoundError: weights that are not there; what to bring and how to name it.
         ValueError: a file of weights that does not fit, with the first keys that differ.
     """
-    name, sizes = config.image_encoder, (config.latent_dim, config.num_heads, config.dropout)
+    name = config.image_encoder
     library, _, model = name.partition(":")
     if library in IMAGE_LIBRARIES and model:
-        from mmlib.model import image_towers, open_clip_towers
+        from mmlib.model import open_clip_and_hf, timm_and_torchvision
         from mmlib.model.pretrained import PretrainedImageEncoder
 
         build = {
-            "timm": image_towers.build_timm,
-            "torchvision": image_towers.build_torchvision,
-            "open_clip": open_clip_towers.build_open_clip_image,
+            "timm": timm_and_torchvision.build_timm,
+            "torchvision": timm_and_torchvision.build_torchvision,
+            "open_clip": open_clip_and_hf.build_open_clip_image,
         }[library]
-        backbone = build(
-            model, config.image_weights, config.image_size, config.image_pooling, load_pretrained
-        )
-        return PretrainedImageEncoder(backbone, config)
-    if name != "vit":
-        raise unknown_name("image_encoder", name, IMAGE_NAMES)
+        weights, size, pooling = config.image_weights, config.image_size, config.image_pooling
+        return PretrainedImageEncoder(build(model, weights, size, pooling, load_pretrained), config)
+    if name not in IMAGE_ENCODERS:
+        known = (*IMAGE_ENCODERS, *(f"{library}:<name>" for library in IMAGE_LIBRARIES))
+        raise unknown_name("image_encoder", name, known)
     if config.image_pooling != "encoder":
         raise ParameterError(
-            f"image_pooling {config.image_pooling!r}: 'vit' reads its class token, use 'encoder'"
+            f"image_pooling {config.image_pooling!r}: {name!r} reads its class token, use 'encoder'"
         )
-    width, heads, dropout = sizes
-    return ImageEncoder(
-        config.image_size, config.patch_size, width, config.num_layers, heads, config.mlp_ratio, dropout
-    )
+    return IMAGE_ENCODERS[name](config)
 
 
 def build_text_encoder(
@@ -389,32 +399,24 @@ def build_text_encoder(
             positions, or token ids that it does not have.
         FileNotFoundError, ValueError, ImportError: as `build_image_encoder`; and transformers missing.
     """
-    name, weights, width = config.text_encoder, config.text_weights, config.latent_dim
+    name, weights, tokens = config.text_encoder, config.text_weights, config.max_tokens
     library, _, model = name.partition(":")
-    if library in TEXT_LIBRARIES and model:
-        from mmlib.model import hf_towers, open_clip_towers
-        from mmlib.model.pretrained import PretrainedTextEncoder
+    if library not in TEXT_LIBRARIES or not model:
+        if name not in TEXT_ENCODERS:
+            known = (*TEXT_ENCODERS, *(f"{library}:<name>" for library in TEXT_LIBRARIES))
+            raise unknown_name("text_encoder", name, known)
+        return TEXT_ENCODERS[name](config, vocabulary)
+    from mmlib.model.open_clip_and_hf import build_hf_text, build_open_clip_text
+    from mmlib.model.pretrained import PretrainedTextEncoder
 
-        if library == "hf":
-            built = hf_towers.build_hf_text(model, weights, config.max_tokens, load_pretrained, architecture)
-        else:
-            built = open_clip_towers.build_open_clip_text(
-                model, weights, config.max_tokens, padding, load_pretrained
-            )
-        backbone, features, ids = built
-        if vocabulary > ids:
-            raise ParameterError(
-                f"text_encoder {name!r} has {ids:,} token ids, the tokenizer {vocabulary:,}: use the"
-                " encoder's own, tokenizer 'encoder'"
-            )
-        return PretrainedTextEncoder(backbone, features, config)
-    if name == "gru":
-        return GRUEncoder(vocabulary, width, config.dropout)
-    if name == "words":
-        return WordsEncoder(vocabulary, width, config.mlp_ratio, config.dropout)
-    if name != "transformer":
-        raise unknown_name("text_encoder", name, TEXT_NAMES)
-    return TextEncoder(
-        vocabulary, config.max_tokens, width, config.num_layers, config.num_heads, config.mlp_ratio,
-        config.dropout, config.padding_mask,
-    )  # fmt: skip
+    if library == "hf":
+        built = build_hf_text(model, weights, tokens, load_pretrained, architecture)
+    else:
+        built = build_open_clip_text(model, weights, tokens, padding, load_pretrained)
+    backbone, features, ids = built
+    if vocabulary > ids:
+        raise ParameterError(
+            f"text_encoder {name!r} has {ids:,} token ids, the tokenizer {vocabulary:,}: use the"
+            " encoder's own, tokenizer 'encoder'"
+        )
+    return PretrainedTextEncoder(backbone, features, config)

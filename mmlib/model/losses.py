@@ -1,13 +1,13 @@
 """Losses of the cosine similarities between the images and captions of a batch.
 
 All are called alike, `loss(image_BD, text_BD, image_id_B, rows)`, and can be shared between processes.
-To add one: a class with `_cost` here, a line in `build_loss`, and its name in `mmlib.config`.
+To add one: a class with `cost` and a line in `LOSSES` here, and its name in `LossConfig.loss`.
 
 Shapes: B pairs of the whole batch, R ≤ B pairs (queries) that this process answers for, D width.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,10 +21,10 @@ LOG_MAX_SCALE = math.log(100.0)
 
 
 class Loss(nn.Module):
-    """A loss of both directions, image → caption and caption → image, row by row.
+    """A loss of both directions, image → caption and caption → image, query by query.
 
-    A subclass gives `_cost`, the cost of each query of one direction, and may give `_scale`, a factor
-    of the similarities.
+    A subclass gives `cost`, the cost of each query of one direction, and may give `scale`, a factor of
+    the similarities.
 
     Args:
         identity_positives: captions of one image are never each other's negatives.
@@ -40,6 +40,20 @@ class Loss(nn.Module):
 
     def set_progress(self, epochs_done: float) -> None:
         """Tells how many epochs, with fractions, lie behind; most losses are the same throughout."""
+
+    def scale(self) -> torch.Tensor | float:
+        """Factor of the cosine similarities."""
+        return 1.0
+
+    def cost(self, sim_RB: torch.Tensor, positive_RB: torch.Tensor, own_R: torch.Tensor) -> torch.Tensor:
+        """Cost of each query, (R,).
+
+        Args:
+            sim_RB: scaled similarities of the queries with the whole batch.
+            positive_RB: which items are positives of the query.
+            own_R: index of each query's own pair.
+        """
+        raise NotImplementedError
 
     def forward(
         self,
@@ -68,43 +82,18 @@ class Loss(nn.Module):
                 "a batch needs as many captions and image ids as images: found"
                 f" {len(image_BD)} images, {len(text_BD)} captions, {len(image_id_B)} ids"
             )
+        rows = slice(None) if rows is None else rows
+        is_whole = rows.indices(len(image_BD)) == (0, len(image_BD), 1)
         with torch.autocast(image_BD.device.type, enabled=False):
-            image_BD, text_BD = (_normalised(x) for x in (image_BD, text_BD))
+            image_BD, text_BD, scale = _unit(image_BD), _unit(text_BD), self.scale()
             pair_B = torch.arange(len(image_BD), device=image_BD.device)
             identity_B = image_id_B if self.identity_positives else pair_B
-            rows = slice(None) if rows is None else rows
             positive_RB = identity_B[rows, None] == identity_B[None, :]
-            return self.share * sum(
-                self._cost(sim_RB, positive_RB, pair_B[rows]).sum() / len(pair_B)
-                for sim_RB in self._similarities(image_BD, text_BD, rows)
-            )
 
-    def _similarities(
-        self, image_BD: torch.Tensor, text_BD: torch.Tensor, rows: slice
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images of `rows` with all captions, and captions of `rows` with all images, scaled."""
-        scale = self._scale()
-        if rows.indices(len(image_BD)) == (0, len(image_BD), 1):
-            sim_BB = _times(scale, image_BD) @ text_BD.T
-            return sim_BB, sim_BB.T
-        return (
-            _times(scale, image_BD[rows]) @ text_BD.T,
-            _times(scale, text_BD[rows]) @ image_BD.T,
-        )
-
-    def _scale(self) -> torch.Tensor | None:
-        """Factor of the cosine similarities; None for 1."""
-        return None
-
-    def _cost(self, sim_RB: torch.Tensor, positive_RB: torch.Tensor, own_R: torch.Tensor) -> torch.Tensor:
-        """Cost of each query, (R,).
-
-        Args:
-            sim_RB: scaled similarities of the queries with the whole batch.
-            positive_RB: which items are positives of the query.
-            own_R: index of each query's own pair.
-        """
-        raise NotImplementedError
+            i2t_RB = (scale * image_BD[rows]) @ text_BD.T
+            t2i_RB = i2t_RB.T if is_whole else (scale * text_BD[rows]) @ image_BD.T
+            i2t_R, t2i_R = (self.cost(sim_RB, positive_RB, pair_B[rows]) for sim_RB in (i2t_RB, t2i_RB))
+            return self.share * (i2t_R.sum() / len(pair_B) + t2i_R.sum() / len(pair_B))
 
 
 def log_scale_parameter(temperature: float, learned: bool) -> nn.Parameter:
@@ -118,12 +107,8 @@ def log_scale_parameter(temperature: float, learned: bool) -> nn.Parameter:
     return nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learned)
 
 
-def _normalised(x_BD: torch.Tensor) -> torch.Tensor:
+def _unit(x_BD: torch.Tensor) -> torch.Tensor:
     return F.normalize(x_BD.to(torch.promote_types(x_BD.dtype, torch.float32)), dim=-1)
-
-
-def _times(scale: torch.Tensor | None, x_RD: torch.Tensor) -> torch.Tensor:
-    return x_RD if scale is None else scale * x_RD
 
 
 class InfoNCE(Loss):
@@ -168,13 +153,13 @@ class InfoNCE(Loss):
         log_scale = self.log_scale.item()
         return math.exp(-min(log_scale, LOG_MAX_SCALE) if self.log_scale.requires_grad else -log_scale)
 
-    def _scale(self) -> torch.Tensor:
+    def scale(self) -> torch.Tensor:
         if self.log_scale.requires_grad:
             with torch.no_grad():  # the weight itself: a clamp in the graph has no gradient to return by
                 self.log_scale.clamp_(max=LOG_MAX_SCALE)
         return self.log_scale.exp()
 
-    def _cost(self, sim_RB: torch.Tensor, positive_RB: torch.Tensor, own_R: torch.Tensor) -> torch.Tensor:
+    def cost(self, sim_RB: torch.Tensor, positive_RB: torch.Tensor, own_R: torch.Tensor) -> torch.Tensor:
         """Mean over positives p of -log(e^p / (e^p + sum over the row's negatives n of e^n))."""
         # The lowest number, not -inf: a row without negatives then costs 0 and has a gradient of 0.
         lowest = torch.finfo(sim_RB.dtype).min
@@ -226,10 +211,10 @@ class SigmoidLoss(Loss):
         """The temperature in use, 1/t."""
         return math.exp(-self.log_scale.item())
 
-    def _scale(self) -> torch.Tensor:
+    def scale(self) -> torch.Tensor:
         return self.log_scale.exp()
 
-    def _cost(self, sim_RB: torch.Tensor, positive_RB: torch.Tensor, own_R: torch.Tensor) -> torch.Tensor:
+    def cost(self, sim_RB: torch.Tensor, positive_RB: torch.Tensor, own_R: torch.Tensor) -> torch.Tensor:
         logit_RB = sim_RB + self.bias
         return -F.logsigmoid(torch.where(positive_RB, logit_RB, -logit_RB)).sum(1)
 
@@ -270,7 +255,7 @@ class TripletLoss(Loss):
         """Takes the hardest negatives from `hardest_after_epochs` on, the mean over all before."""
         self.hardest = epochs_done >= self.hardest_after_epochs
 
-    def _cost(self, sim_RB: torch.Tensor, positive_RB: torch.Tensor, own_R: torch.Tensor) -> torch.Tensor:
+    def cost(self, sim_RB: torch.Tensor, positive_RB: torch.Tensor, own_R: torch.Tensor) -> torch.Tensor:
         own_R1 = sim_RB.gather(1, own_R[:, None])
         cost_RB = F.relu(self.margin + sim_RB - own_R1).masked_fill(positive_RB, 0)
         if self.hardest:
@@ -278,20 +263,19 @@ class TripletLoss(Loss):
         return cost_RB.sum(1) / (~positive_RB).sum(1).clamp(min=1)
 
 
-def build_loss(config: LossConfig) -> Loss:
-    """The loss that the config asks for.
+# Every loss by its name in the config.
+LOSSES: dict[str, Callable[[LossConfig], Loss]] = {
+    "infonce": lambda c: InfoNCE(c.temperature, c.learn_temperature, c.identity_positives, c.label_smoothing),
+    "sigmoid": lambda c: SigmoidLoss(
+        c.temperature, c.learn_temperature, c.sigmoid_bias, c.identity_positives
+    ),
+    "triplet": lambda c: TripletLoss(c.margin, c.hardest_after_epochs, c.identity_positives),
+}
 
-    Raises:
-        ValueError: there is no loss of that name.
-    """
-    temperature = (config.temperature, config.learn_temperature)
-    if config.loss == "infonce":
-        return InfoNCE(*temperature, config.identity_positives, config.label_smoothing)
-    if config.loss == "sigmoid":
-        return SigmoidLoss(*temperature, config.sigmoid_bias, config.identity_positives)
-    if config.loss == "triplet":
-        return TripletLoss(config.margin, config.hardest_after_epochs, config.identity_positives)
-    raise ValueError(f"loss must be infonce, sigmoid or triplet, found {config.loss!r}")
+
+def build_loss(config: LossConfig) -> Loss:
+    """The loss that the config asks for."""
+    return LOSSES[config.loss](config)
 
 
 def load_learned(loss: Loss, state: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:

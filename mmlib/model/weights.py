@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import ParameterError
 from mmlib.files import fetching
 
@@ -35,15 +35,15 @@ def read_weights(weights: str) -> dict[str, torch.Tensor]:
         FileNotFoundError: there is no such file.
         ValueError: damaged, asking to run code, or not a dict of tensors.
     """
-    path = paths.from_root(weights)
+    path = files.from_root(weights)
     if not path.is_file():
-        raise FileNotFoundError(f"no weights: expected the file {paths.shown(path)}, found nothing there")
+        raise FileNotFoundError(f"no weights: expected the file {files.shown(path)}, found nothing there")
     state = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise ValueError(f"{paths.shown(path)} holds no weights: expected a dict of tensors")
+        raise ValueError(f"{files.shown(path)} holds no weights: expected a dict of tensors")
     if state and all(key.startswith("module.") for key in state):
         return {key.removeprefix("module."): tensor for key, tensor in state.items()}
     return state
@@ -56,7 +56,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{paths.shown(path)} is truncated or no safetensors file ({error})") from None
+        raise ValueError(f"{files.shown(path)} is truncated or no safetensors file ({error})") from None
 
 
 def _read_torch(path: Path) -> object:
@@ -65,10 +65,10 @@ def _read_torch(path: Path) -> object:
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it asks to run code ({asked[1]})" if asked else "it is damaged or no file of weights"
-        raise ValueError(f"{paths.shown(path)} is refused: {reason}") from None
+        raise ValueError(f"{files.shown(path)} is refused: {reason}") from None
     except Exception as error:  # torch's reader leaks many kinds on garbage: RuntimeError, EOFError, …
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{paths.shown(path)} is truncated or no file of weights ({first[:200]})") from None
+        raise ValueError(f"{files.shown(path)} is truncated or no file of weights ({first[:200]})") from None
 
 
 def fit(module: nn.Module, state: Mapping[str, torch.Tensor], weights: str, cut: Iterable[str] = ()) -> None:

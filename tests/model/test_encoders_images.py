@@ -129,7 +129,7 @@ def test_timm_features_are_timms(tmp_path, name, pooling):
     ids=["vit", "resnet", "timm"],
 )
 @pytest.mark.parametrize("whole", [True, False])
-def test_open_clip_features_are_the_image_towers(tmp_path, content, positions, pooling, whole):
+def test_open_clip_features_are_the_timm_and_torchvision(tmp_path, content, positions, pooling, whole):
     import open_clip
 
     add_clip(tmp_path, "tiny-image", content)
