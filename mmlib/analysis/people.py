@@ -1,15 +1,18 @@
-"""How far a model's scores agree with people's judgements of images and captions (Flickr8k).
+"""Agreement of a model's scores with people's judgements of images and captions (Flickr8k).
 
-Shapes: N images, M captions of a split, D width, J judgements.
+Hessel et al. (2021), "CLIPScore", appendix A: Kendall's tau_c against the three experts, each expert's
+rating its own row, without pairs whose caption is one of the image's own; tau_b against the
+CrowdFlower share of yes, nothing left out.
+
+Shapes: N images, M captions of a split, D width, P judged pairs, J judgements (three of each expert pair).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from mmlib.data import Dataset, Split
+from mmlib.data import Dataset
 from mmlib.data.judgements import JudgementFiles, captions_by_number, captions_by_order
 from mmlib.files import read_text
 from mmlib.metrics import RetrievalRanks
@@ -21,71 +24,137 @@ EmbedCaptions = Callable[[list[str]], np.ndarray]
 THRESHOLDS = (4.0, 3.0)  # mean expert rating that makes a hit; 4 is "describes without errors"
 
 
-@dataclass(frozen=True, eq=False)
-class Judgements:
-    """Ratings of image-caption pairs by people.
+def agreement_with_people(
+    files: JudgementFiles,
+    dataset: Dataset,
+    split_name: str,
+    image_ND,
+    text_MD,
+    ranks: RetrievalRanks,
+    embed_captions: EmbedCaptions | None = None,
+    resamples: int = 200,
+) -> dict:
+    """Kendall's tau against experts and crowd as CLIPScore computes it, and human-aware recall.
 
-    Attributes:
-        images: J image file names.
-        captions: J caption ids, `<image file>#<number>`.
-        rating_J: float64; experts 1 (unrelated) to 4 (describes without errors), crowd 0..1.
-        skipped: pairs left out because the caption is one of the image's own.
+    A pair is scored if its image is in the split.  Its caption is found among those of the split
+    by image and text, else embedded by `embed_captions`; a judgement without both is counted and
+    left out.  All judgements that Flickr8k ships are of test images and test captions.
+
+    Args:
+        files: from `mmlib.data.judgements.find_judgements`.
+        dataset: the data set; texts for caption ids where `files` has no token file.
+        split_name: the split that was embedded.
+        image_ND, text_MD: embeddings of that split.
+        ranks: their standard ranks.
+        embed_captions: texts to embeddings `(len(texts), D)`, for captions of other splits.
+        resamples: of the intervals, at least 100.
+
+    Returns:
+        `caption_numbers` (where the numbers of caption ids come from), `expert` and `crowdflower`:
+        the fields of `kendall_agreement`, or `reason` where tau is not defined; `judgements` read,
+        `own_left_out`, `unscored` (counts by reason).  `human_aware`: `human_aware_recall` for each
+        of `THRESHOLDS`, from the expert ratings.  None stands for what has no file.
+
+    Raises:
+        FileNotFoundError, ValueError: a file that is missing or malformed, or a judged caption that
+            has no text in any split.
     """
+    split = dataset.splits[split_name]
+    texts = captions_by_number(files.tokens) if files.tokens else captions_by_order(dataset)
+    numbers = files.tokens.name if files.tokens else "the order of an image's captions"
+    result = {"caption_numbers": numbers, "expert": None, "crowdflower": None, "human_aware": None}
+    image_row = {name: row for row, name in enumerate(split.images)}
+    text_row: dict[tuple[str, str], int] = {}
+    for row, (image, caption) in enumerate(zip(split.image_of_caption_M, split.captions)):
+        text_row.setdefault((split.images[image], caption.strip()), row)
+    for name, variant in (("expert", "c"), ("crowdflower", "b")):
+        path = getattr(files, name)
+        if path is None:
+            continue
+        pairs, own = read_judgements(path, texts, expert=name == "expert")
+        outside: dict[str, int] = {}  # texts to embed, as rows after those of the split
+        row_P2 = np.full((len(pairs), 2), -1)
+        for row_2, (image, caption, _) in zip(row_P2, pairs):
+            text = texts[caption]
+            row = text_row.get((caption.rpartition("#")[0], text), -1)
+            if row < 0 and embed_captions is not None:
+                row = outside.setdefault(text, len(split.captions) + len(outside))
+            row_2[:] = image_row.get(image, -1), row
+        each = 3 if name == "expert" else 1
+        rating_J = np.array([ratings for _, _, ratings in pairs], dtype=np.float64).ravel()
+        image_J, text_J = np.repeat(row_P2, each, axis=0).T
+        unscored = {
+            "image outside the split": int((image_J < 0).sum()),
+            "caption outside the split": int(((image_J >= 0) & (text_J < 0)).sum()),
+        }
+        kept = (image_J >= 0) & (text_J >= 0)
+        image_J, text_J, rating_J = image_J[kept], text_J[kept], rating_J[kept]
+        every_MD = np.concatenate([text_MD, embed_captions(list(outside))]) if outside else text_MD
+        score_J = pair_scores(image_ND, every_MD, image_J, text_J)
+        try:
+            tau = kendall_agreement(score_J, rating_J, image_J, variant=variant, resamples=resamples)
+        except ValueError as error:
+            # A collapsed model, or a split that nobody judged, has no tau; the evaluation goes on.
+            tau = {"tau": None, "variant": variant, "n": len(score_J), "reason": str(error)}
+        result[name] = {"judgements": len(kept), "own_left_out": own, "unscored": unscored} | tau
+        if name == "expert":
+            inside = text_J < len(split.captions)
+            judged = image_J[inside], text_J[inside], rating_J[inside]
+            result["human_aware"] = [
+                human_aware_recall(image_ND, text_MD, ranks, *judged, threshold=threshold)
+                for threshold in THRESHOLDS
+            ]
+    return result
 
-    images: tuple[str, ...]
-    captions: tuple[str, ...]
-    rating_J: np.ndarray
-    skipped: int = 0
 
-    def rows(self, image_names, caption_ids) -> tuple[np.ndarray, np.ndarray]:
-        """Row of each judgement's image and caption in lists of names, int64 arrays (J,).
+def read_judgements(
+    path: Path, texts: dict[str, str], expert: bool
+) -> tuple[list[tuple[str, str, list[float]]], int]:
+    """Judged pairs of `ExpertAnnotations.txt`, or of `CrowdFlowerAnnotations.txt` (a share of yes each).
 
-        Raises:
-            ValueError: judged images or captions that the lists lack.
-        """
-        return _rows_of(self.images, image_names, "image"), _rows_of(self.captions, caption_ids, "caption")
-
-
-def read_expert(path, text_of_caption: dict[str, str]) -> Judgements:
-    """`ExpertAnnotations.txt`: three rows per pair; pairs with one of the image's own captions left out.
-
-    A caption is the image's own if its text equals one of them, as in CLIPScore's code, which
-    follows SPICE.  Of 5,822 pairs 158 go and 16,992 ratings remain.
+    Of the experts' pairs those with one of the image's own captions are left out.  A caption is the
+    image's own if its text equals one of them, as in CLIPScore's code, which follows SPICE: of 5,822
+    pairs 158 go and 16,992 ratings remain.
 
     Args:
         path: the file.
-        text_of_caption: text by caption id, without spaces around it.
+        texts: text by caption id, without spaces around it.
+        expert: the file is the experts'.
+
+    Returns:
+        Pairs of image file name, caption id and ratings: experts 1 (unrelated) to 4 (describes without
+        errors), crowd 0..1; and the number of pairs that were left out.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a malformed line, by number; a judged caption without a text.
     """
-    own = {}
-    for caption, text in text_of_caption.items():
-        own.setdefault(caption.split("#")[0], set()).add(text)
-    images, captions, ratings, skipped = [], [], [], 0
-    table = _lines_of(path, columns=5)
-    _rows_of([caption for _, caption, *_ in table], text_of_caption, "caption")
-    for image, caption, *scores in table:
-        if text_of_caption[caption] in own.get(image, ()):
-            skipped += 1
+    table = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
             continue
-        images += [image] * 3
-        captions += [caption] * 3
-        ratings += scores
-    return Judgements(tuple(images), tuple(captions), _numbers(ratings, path), skipped)
-
-
-def read_crowdflower(path) -> Judgements:
-    """`CrowdFlowerAnnotations.txt`: the share of yes for every pair.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a malformed line, by number.
-    """
-    table = _lines_of(path, columns=5)
-    images, captions, shares, _, _ = zip(*table)
-    return Judgements(images, captions, _numbers(shares, path))
+        try:
+            image, caption, *numbers = line.rstrip("\r").split("\t")
+            first, second, third = map(float, numbers)
+        except ValueError:
+            raise ValueError(
+                f"{path}, line {number}: expected an image, a caption and three numbers between tabs, found"
+                f" {line[:100]!r}; take the file from the data set's own archive"
+            ) from None
+        table.append((image, caption, [first, second, third] if expert else [first]))
+    if not table:
+        raise ValueError(f"{path}: expected judged pairs, found none; the file is empty")
+    missing = [caption for caption in dict.fromkeys(c for _, c, _ in table) if caption not in texts]
+    if missing:
+        raise ValueError(
+            f"expected every judged caption among the {len(texts)} given, {len(missing)} are missing"
+            f" (first: {', '.join(missing[:3])}); evaluate the split that was judged"
+        )
+    own: dict[str, set[str]] = {}
+    for caption, text in texts.items():
+        own.setdefault(caption.split("#")[0], set()).add(text)
+    kept = [pair for pair in table if not expert or texts[pair[1]] not in own.get(pair[0], ())]
+    return kept, len(table) - len(kept)
 
 
 def kendall_agreement(
@@ -149,177 +218,18 @@ def kendall_agreement(
     }
 
 
-def _lines_of(path, columns: int) -> list[list[str]]:
-    lines = read_text(Path(path)).split("\n")
-    table = []
-    for number, line in enumerate(lines, start=1):
-        fields = line.rstrip("\r").split("\t")
-        if len(fields) != columns and line.strip():
-            raise ValueError(
-                f"{path}, line {number}: expected {columns} fields between tabs, found {len(fields)};"
-                " take the file from the data set's own archive"
-            )
-        if line.strip():
-            table.append(fields)
-    if not table:
-        raise ValueError(f"{path}: expected lines of {columns} fields, found none; the file is empty")
-    return table
-
-
-def _numbers(values, path) -> np.ndarray:
-    try:
-        return np.array(values, dtype=np.float64)
-    except ValueError as error:
-        raise ValueError(f"{path}: expected ratings as numbers, found {error}") from error
-
-
-def _rows_of(wanted, known, what: str) -> np.ndarray:
-    row = {name: index for index, name in enumerate(known)}
-    missing = [name for name in dict.fromkeys(wanted) if name not in row]
-    if missing:
-        raise ValueError(
-            f"expected every judged {what} among the {len(row)} given, {len(missing)} are missing"
-            f" (first: {', '.join(missing[:3])}); evaluate the split that was judged"
-        )
-    return np.array([row[name] for name in wanted], dtype=np.int64)
-
-
-def agreement_with_people(
-    files: JudgementFiles,
-    dataset: Dataset,
-    split_name: str,
-    image_ND,
-    text_MD,
-    ranks: RetrievalRanks,
-    embed_captions: EmbedCaptions | None = None,
-    resamples: int = 200,
-) -> dict:
-    """Kendall's tau against experts and crowd as CLIPScore computes it, and human-aware recall.
-
-    A pair is scored if its image is in the split.  Its caption is found among those of the split
-    by image and text, else embedded by `embed_captions`; a judgement without both is counted and
-    left out.  All judgements that Flickr8k ships are of test images and test captions.
-
-    Args:
-        files: from `mmlib.data.judgements.find_judgements`.
-        dataset: the data set; texts for caption ids where `files` has no token file.
-        split_name: the split that was embedded.
-        image_ND, text_MD: embeddings of that split.
-        ranks: their standard ranks.
-        embed_captions: texts to embeddings `(len(texts), D)`, for captions of other splits.
-        resamples: of the intervals, at least 100.
-
-    Returns:
-        `caption_numbers` (where the numbers of caption ids come from), `expert` and `crowdflower`:
-        the fields of `kendall_agreement`, or `reason` where tau is not defined; `judgements` read,
-        `own_left_out`, `unscored` (counts by reason).  `human_aware`: `human_aware_recall` for each
-        of `THRESHOLDS`, from the expert ratings.  None stands for what has no file.
-
-    Raises:
-        FileNotFoundError, ValueError: a file that is missing or malformed, or a judged caption that
-            has no text in any split.
-    """
-    split = dataset.splits[split_name]
-    texts = captions_by_number(files.tokens) if files.tokens else captions_by_order(dataset)
-    numbers = files.tokens.name if files.tokens else "the order of an image's captions"
-    result = {"caption_numbers": numbers, "expert": None, "crowdflower": None, "human_aware": None}
-    for name, variant in (("expert", "c"), ("crowdflower", "b")):
-        path = getattr(files, name)
-        if path is None:
-            continue
-        judged = read_expert(path, texts) if name == "expert" else read_crowdflower(path)
-        image_J, text_J, more = _rows(judged, texts, split, embed_captions is not None)
-        unscored = {
-            "image outside the split": int((image_J < 0).sum()),
-            "caption outside the split": int(((image_J >= 0) & (text_J < 0)).sum()),
-        }
-        kept = (image_J >= 0) & (text_J >= 0)
-        image_J, text_J, rating_J = image_J[kept], text_J[kept], judged.rating_J[kept]
-        result[name] = {
-            "judgements": len(judged.rating_J),
-            "own_left_out": judged.skipped,
-            "unscored": unscored,
-            **_tau(image_ND, _with_more(text_MD, more, embed_captions), image_J, text_J, rating_J, variant,
-                   resamples),
-        }  # fmt: skip
-        if name == "expert":
-            inside = text_J < len(split.captions)
-            pairs = image_J[inside], text_J[inside], rating_J[inside]
-            result["human_aware"] = [
-                human_aware_recall(image_ND, text_MD, ranks, *pairs, threshold=threshold)
-                for threshold in THRESHOLDS
-            ]
-    return result
-
-
-def _rows(
-    judged: Judgements, texts: dict[str, str], split: Split, embed_more: bool
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Rows of each judgement's image and caption, -1 where there is none, and texts to embed after row M."""
-    caption_J = judged.rows(judged.images, texts)[1]
-    id_of_row = list(texts)
-    image_row = {name: row for row, name in enumerate(split.images)}
-    caption_row = {
-        (split.images[image], text.strip()): row
-        for row, (text, image) in reversed(list(enumerate(zip(split.captions, split.image_of_caption_M))))
-    }
-    more: dict[str, int] = {}
-
-    def row_of(caption: str) -> int:
-        text = texts[caption]
-        row = caption_row.get((caption.rpartition("#")[0], text), -1)
-        if row < 0 and embed_more:
-            row = more.setdefault(text, len(split.captions) + len(more))
-        return row
-
-    row_of_id = {index: row_of(id_of_row[index]) for index in np.unique(caption_J).tolist()}
-    image_J = np.array([image_row.get(image, -1) for image in judged.images], dtype=np.int64)
-    return image_J, np.array([row_of_id[index] for index in caption_J.tolist()], dtype=np.int64), list(more)
-
-
-def _with_more(text_MD, more: Sequence[str], embed_captions: EmbedCaptions | None) -> np.ndarray:
-    text_MD = _array(text_MD)
-    return np.concatenate([text_MD, _array(embed_captions(list(more)))]) if more else text_MD
-
-
-def _array(embedding) -> np.ndarray:
-    return np.asarray(embedding.cpu() if hasattr(embedding, "cpu") else embedding)
-
-
-def _tau(image_ND, text_MD, image_J, text_J, rating_J, variant: str, resamples: int) -> dict:
-    score_J = pair_scores(_array(image_ND), text_MD, image_J, text_J)
-    try:
-        return kendall_agreement(score_J, rating_J, image_J, variant=variant, resamples=resamples)
-    except ValueError as error:
-        # A collapsed model, or a split that nobody judged, has no tau; the evaluation goes on.
-        return {"tau": None, "variant": variant, "n": len(score_J), "reason": str(error)}
-
-
 def pair_scores(image_ND, text_MD, image_J, text_J) -> np.ndarray:
     """Cosine of each pair (image_J[j], text_J[j]), float32 (J,); equal rows give equal scores.
 
     CLIPScore (Hessel et al. 2021, eq. 1) is 2.5 times this, cut off at 0.  Kendall's tau knows
     order alone; the cut would only tie pairs that the model does tell apart.
-
-    Raises:
-        ValueError: indices out of range or of unequal number, or embeddings refused by
-            `retrieval_ranks`.
     """
     image, text = UnitRows(image_ND, "image_ND"), UnitRows(text_MD, "text_MD")
-    image_J, text_J = _checked_pairs(image_J, text_J, len(image), len(text))
     return (image[image_J] * text[text_J]).sum(1).float().cpu().numpy()
 
 
 def human_aware_recall(
-    image_ND,
-    text_MD,
-    ranks: RetrievalRanks,
-    image_J,
-    text_J,
-    rating_J,
-    *,
-    threshold: float = 4.0,
-    ks=(1, 5, 10),
+    image_ND, text_MD, ranks: RetrievalRanks, image_J, text_J, rating_J, *, threshold=4.0, ks=(1, 5, 10)
 ) -> dict:
     """Recall where a pair that people rate well counts as a hit beside an image's own captions.
 
@@ -339,69 +249,29 @@ def human_aware_recall(
         `threshold`, `pairs` (pairs that became right) and per direction `n`, `judged` (queries
         of the judged pairs), `extended` (queries that gained a right answer) and for each K
         `r<K>` with `value`, `hits`, `low`, `high` (95 %) and `standard_hits`.
-
-    Raises:
-        ValueError: ranks of another protocol or of other embeddings, ratings that are not finite
-            or not one per pair, indices out of range.
     """
     image, text = UnitRows(image_ND, "image_ND"), UnitRows(text_MD, "text_MD")
-    images, texts = len(image), len(text)
-    if ranks.protocol != "standard" or (ranks.images, len(ranks.t2i_M)) != (images, texts):
-        raise ValueError(
-            f"ranks: expected standard ranks of these {images} images and {texts} captions, found"
-            f" {ranks.protocol} ranks of {ranks.images} and {len(ranks.t2i_M)}; rank these embeddings"
-        )
-    image_J, text_J = _checked_pairs(image_J, text_J, images, texts)
-    rating_J = np.asarray(rating_J, dtype=np.float64)
-    if rating_J.shape != image_J.shape or not np.isfinite(rating_J).all():
-        raise ValueError(
-            f"rating_J: expected one finite rating per judged pair, shape {image_J.shape}, found shape"
-            f" {rating_J.shape}" + (" with NaN or infinity" if rating_J.shape == image_J.shape else "")
-        )
+    texts = len(text)
     own_P = ranks.image_of_text_M * texts + np.arange(texts)  # a pair is one number: image * M + caption
     pair_P, of_pair_J = np.unique(image_J * texts + text_J, return_inverse=True)
     mean_P = np.bincount(of_pair_J, weights=rating_J) / np.bincount(of_pair_J)
     added_P = np.setdiff1d(pair_P[mean_P >= threshold], own_P)
-    right_image_P, right_text_P = divmod(np.concatenate([own_P, added_P]), texts)
-    found = ranks_of_pairs(image, text, right_image_P, right_text_P)
+    found = ranks_of_pairs(image, text, *divmod(np.concatenate([own_P, added_P]), texts))
     result = {"threshold": threshold, "pairs": len(added_P)}
     for direction, (rank_Q, _) in zip(DIRECTIONS, found):
         i2t = direction == "i2t"
-        result[direction] = {
+        result[direction] = part = {
             "n": len(rank_Q),
             "judged": len(np.unique(image_J if i2t else text_J)),
             "extended": len(np.unique(added_P // texts if i2t else added_P % texts)),
-            **{f"r{k}": _recall(rank_Q, ranks, direction, k) for k in ks},
         }
+        for k in ks:
+            low, high = recall_interval(rank_Q <= k, None if i2t else ranks.image_of_text_M)
+            part[f"r{k}"] = {
+                "value": float((rank_Q <= k).mean()),
+                "hits": int((rank_Q <= k).sum()),
+                "low": low,
+                "high": high,
+                "standard_hits": int((ranks.of(direction) <= k).sum()),
+            }
     return result
-
-
-def _recall(rank_Q: np.ndarray, ranks: RetrievalRanks, direction: str, k: int) -> dict:
-    hit_Q = rank_Q <= k
-    # One query per image is a sample of independent queries; several of one image are a cluster.
-    low, high = recall_interval(
-        hit_Q, ranks.image_of_query(direction) if len(rank_Q) > ranks.images else None
-    )
-    return {
-        "value": float(hit_Q.mean()),
-        "hits": int(hit_Q.sum()),
-        "low": low,
-        "high": high,
-        "standard_hits": int((ranks.of(direction) <= k).sum()),
-    }
-
-
-def _checked_pairs(image_J, text_J, images: int, texts: int) -> tuple[np.ndarray, np.ndarray]:
-    image_J, text_J = np.asarray(image_J, dtype=np.int64), np.asarray(text_J, dtype=np.int64)
-    if image_J.ndim != 1 or image_J.shape != text_J.shape:
-        raise ValueError(
-            "image_J and text_J: expected one image and caption row per judgement, found shapes"
-            f" {image_J.shape} and {text_J.shape}"
-        )
-    for name, row_J, rows in (("image_J", image_J, images), ("text_J", text_J, texts)):
-        if len(row_J) and not 0 <= row_J.min() <= row_J.max() < rows:
-            raise ValueError(
-                f"{name}: expected rows in 0..{rows - 1}, found {row_J.min()}..{row_J.max()};"
-                " they count embeddings from 0"
-            )
-    return image_J, text_J

@@ -4,12 +4,9 @@ Shapes: N images, M captions, P pairs of an epoch, B pairs of a batch, R of them
 L positions, H = W pixels, F features.
 """
 
-import queue
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,10 +15,10 @@ from mmlib.config import AugmentConfig, ParameterError
 from mmlib.data.augment import PIXEL_MEAN, PIXEL_STD, Augment, normalise
 from mmlib.data.dataset import Dataset, Split
 from mmlib.data.decoding import Resize, resize_image
+from mmlib.data.shard_files import WINDOW
 from mmlib.data.store import Store
 from mmlib.data.tokenizers import Tokenizer
 
-WINDOW = 8  # shards whose pairs are mixed; while they are read, the next ones are fetched
 DECODERS = 8  # threads that decode images that are not packed
 DEVICE_SHARE = 0.4  # of a GPU's free memory that the packed images may take
 
@@ -30,11 +27,11 @@ DEVICE_SHARE = 0.4  # of a GPU's free memory that the packed images may take
 class Batch:
     """One step's pairs, those of this process: image row r and caption row r belong together."""
 
-    image: torch.Tensor  # pixels (R, 3, H, W) float32, normalised; or features (R, …)
-    tokens: torch.Tensor  # token ids (R, L); or features (R, F)
+    image: torch.Tensor  # what the image encoder reads: normalised (R, 3, H, W) float32, or features (R, …)
+    tokens: torch.Tensor  # what the text encoder reads: token ids (R, L), or features (R, F)
     length_R: torch.Tensor
     image_id_R: torch.Tensor  # equal for pairs of one image
-    rows: int  # how many of the R rows count: R, or 0 in a process that a short last batch leaves out
+    rows: int  # valid rows: R, or 0 if the short last batch has none for this process
     size: int  # B, over all processes
 
 
@@ -100,31 +97,29 @@ class SplitTensors:
 
     @property
     def on_device(self) -> bool:
-        """Whether images need no copying to the device."""
+        """True if images need no copying to the device."""
         return (self._image_features or self._pixels).on_device
-
-    def pixel_batch(self, index_B: torch.Tensor) -> torch.Tensor:
-        """Packed images (B, H, W, 3) uint8 of image indices within the split, on the device."""
-        return self._pixels[index_B]
-
-    def image_batch(self, index_B: torch.Tensor) -> torch.Tensor:
-        """What the image encoder reads of image indices within the split (on the host), unaugmented.
-
-        Normalised pixels (B, 3, H, W) float32, or the features of the first view.
-        """
-        if self._image_features is not None:
-            return self._image_features[index_B][:, 0].float()
-        return normalise(self.pixel_batch(index_B), self.mean, self.std)
-
-    def feature_batch(self, index_B: torch.Tensor, view_B: torch.Tensor) -> torch.Tensor:
-        """Features (B, …) float32 of one view of each image; both indices on the host."""
-        features = self._image_features[index_B]
-        return features[torch.arange(len(features)), view_B.to(features.device)].float()
 
     @property
     def views(self) -> int:
         """V, the stored views of an image; 0 if pixels are read."""
         return 0 if self._image_features is None else self._image_features.array.shape[1]
+
+    def pixel_batch(self, index_B: torch.Tensor) -> torch.Tensor:
+        """Images (B, H, W, 3) uint8 of image indices within the split (on the host), on the device."""
+        return self._pixels[index_B]
+
+    def image_batch(self, index_B: torch.Tensor, view_B: torch.Tensor | None = None) -> torch.Tensor:
+        """What the image encoder reads of image indices within the split (on the host), unaugmented.
+
+        Normalised pixels (B, 3, H, W) float32; or features (B, …) float32 of one view of each image, by
+        default the first one.
+        """
+        if self._image_features is None:
+            return normalise(self.pixel_batch(index_B), self.mean, self.std)
+        feature_BV = self._image_features[index_B]
+        view_B = torch.zeros_like(index_B) if view_B is None else view_B
+        return feature_BV[torch.arange(len(index_B)), view_B.to(feature_BV.device)].float()
 
     def caption_batch(self, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (B, L), or features, and lengths (B,) of caption indices within the split."""
@@ -166,10 +161,9 @@ class SplitTensors:
             return windows
         return [self._weighted(order_W, generator) for order_W in windows]
 
-    def expect(self, *windows: torch.Tensor) -> None:
-        """Say of which captions images are needed now and soon, so that their shards come and go."""
-        if self._shard_of_caption_M is not None:
-            self._pixels.source.keep(*(np.unique(self._shard_of_caption_M[w]).tolist() for w in windows))
+    def fetch_soon(self, window_W: torch.Tensor) -> None:
+        """Fetch the shards behind URLs that hold the images of these captions, in another thread."""
+        self._pixels.source.fetch_soon(np.unique(self._shard_of_caption_M[window_W]).tolist())
 
     def _one_of_each_image(self, order_P: torch.Tensor) -> torch.Tensor:
         # The first caption of each image in a random order is a random caption in a random order.
@@ -282,17 +276,10 @@ class PairSource:
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch from step `start` (from 0) on.
 
-        Images that have to be copied to the device are made ready by another thread, ahead.
+        Images that have to be copied to the device are made ready by another thread, one batch ahead.
         """
         made = self._made(epoch, start)
-        return made if self.data.on_device else self._ahead(made)
-
-    def _ahead(self, made: Iterator[Batch]) -> Iterator[Batch]:
-        with closing(prefetched(made, self.data.device)) as batches:
-            try:
-                yield from batches
-            finally:
-                self.data.expect()  # no more, so that nothing waits for a shard that is being fetched
+        return made if self.data.on_device else _ahead(made)
 
     def _made(self, epoch: int, start: int) -> Iterator[Batch]:
         windows = self.data.epoch_windows(self.seed, epoch, self.captions_per_image)
@@ -300,9 +287,10 @@ class PairSource:
         view_P = self._views(epoch, len(order_P))
         entered = None
         for first in range(start * self.batch_size, len(order_P), self.batch_size):
-            if (window := int(np.searchsorted(end_W, first, side="right"))) != entered:
-                self.data.expect(*windows[window : window + 2])
-                entered = window
+            window = int(np.searchsorted(end_W, first, side="right"))
+            if window != entered and window + 1 < len(windows):
+                self.data.fetch_soon(windows[window + 1])
+            entered = window
             size = min(self.batch_size, len(order_P) - first)
             rows = self._share_of(size)
             # A process without a row of a short last batch reads one that does not count.
@@ -310,7 +298,11 @@ class PairSource:
             place_R = place_R.clamp(max=len(order_P) - 1)
             caption_R = order_P[place_R]
             image_R = torch.from_numpy(self.data.split.image_of_caption_M[caption_R.numpy()])
-            image = self._image(image_R, place_R, epoch, view_P)
+            if self.data.views or not self._augment.active:
+                image = self.data.image_batch(image_R, None if view_P is None else view_P[place_R])
+            else:
+                pixels_RHWC, data = self.data.pixel_batch(image_R), self.data
+                image = self._augment(pixels_RHWC, self.seed, epoch, place_R.numpy(), data.mean, data.std)
             tokens, length_R = self.data.caption_batch(caption_R)
             image_id_R = image_R.to(self.data.device, non_blocking=True)
             yield Batch(image, tokens, length_R, image_id_R, rows.stop - rows.start, size)
@@ -325,74 +317,11 @@ class PairSource:
         generator = torch.Generator().manual_seed(((self.seed + 1) << 24) + epoch)
         return torch.randint(self.data.views, (pairs,), generator=generator)
 
-    def _image(
-        self, image_R: torch.Tensor, place_R: torch.Tensor, epoch: int, view_P: torch.Tensor | None
-    ) -> torch.Tensor:
-        data = self.data
-        if view_P is not None:
-            return data.feature_batch(image_R, view_P[place_R])
-        if data.views or not self._augment.active:
-            return data.image_batch(image_R)
-        pixels_RHWC = data.pixel_batch(image_R)
-        return self._augment(pixels_RHWC, self.seed, epoch, place_R.numpy(), data.mean, data.std)
 
-
-DEPTH = 2  # batches made ahead
-
-
-def prefetched(batches: Iterator, device: torch.device, depth: int = DEPTH) -> Iterator:
-    """The same batches in the same order, made by another thread up to `depth` ahead.
-
-    On a GPU the copies to it run on a stream of their own beside the model's work.  The thread ends
-    when the batches end, when making one fails (the error is raised here), and when the returned
-    iterator is closed.
-
-    Args:
-        batches: of dataclasses whose tensors are on `device`.
-        device: of the training.
-    """
-    made: queue.Queue = queue.Queue(maxsize=depth)
-    closed = threading.Event()
-    thread = threading.Thread(target=_make, args=(batches, device, made, closed), daemon=True)
-    thread.start()
-    try:
-        while True:
-            batch, ready, error = made.get()
-            if error is not None:
-                raise error
-            if batch is None:
-                return
-            yield _handed_over(batch, ready, device)
-    finally:
-        closed.set()
-        while thread.is_alive():  # it may wait for room in the queue
-            try:
-                made.get(timeout=0.01)
-            except queue.Empty:
-                thread.join(0.01)
-
-
-def _make(batches: Iterator, device: torch.device, made: queue.Queue, closed: threading.Event) -> None:
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-    try:
-        while not closed.is_set():
-            with torch.cuda.stream(stream):
-                batch = next(batches, None)
-                ready = stream.record_event() if stream and batch is not None else None
-            made.put((batch, ready, None))
-            if batch is None:
-                return
-    except BaseException as error:  # raised where the batches are used
-        made.put((None, None, error))
-
-
-def _handed_over(batch, ready: torch.cuda.Event | None, device: torch.device):
-    """The batch, when the model's stream may read it."""
-    if ready is not None:
-        stream = torch.cuda.current_stream(device)
-        stream.wait_event(ready)
-        for field in fields(batch):
-            value = getattr(batch, field.name)
-            if isinstance(value, torch.Tensor):
-                value.record_stream(stream)  # so that its memory is not given away before it was read
-    return batch
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, each made by another thread while the one before is used."""
+    with ThreadPoolExecutor(1, "batches") as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch

@@ -1,4 +1,4 @@
-"""Readers of the text files that Flickr8k and its kin come with: token file, CSV, split list.
+"""Readers of caption files: token file, CSV, split list, the JSON of Karpathy and of COCO.
 
 Captions are kept exactly as published: empty ones, tabs, commas, quotes, `#` and all.  Files are
 UTF-8, with or without a byte order mark, with Unix or Windows line ends.
@@ -17,6 +17,8 @@ from mmlib.data.dataset import SPLITS
 from mmlib.data.decoding import SUFFIXES
 from mmlib.files import parse_json, printable, read_text
 from mmlib.paths import shown
+
+Splits = dict[str, tuple[str, ...]]  # image names by split
 
 _TOKEN_KEY = re.compile(r"(?P<image>.+)#(?P<number>[0-9]{1,9})")
 # A line within a quoted caption that begins as a row does: a quotation mark before it was not closed.
@@ -38,22 +40,13 @@ class CaptionFile:
     captions: dict[str, tuple[str, ...]]
     repeated: int = 0
 
-
-def read_json(path: Path) -> object:
-    """What a JSON file holds.
-
-    Raises:
-        ValueError: the file is too large, not UTF-8 or not JSON.
-    """
-    return parse_json(read_text(path), shown(path))
-
-
-def excerpt(value: object) -> str:
-    """The beginning of a value from a JSON file, as JSON, for a message."""
-    try:
-        return json.dumps(value)[:80]
-    except RecursionError:
-        return "brackets nested too deeply"
+    def __post_init__(self):
+        object.__setattr__(self, "captions", {image: tuple(texts) for image, texts in self.captions.items()})
+        if not self.captions:
+            raise ValueError(
+                f"{shown(self.path)}: expected captions, found none; get the file from the original"
+                " distribution again, or remove it if another caption file is beside it"
+            )
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
@@ -67,10 +60,10 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]
     for number, line in enumerate(lines, start=1):
         if "\r" in line:  # as the line ends of old Macs, which would make one caption of many
-            raise ValueError(
-                f"{shown(path)}, line {number}: expected lines that end in LF or CRLF, found a carriage"
-                " return inside one; convert the line ends"
-            )
+            raise _wrong(
+                path, f"line {number}", "lines that end in LF or CRLF", "a carriage return inside one",
+                "convert the line ends",
+            )  # fmt: skip
     return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
@@ -84,8 +77,8 @@ def read_token_file(path: Path) -> CaptionFile:
         ValueError: no captions, a malformed line, one number with two different captions, or not UTF-8.
     """
     numbered, repeated = read_numbered_captions(path)
-    ordered = {image: tuple(text for _, text in sorted(texts.items())) for image, texts in numbered.items()}
-    return CaptionFile(path, ordered, repeated)
+    captions = {image: [text for _, text in sorted(texts.items())] for image, texts in numbered.items()}
+    return CaptionFile(path, captions, repeated)
 
 
 def read_numbered_captions(path: Path) -> tuple[dict[str, dict[int, str]], int]:
@@ -100,21 +93,17 @@ def read_numbered_captions(path: Path) -> tuple[dict[str, dict[int, str]], int]:
         key, tab, caption = line.partition("\t")
         match = _TOKEN_KEY.fullmatch(key)
         if not tab or not match:
-            raise ValueError(
-                f"{shown(path)}, line {line_number}: expected 'name.jpg#0<TAB>caption', found {line[:80]!r};"
-                " correct or remove the line"
-            )
+            raise _wrong(
+                path, f"line {line_number}", "'name.jpg#0<TAB>caption'", repr(line[:80]),
+                "correct or remove the line",
+            )  # fmt: skip
         captions, number = numbered.setdefault(match["image"], {}), int(match["number"])
-        if number not in captions:
-            captions[number] = caption
-        elif captions[number] == caption:
-            repeated += 1
-        else:
-            raise ValueError(
-                f"{shown(path)}, line {line_number}: expected one caption for {printable(key)}, found a"
-                f" second, {caption[:80]!r} after {captions[number][:80]!r}; remove the wrong line"
-            )
-    _check_any(numbered, path)
+        repeated += number in captions
+        if captions.setdefault(number, caption) != caption:
+            raise _wrong(
+                path, f"line {line_number}", f"one caption for {printable(key)}",
+                f"a second, {caption[:80]!r} after {captions[number][:80]!r}", "remove the wrong line",
+            )  # fmt: skip
     return numbered, repeated
 
 
@@ -134,15 +123,10 @@ def read_caption_csv(path: Path) -> CaptionFile:
         if "\n" in row[0] or "\r" in row[0]:
             raise _bad_row(path, number, f"a line break in the name {row[0][:80]!r}")
         if swallowed := _SWALLOWED_ROW.search(row[1]):
-            raise _bad_row(
-                path,
-                number,
-                "a quotation mark that is not closed before the next row,"
-                f" {row[1][swallowed.start() :].strip()[:40]!r}",
-            )
+            rest = row[1][swallowed.start() :].strip()[:40]
+            raise _bad_row(path, number, f"a quotation mark that is not closed before the next row, {rest!r}")
         captions.setdefault(row[0], []).append(row[1])
-    _check_any(captions, path)
-    return CaptionFile(path, {image: tuple(texts) for image, texts in captions.items()})
+    return CaptionFile(path, captions)
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -152,10 +136,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     try:
         for row in rows:
             if start == 1 and row != ["image", "caption"]:
-                raise ValueError(
-                    f"{shown(path)}, line 1: expected the header 'image,caption', found"
-                    f" {','.join(row)[:80]!r}; add the header, or remove the file if it is another's"
-                )
+                raise _wrong(
+                    path, "line 1", "the header 'image,caption'", repr(",".join(row)[:80]),
+                    "add the header, or remove the file if it is another's",
+                )  # fmt: skip
             if start > 1 and row:  # a blank line is an empty row
                 yield start, row
             start = rows.line_num + 1
@@ -164,10 +148,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _bad_row(path: Path, number: int, found: str) -> ValueError:
-    return ValueError(
-        f"{shown(path)}, line {number}: expected 'name.jpg,caption' with captions that hold commas or quotes"
-        f" in double quotes, found {found}; correct or remove the line"
-    )
+    expected = "'name.jpg,caption' with captions that hold commas or quotes in double quotes"
+    return _wrong(path, f"line {number}", expected, found, "correct or remove the line")
 
 
 def read_split_list(path: Path) -> tuple[tuple[str, ...], int]:
@@ -186,18 +168,10 @@ def read_split_list(path: Path) -> tuple[tuple[str, ...], int]:
     return unique, len(names) - len(unique)
 
 
-def _check_any(captions: dict, path: Path) -> None:
-    if not captions:
-        raise ValueError(
-            f"{shown(path)}: expected captions, found none; get the file from the original distribution"
-            " again, or remove it if another caption file is beside it"
-        )
-
-
 def read_karpathy(
     path: Path, also_train: tuple[str, ...] = (), folders: bool = False
-) -> tuple[CaptionFile, dict[str, tuple[str, ...]]]:
-    """Captions (each sentence's `raw`) and image names by split, in the order of the file.
+) -> tuple[CaptionFile, Splits]:
+    """Captions (each sentence's `raw`) and image names by split of `dataset_*.json` (Karpathy, Fei-Fei 2015).
 
     The captions of an image may be spread over several entries: they are joined, in the order of the file.
     An entry that repeats an earlier one of its image is left out and its captions are counted as repeated.
@@ -211,29 +185,31 @@ def read_karpathy(
         ValueError: not UTF-8, not JSON, an entry that is not as expected, an image in two splits, no
             images, or a split without any.
     """
-    content = read_json(path)
-    entries = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(entries, list):
-        raise ValueError(
-            f"{shown(path)}: expected a JSON object with a list 'images', found another;"
-            " is it Karpathy's dataset file?"
-        )
+    (images,) = _lists(path, "images")
+    kinds = {"filename": str, "split": str, "sentences": list} | ({"filepath": str} if folders else {})
     captions: dict[str, list[str]] = {}
     split_of: dict[str, str] = {}
     seen: dict[str, list] = {}
     repeated = 0
-    for number, entry in enumerate(entries, start=1):
-        name, split, sentences = _read_entry(path, number, entry, also_train, folders)
+    for number, entry in enumerate(images, start=1):
+        what = f"image {number}"
+        name, split, sentences, *folder = _fields(path, what, entry, kinds)
+        said = [(*_fields(path, what, text, {"raw": str}), text.get("sentid")) for text in sentences]
+        name, split = "/".join([*folder, name]), "train" if split in also_train else split
+        if split not in SPLITS:
+            raise _wrong(path, what, f"a split of {', '.join((*SPLITS, *also_train))}", excerpt(split))
+        if ".." in name.split("/") or name.startswith("/"):
+            raise _wrong(path, what, "an image below the data set's folder", excerpt(name))
         if split_of.setdefault(name, split) != split:
-            raise ValueError(
-                f"{shown(path)}, image {number}: expected the entries of {printable(name)} in one split,"
-                f" found {split} after {split_of[name]}; remove the wrong one"
-            )
-        if sentences in seen.setdefault(name, []):
-            repeated += len(sentences)
+            raise _wrong(
+                path, what, f"the entries of {printable(name)} in one split",
+                f"{split} after {split_of[name]}", "remove the wrong one",
+            )  # fmt: skip
+        if said in seen.setdefault(name, []):
+            repeated += len(said)
             continue
-        seen[name].append(sentences)
-        captions.setdefault(name, []).extend(text for _, text in sentences)
+        seen[name].append(said)
+        captions.setdefault(name, []).extend(text for text, _ in said)
     splits = {split: tuple(name for name in split_of if split_of[name] == split) for split in SPLITS}
     empty = [split for split in SPLITS if not splits[split]]
     if empty:
@@ -241,101 +217,75 @@ def read_karpathy(
             f"{shown(path)}: expected images in the splits {', '.join(SPLITS)}, found none in"
             f" {', '.join(empty)}; get the file again"
         )
-    return CaptionFile(path, {name: tuple(texts) for name, texts in captions.items()}, repeated), splits
+    return CaptionFile(path, captions, repeated), splits
 
 
-def _read_entry(
-    path: Path, number: int, entry: dict, also_train: tuple[str, ...], folders: bool
-) -> tuple[str, str, list[tuple[object, str]]]:
-    """Name, split and captions of one entry, each caption with its `sentid` (None if it has none)."""
-    wanted = "'filename', 'filepath'," if folders else "'filename',"
-    try:
-        name, split = entry["filename"], entry["split"]
-        name = f"{entry['filepath']}/{name}" if folders and isinstance(name, str) else name
-        sentences = [(sentence.get("sentid"), sentence["raw"]) for sentence in entry["sentences"]]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{shown(path)}, image {number}: expected {wanted} 'split' and 'sentences' with 'raw',"
-            f" found {excerpt(entry)}; get the file again"
-        ) from error
-    split = "train" if split in also_train else split
-    texts = (name, *(text for _, text in sentences))
-    if split not in SPLITS or not all(isinstance(text, str) for text in texts):
-        known = ", ".join((*SPLITS, *also_train))
-        raise ValueError(
-            f"{shown(path)}, image {number}: expected a split of {known} and texts, found"
-            f" split {excerpt(split)} and file name {excerpt(name)}; get the file again"
-        )
-    if ".." in name.split("/") or name.startswith("/"):
-        raise ValueError(
-            f"{shown(path)}, image {number}: expected an image below the data set's folder, found"
-            f" {excerpt(name)}; get the file again"
-        )
-    return name, split, sentences
+def read_coco_captions(files: dict[str, Path]) -> tuple[CaptionFile, Splits]:
+    """Captions and splits of COCO's `captions_train*.json` and `captions_val*.json`.
 
+    An image is named with its folder before it.  Captions come in the order of their ids; an image file may
+    have several entries, each with an id and captions of its own: they are joined.
 
-def read_coco_captions(files: dict[str, Path]) -> tuple[CaptionFile, dict[str, tuple[str, ...]]]:
-    """Captions and splits of the official files; the captions go by the folder of the first."""
-    captions: dict[str, tuple[str, ...]] = {}
+    Args:
+        files: by image folder, that of train first; the captions go by the name of the first one's folder.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, or an entry that is not as expected.
+    """
+    captions: dict[str, list[str]] = {}
     splits, repeated = {}, 0
-    for split, (part, path) in zip(("train", "val"), files.items()):
-        texts, more = _read_annotations(path, part)
+    for split, (folder, path) in zip(("train", "val"), files.items()):
+        images, annotations = _lists(path, "images", "annotations")
+        name_of: dict[int, str] = {}
+        texts: dict[str, dict[int, str]] = {}
+        for number, image in enumerate(images, start=1):
+            key, name = _fields(path, f"image {number}", image, {"id": int, "file_name": str})
+            if name_of.setdefault(key, f"{folder}/{name}") != f"{folder}/{name}":
+                found = f"{excerpt(key)} again with another"
+                raise _wrong(path, f"image {number}", "one file of each id", found)
+            texts.setdefault(name_of[key], {})
+        for number, said in enumerate(annotations, start=1):
+            what = f"annotation {number}"
+            key, image, text = _fields(path, what, said, {"id": int, "image_id": int, "caption": str})
+            if image not in name_of:
+                raise _wrong(path, what, "a caption of an image of the file", f"image_id {excerpt(image)}")
+            known = texts[name_of[image]]
+            repeated += key in known
+            if known.setdefault(key, text) != text:
+                raise _wrong(path, what, "one caption of each id", f"{excerpt(key)} again with another")
         splits[split] = tuple(texts)
-        captions |= texts
-        repeated += more
+        captions |= {name: [text for _, text in sorted(said.items())] for name, said in texts.items()}
     return CaptionFile(next(iter(files.values())).parent, captions, repeated), splits
 
 
-def _read_annotations(path: Path, part: str) -> tuple[dict[str, tuple[str, ...]], int]:
-    """Captions in the order of their ids by image name, with the folder `part` before it; how many repeat.
-
-    An image file may have several entries, each with an id and captions of its own: they are joined.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(key), list) and content[key] for key in ("images", "annotations")
-    ):
+def _lists(path: Path, *keys: str) -> list[list]:
+    """The lists of a JSON object, none of them empty."""
+    content = parse_json(read_text(path), shown(path))
+    lists = [content.get(key) for key in keys] if isinstance(content, dict) else []
+    if not lists or not all(isinstance(entries, list) and entries for entries in lists):
         raise ValueError(
-            f"{shown(path)}: expected a JSON object with lists 'images' and 'annotations' that are not empty,"
-            " found another; is it COCO's caption file?"
+            f"{shown(path)}: expected a JSON object with lists {' and '.join(map(repr, keys))} that are not"
+            " empty, found another; is it the caption file of this data set?"
         )
-    name_of: dict[int, str] = {}
-    texts: dict[str, dict[int, str]] = {}
-    repeated = 0
-    for number, image in enumerate(content["images"], start=1):
-        key, name = _coco_fields(path, f"image {number}", image, {"id": int, "file_name": str})
-        if name_of.setdefault(key, f"{part}/{name}") != f"{part}/{name}":
-            raise ValueError(
-                f"{shown(path)}, image {number}: expected one file of each id, found"
-                f" {excerpt(key)} again with another; get the file again"
-            )
-        texts.setdefault(name_of[key], {})
-    for number, said in enumerate(content["annotations"], start=1):
-        what = f"annotation {number}"
-        key, image, text = _coco_fields(path, what, said, {"id": int, "image_id": int, "caption": str})
-        if image not in name_of:
-            raise ValueError(
-                f"{shown(path)}, {what}: expected a caption of an image of the file, found image_id"
-                f" {excerpt(image)}; get the file again"
-            )
-        if key not in texts[name_of[image]]:
-            texts[name_of[image]][key] = text
-        elif texts[name_of[image]][key] == text:
-            repeated += 1
-        else:
-            raise ValueError(
-                f"{shown(path)}, {what}: expected one caption of each id, found {excerpt(key)} again with"
-                " another; get the file again"
-            )
-    ordered = {name: tuple(text for _, text in sorted(said.items())) for name, said in texts.items()}
-    return ordered, repeated
+    return lists
 
 
-def _coco_fields(path: Path, what: str, entry: Any, kinds: dict[str, type]) -> list:
+def _fields(path: Path, what: str, entry: Any, kinds: dict[str, type]) -> list:
     """The values of an entry, checked."""
     if not isinstance(entry, dict) or any(type(entry.get(key)) is not kind for key, kind in kinds.items()):
-        raise ValueError(
-            f"{shown(path)}, {what}: expected {', '.join(map(repr, kinds))}, found {excerpt(entry)};"
-            " get the file again"
-        )
+        raise _wrong(path, what, ", ".join(map(repr, kinds)), excerpt(entry))
     return [entry[key] for key in kinds]
+
+
+def excerpt(value: object) -> str:
+    """The beginning of a value from a JSON file, as JSON, for a message."""
+    try:
+        return json.dumps(value)[:80]
+    except RecursionError:
+        return "brackets nested too deeply"
+
+
+def _wrong(
+    path: Path, what: str, expected: str, found: str, remedy: str = "get the file again"
+) -> ValueError:
+    return ValueError(f"{shown(path)}, {what}: expected {expected}, found {found}; {remedy}")

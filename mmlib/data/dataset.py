@@ -1,4 +1,4 @@
-"""What every data set is, once loaded: splits of images and captions, a way to read an image, an identity.
+"""A loaded data set: splits of images and captions, a way to read an image, an identity.
 
 Loaders (`shapes`, `flickr8k`, …) return a `Dataset`; everything after them (packed store,
 tokenizers, training, metrics, galleries) knows nothing else of where the data came from.
@@ -11,25 +11,26 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 from PIL import Image
+from pydantic import Field, TypeAdapter
 from tqdm import tqdm
 
 from mmlib.config import ParameterError
-from mmlib.files import read_json, write_text_atomic
+from mmlib.files import write_text_atomic
 from mmlib.paths import shown
 
 SPLITS = ("train", "val", "test")
 
 
 class ImageSource(Protocol):
-    """Reads images by name.  Must be picklable: the packed store decodes in worker processes."""
+    """Reads images by name.  Threads call `load` at once."""
 
     def load(self, name: str, size: int | None = None) -> Image.Image:
         """The image `name` as an RGB picture.
@@ -58,39 +59,29 @@ class Split:
     shard_of_image_N: np.ndarray | None = None
 
     def __post_init__(self):
-        image_of_caption_M = np.asarray(self.image_of_caption_M, dtype=np.int64)
-        object.__setattr__(self, "image_of_caption_M", image_of_caption_M)
         if len(set(self.images)) != len(self.images):
             raise ValueError(f"split {self.name!r}: image names must be unique")
-        if image_of_caption_M.shape != (len(self.captions),):
-            raise ValueError(
-                f"split {self.name!r}: {len(self.captions)} captions but image_of_caption_M has shape"
-                f" {image_of_caption_M.shape}; expected one image index per caption"
-            )
-        if len(self.captions) and not (
-            image_of_caption_M.min() >= 0 and image_of_caption_M.max() < len(self.images)
-        ):
+        lengths = {"M": len(self.captions), "N": len(self.images)}
+        for field in ("image_of_caption_M", "weight_of_caption_M", "shard_of_image_N"):
+            if getattr(self, field) is not None:
+                dtype = np.float64 if field == "weight_of_caption_M" else np.int64
+                values = np.asarray(getattr(self, field), dtype=dtype)
+                object.__setattr__(self, field, values)
+                if values.shape != (lengths[field[-1]],):
+                    raise ValueError(
+                        f"split {self.name!r}: expected {field} to have shape ({lengths[field[-1]]},), found"
+                        f" {values.shape}"
+                    )
+        image_M, weight_M = self.image_of_caption_M, self.weight_of_caption_M
+        if len(image_M) and not (image_M.min() >= 0 and image_M.max() < len(self.images)):
             raise ValueError(
                 f"split {self.name!r}: image_of_caption_M must lie in 0..{len(self.images) - 1}, found"
-                f" {image_of_caption_M.min()}..{image_of_caption_M.max()}"
+                f" {image_M.min()}..{image_M.max()}"
             )
-        if self.shard_of_image_N is not None:
-            shard_N = np.asarray(self.shard_of_image_N, dtype=np.int64)
-            object.__setattr__(self, "shard_of_image_N", shard_N)
-            if shard_N.shape != (len(self.images),):
-                raise ValueError(
-                    f"split {self.name!r}: expected the shard of each of {len(self.images)} images, found"
-                    f" shape {shard_N.shape}"
-                )
-        if self.weight_of_caption_M is not None:
-            weight_M = np.asarray(self.weight_of_caption_M, dtype=np.float64)
-            object.__setattr__(self, "weight_of_caption_M", weight_M)
-            if weight_M.shape != (len(self.captions),) or not (np.isfinite(weight_M) & (weight_M > 0)).all():
-                raise ValueError(
-                    f"split {self.name!r}: expected {len(self.captions)} positive weights, one for each"
-                    f" caption, found shape {weight_M.shape} with values from {weight_M.min(initial=np.inf)}"
-                    f" to {weight_M.max(initial=-np.inf)}"
-                )
+        if weight_M is not None and not (np.isfinite(weight_M) & (weight_M > 0)).all():
+            raise ValueError(
+                f"split {self.name!r}: expected positive weights, found {weight_M.min()} to {weight_M.max()}"
+            )
 
 
 @dataclass(frozen=True)
@@ -139,22 +130,15 @@ class Dataset:
             )
         return self.splits[name]
 
-    def images(self) -> list[str]:
-        """Names of all images, split after split in the order train, val, test, each once."""
-        return _names(self.splits.values())
-
     @property
     def packed(self) -> list[Split]:
         """The splits whose images are packed: all but those that are read from tars."""
         return [split for split in self.splits.values() if split.shard_of_image_N is None]
 
-    def packed_images(self) -> list[str]:
-        """Names of the images of packed splits, as `images`."""
-        return _names(self.packed)
-
-
-def _names(splits: Iterable[Split]) -> list[str]:
-    return list(dict.fromkeys(name for split in splits for name in split.images))
+    def images(self, packed: bool = False) -> list[str]:
+        """Names of all images (or of packed splits), split after split, each once."""
+        splits = self.packed if packed else self.splits.values()
+        return list(dict.fromkeys(name for split in splits for name in split.images))
 
 
 logger = logging.getLogger(__name__)
@@ -217,7 +201,7 @@ def file_digests(paths: Sequence[Path], cache_file: Path) -> list[str]:
     keys = [os.path.abspath(path) for path in paths]
     cached = _read_cache(cache_file)
     marks = {key: _mark(os.stat(key)) for key in keys}
-    stale = [key for key, mark in marks.items() if cached.get(key, [])[:3] != mark]
+    stale = [key for key, mark in marks.items() if cached.get(key, ())[:3] != mark]
     if stale:
         latest_ns = time.time_ns() - SETTLED_NS
         with ThreadPoolExecutor(THREADS) as pool:
@@ -225,7 +209,7 @@ def file_digests(paths: Sequence[Path], cache_file: Path) -> list[str]:
                 pool.map(_sha256, stale), total=len(stale), desc="fingerprint", unit="file", disable=None
             )
             for key, digest in zip(stale, bar):
-                cached[key] = [*marks[key], digest]
+                cached[key] = (*marks[key], digest)
         unsettled = {key for key in stale if marks[key][2] > latest_ns or _mark(os.stat(key)) != marks[key]}
         kept = {key: entry for key, entry in cached.items() if key not in unsettled}
         try:
@@ -235,8 +219,8 @@ def file_digests(paths: Sequence[Path], cache_file: Path) -> list[str]:
     return [cached[key][3] for key in keys]
 
 
-def _mark(status: os.stat_result) -> list[int]:
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+def _mark(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _sha256(path: str) -> str:
@@ -244,24 +228,13 @@ def _sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_cache(cache_file: Path) -> dict[str, list]:
-    """Path to `[size, mtime_ns, ctime_ns, sha256]`; empty if the file is missing or not such a table."""
+def _read_cache(cache_file: Path) -> dict[str, tuple]:
+    """Path to size, mtime_ns, ctime_ns, sha256; empty if the file is missing or not such a table."""
+    entry = tuple[int, int, int, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
     try:
-        cached = read_json(cache_file)
+        return TypeAdapter(dict[str, entry]).validate_json(cache_file.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         logger.warning("%s cannot be read (%s) and is built anew", shown(cache_file), error)
         return {}
-    if not all(_is_entry(entry) for entry in cached.values()):
-        logger.warning("%s is not a table of digests and is built anew", shown(cache_file))
-        return {}
-    return cached
-
-
-def _is_entry(entry: object) -> bool:
-    return (
-        isinstance(entry, list)
-        and [type(part) for part in entry] == [int, int, int, str]
-        and len(entry[3]) == 64
-    )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmlib.data.captions import read_numbered_captions
 from mmlib.data.dataset import Dataset
-from mmlib.data.photos import TOKEN_FILE, find_file
+from mmlib.data.photos import FLICKR8K_TOKENS, find_file
 from mmlib.paths import from_root
 
 EXPERT_FILE = "ExpertAnnotations.txt"
@@ -41,7 +41,7 @@ def find_judgements(root: str | Path) -> JudgementFiles | None:
         ValueError: a file is there twice with different content.
     """
     expert, crowdflower, tokens = (
-        find_file(from_root(root), name) for name in (EXPERT_FILE, CROWDFLOWER_FILE, TOKEN_FILE)
+        find_file(from_root(root), name) for name in (EXPERT_FILE, CROWDFLOWER_FILE, FLICKR8K_TOKENS)
     )
     return JudgementFiles(expert, crowdflower, tokens) if expert or crowdflower else None
 

@@ -1,38 +1,52 @@
-"""Tar shards as files: which ones the patterns name, and how those behind URLs come to this machine."""
+"""Tar shards as files: which ones patterns name, how those behind URLs are fetched, and images inside them.
 
-import errno
+Shapes: N images, R images asked for; H = W = `LOOK_SIDE` pixels.
+"""
+
+import contextlib
 import glob
 import hashlib
 import http.client
 import itertools
+import json
 import logging
+import math
 import os
 import posixpath
 import re
-import shutil
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+from filelock import FileLock
+from PIL import Image
+
 from mmlib import paths
-from mmlib.files import explained, printable
+from mmlib.data.decoding import decode_image
+from mmlib.files import explained, printable, replace_flushed, write_text_atomic
 from mmlib.paths import shown
 
 logger = logging.getLogger(__name__)
 
+WINDOW = 8  # shards whose pairs are mixed; while they are read, the next ones are fetched
+LOOK_SIDE = 32  # of the small pictures that are kept of all images for the leak guard, pixels
 BLOCK = 2**20  # bytes read at a time
 MAX_BYTES = 2**36  # of one shard behind a URL: 64 GiB
 MAX_SHARDS = 1_000_000  # that one pattern may stand for
+TRIES = 6  # of a URL
+WAIT = 1.0  # seconds before the second try, doubled before each further one
+TIMEOUT = 60.0  # seconds without an answer or a byte after which a try has failed
 PASSING = (408, 425, 429)  # answers of the 400s that may be another the next time; so may all 500s
 
-_WEB = ("http://", "https://")
 _URL_MARKS = "%/:=&?~#+!$,;'@()*[]"  # that stay as they are in an address; spaces and é are escaped
-_SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
 
@@ -46,7 +60,7 @@ class Place:
     @property
     def is_url(self) -> bool:
         """Whether it has to be fetched."""
-        return self.where.startswith(_WEB)
+        return self.where.startswith(("http:", "https:"))
 
     @property
     def name(self) -> str:
@@ -71,67 +85,31 @@ def find_shards(patterns: Sequence[str], parameter: str) -> list[Place]:
 
     Raises:
         FileNotFoundError: a pattern that no file matches; names it.
-        ValueError: another kind of URL, one without a host, or braces that cannot be read.
+        ValueError: another kind of URL, or braces that cannot be read.
     """
     found: dict[Place, None] = {}
     for pattern in patterns:
         if "\0" in pattern:
             raise ValueError(f"{parameter}: expected a path or a URL, found {pattern!r}")
-        if (match := _SCHEME.match(pattern)) and not os.path.exists(paths.from_root(pattern)):
-            path = _path_of_url(pattern, match["scheme"].lower(), parameter)
-        else:
-            path = pattern
-        folder, rest = _literal_start(path) if path is not None else ("", pattern)
-        for one in _expanded(rest, pattern, parameter):
-            web = path is None
-            places = [_web_place(one, parameter)] if web else _matches(folder, one, pattern, parameter)
-            found.update(dict.fromkeys(places))
+        scheme = _SCHEME.match(pattern)
+        scheme = scheme[1].lower() if scheme and not paths.from_root(pattern).exists() else ""
+        if scheme not in ("", "http", "https", "file"):
+            raise ValueError(
+                f"{parameter}: expected a path or a URL of http, https or file, found {pattern!r}; copy the"
+                " shards to a disk or behind a web server"
+            )
+        if scheme in ("http", "https"):
+            address = scheme + pattern[len(scheme) :]
+            found.update((Place(one), None) for one in _expanded(address, pattern, parameter))
+            continue
+        path = urllib.request.url2pathname(urllib.parse.urlsplit(pattern).path) if scheme else pattern
+        folder, rest = os.path.split(path)
+        if not paths.from_root(folder).is_dir():
+            folder, rest = "", path
+        literal = paths.from_root(path).is_file()
+        for one in [rest] if literal else _expanded(rest, pattern, parameter):
+            found.update((place, None) for place in _matches(folder, one, pattern, parameter))
     return list(found)
-
-
-def _path_of_url(pattern: str, scheme: str, parameter: str) -> str | None:
-    """The path that a URL of `file` names, None for one of `http` or `https`."""
-    if scheme in ("http", "https"):
-        return None
-    if scheme != "file":
-        raise ValueError(
-            f"{parameter}: expected a path or a URL of http, https or file, found {pattern!r}; copy the"
-            " shards to a disk or behind a web server"
-        )
-    return urllib.request.url2pathname(urllib.parse.urlsplit(pattern).path)
-
-
-def _literal_start(path: str) -> tuple[str, str]:
-    """The folders that a pattern begins with and that are there by these very names, and the rest of it.
-
-    All of it is literal if there is such a file or folder.
-    """
-    if os.path.exists(paths.from_root(path)):
-        return path, ""
-    folder, rest = "", path
-    while "/" in rest:
-        head, _, tail = rest.partition("/")
-        if not os.path.isdir(paths.from_root(f"{folder}{head}/")):
-            break
-        folder, rest = f"{folder}{head}/", tail
-    return folder, rest
-
-
-def _web_place(url: str, parameter: str) -> Place:
-    """The shard behind an address, which is checked as far as can be without the network."""
-    scheme, colon, rest = url.partition(":")
-    url = f"{scheme.lower()}{colon}{rest}"
-    try:
-        parts = urllib.parse.urlsplit(url)
-        (parts.hostname or "").encode("idna")
-        usable = url.startswith(_WEB) and bool(parts.hostname) and parts.port != 0  # .port may raise too
-    except ValueError:  # also of encodings
-        usable = False
-    if not usable:
-        raise ValueError(
-            f"{parameter}: expected an address such as https://host/shard.tar, found {url!r}; correct it"
-        )
-    return Place(url)
 
 
 def _expanded(text: str, pattern: str, parameter: str) -> list[str]:
@@ -139,166 +117,279 @@ def _expanded(text: str, pattern: str, parameter: str) -> list[str]:
     parts = _BRACES.split(text)  # text, inside of braces, text, …
     if any(brace in part for part in parts[::2] for brace in "{}"):
         raise ValueError(f"{parameter}: expected balanced braces, not nested, found {pattern!r}")
-    choices: list[Sequence[str]] = []
+    choices: list[tuple[Sequence, str]] = []  # what there is to choose from, and how it is written
     for number, part in enumerate(parts):
-        if number % 2 == 0:
-            choices.append([part])
-        elif bounds := _RANGE.fullmatch(part):
-            first, last = bounds.groups()
-            width = max(len(first), len(last)) if "0" in (first[:1], last[:1]) else 0
-            numbers = range(int(first), int(last) + 1)
-            _check_count(len(numbers), pattern, parameter)
-            choices.append([f"{n:0{width}d}" for n in numbers])
-        elif "," in part:
-            choices.append(part.split(","))
-        else:
+        if number % 2 and (bounds := _RANGE.fullmatch(part)):
+            width = len(bounds[1]) if bounds[1].startswith("0") else 0
+            choices.append((range(int(bounds[1]), int(bounds[2]) + 1), f"0{width}d"))
+        elif number % 2 and "," not in part:
             raise ValueError(
                 f"{parameter}: expected {{first..last}} or {{a,b}} in {pattern!r}, found {{{part}}}"
             )
-    count = 1
-    for choice in choices:
-        _check_count(count := count * len(choice), pattern, parameter)
-    return ["".join(texts) for texts in itertools.product(*choices)]
-
-
-def _check_count(count: int, pattern: str, parameter: str) -> None:
+        else:
+            choices.append((part.split(",") if number % 2 else [part], ""))
+    count = math.prod(len(values) for values, _ in choices)
     if not 1 <= count <= MAX_SHARDS:
         raise ValueError(
             f"{parameter}: expected a pattern for 1 to {MAX_SHARDS:,} shards, found {count:,} in {pattern!r}"
         )
+    texts = [[format(value, form) for value in values] for values, form in choices]
+    return ["".join(parts) for parts in itertools.product(*texts)]
 
 
-def _matches(folder: str, one: str, pattern: str, parameter: str) -> Iterator[Place]:
+def _matches(folder: str, one: str, pattern: str, parameter: str) -> list[Place]:
     """The shards in a folder that a pattern without braces names; at least one."""
-    path = paths.from_root(folder + one)
+    path = paths.from_root(os.path.join(folder, one))
     if path.is_file():
-        yield Place(str(path))
-        return
+        return [Place(str(path))]
     whole = os.path.join(glob.escape(str(paths.from_root(folder))), one)
     matching = sorted(match for match in glob.glob(whole) if os.path.isfile(match))
     if not matching:
         inside = f"; it is a folder, add /train-*.tar or the like: {shown(path)}" if path.is_dir() else ""
-        part = "" if folder + one == pattern else f" (for {folder + one!r} of it)"
+        named = os.path.join(folder, one)
+        part = "" if named == pattern else f" (for {named!r} of it)"
         raise FileNotFoundError(
             f"{parameter}: expected tar files that match {pattern!r}, found none{part}{inside};"
             f" relative paths are read from {paths.ROOT}"
         )
-    yield from (Place(os.path.normpath(match)) for match in matching)
+    return [Place(os.path.normpath(match)) for match in matching]
 
 
-@dataclass(frozen=True)
-class Retry:
-    """How often a URL is tried.
-
-    Attributes:
-        tries: at most, the first included.
-        wait: seconds before the second try, doubled before each further one.
-        timeout: seconds without an answer or a byte after which a try has failed.
-    """
-
-    tries: int = 6
-    wait: float = 1.0
-    timeout: float = 60.0
+class _Passing(Exception):
+    """A failure that another try may mend."""
 
 
-class _Final(Exception):
-    """A failure that no further try will mend: the kind of error to raise, and the reason."""
-
-
-def fetch(url: str, path: Path, retry: Retry, stop: Callable[[], bool] = lambda: False) -> str:
+def fetch(url: str, path: Path) -> str:
     """Write what lies behind a URL to `path`, flushed to the disk, and return its SHA-256, 64 hex digits.
 
     Args:
         url: of `http` or `https`.
         path: replaced if it is there; what is there after an error is no shard.
-        retry: how often it is tried.
-        stop: asked now and then; once it is true, there is an `InterruptedError`.
 
     Raises:
         FileNotFoundError: the server has no such file.
-        ConnectionError: not fetched in `retry.tries` tries; names the URL and the last reason.
-        ValueError: more than `MAX_BYTES`, more than the server says, or a size that is no number.
+        ConnectionError: not fetched in `TRIES` tries; names the URL and the last reason.
+        ValueError: an address that cannot be asked for, or more than `MAX_BYTES`.
         OSError: no space on the disk.
     """
     reason = ""
-    for number in range(1, retry.tries + 1):
+    for number in range(1, TRIES + 1):
         try:
-            with explained(path):
-                file = open(path, "wb")  # noqa: SIM115 - closed below
-            with file:
-                sha256 = _receive(url, path, file, retry, stop)
-                with explained(path):
-                    file.flush()
-                    os.fsync(file.fileno())
-                return sha256
-        except _Final as final:
-            kind, reason = final.args
-            raise kind(
-                f"expected a shard at {printable(url)}, found: {printable(reason)}; correct the address"
-            ) from None
-        except urllib.error.URLError as error:
-            reason = str(error.reason)
-        except (ConnectionError, TimeoutError, http.client.HTTPException) as error:
-            reason = str(error) or type(error).__name__
-        reason = printable(reason)
-        if number < retry.tries:
-            wait = retry.wait * 2 ** (number - 1)
-            logger.warning(
-                "%s: %s; try %d of %d in %g s", printable(url), reason, number + 1, retry.tries, wait
-            )
-            end = time.monotonic() + wait
-            while (left := end - time.monotonic()) > 0:
-                _check(stop)
-                time.sleep(min(left, 0.1))
+            with _answer(url) as answer, open(path, "wb") as file:
+                return _receive(url, answer, path, file)
+        except _Passing as error:
+            reason = printable(str(error))
+        if number < TRIES:
+            wait = WAIT * 2 ** (number - 1)
+            logger.warning("%s: %s; try %d of %d in %g s", printable(url), reason, number + 1, TRIES, wait)
+            time.sleep(wait)
     raise ConnectionError(
-        f"expected a shard at {printable(url)}, found none in {retry.tries} tries, the last time: {reason};"
+        f"expected a shard at {printable(url)}, found none in {TRIES} tries, the last time: {reason};"
         " try again later, or copy the shards to a disk"
     )
 
 
-def _receive(url: str, path: Path, file: BinaryIO, retry: Retry, stop: Callable[[], bool]) -> str:
-    """One try; errors of the network are those of urllib, others that end all tries are `_Final`."""
-    with _answer(url, retry) as answer:
-        declared = answer.headers.get("Content-Length")
-        if declared is not None and not (declared.isascii() and declared.isdecimal() and len(declared) < 19):
-            raise _Final(ValueError, f"a Content-Length that is no number of bytes ({declared[:40]!r})")
-        limit = MAX_BYTES if declared is None else int(declared)
-        if limit > MAX_BYTES:
-            raise _Final(ValueError, f"{limit:,} bytes, of which at most {MAX_BYTES:,} are read")
-        if declared is not None and limit > shutil.disk_usage(path.parent).free:
-            with explained(path, f" of {limit:,} bytes"):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        sha256, received = hashlib.sha256(), 0
-        while block := answer.read(BLOCK):
-            _check(stop)
-            received += len(block)
-            if received > limit:
-                raise _Final(ValueError, f"more than {limit:,} bytes")
-            sha256.update(block)
-            with explained(path):
-                file.write(block)
-    if declared is not None and received != limit:
-        raise ConnectionError(f"the connection ended after {received:,} of {limit:,} bytes")
-    return sha256.hexdigest()
-
-
-def _check(stop: Callable[[], bool]) -> None:
-    if stop():
-        raise InterruptedError("the shard is no longer needed")
-
-
-def _answer(url: str, retry: Retry) -> http.client.HTTPResponse:
+def _answer(url: str) -> http.client.HTTPResponse:
     quoted = urllib.parse.quote(url, safe=_URL_MARKS)
-    request = urllib.request.Request(quoted, headers={"User-Agent": "mmlib"})
     try:
-        return urllib.request.urlopen(request, timeout=retry.timeout)
+        if not urllib.parse.urlsplit(url).hostname:
+            raise ValueError("no host")
+        request = urllib.request.Request(quoted, headers={"User-Agent": "mmlib"})
+        return urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         reason = f"HTTP {error.code} {error.reason}"
-        if error.code in (404, 410):
-            raise _Final(FileNotFoundError, reason) from None
-        if error.code < 500 and error.code not in PASSING:
-            raise _Final(ConnectionError, reason) from None
-        raise ConnectionError(reason) from None
-    except (ValueError, http.client.InvalidURL) as error:  # of an address that the server sent us to
-        raise _Final(ValueError, f"an address that cannot be asked for ({error})") from None
+        if error.code >= 500 or error.code in PASSING:
+            raise _Passing(reason) from None
+        kind = FileNotFoundError if error.code in (404, 410) else ConnectionError
+        raise kind(_final(url, reason)) from None
+    except (ValueError, http.client.InvalidURL) as error:  # also of one that the server sent us to
+        raise ValueError(_final(url, f"an address that cannot be asked for ({error})")) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _Passing(str(getattr(error, "reason", error)) or type(error).__name__) from None
+
+
+def _receive(url: str, answer: http.client.HTTPResponse, path: Path, file: BinaryIO) -> str:
+    """One try; returns the SHA-256."""
+    declared, received, sha256 = answer.length, 0, hashlib.sha256()
+    if (declared or 0) > MAX_BYTES:
+        raise ValueError(_final(url, f"{declared:,} bytes, of which at most {MAX_BYTES:,} are read"))
+    while True:
+        try:
+            block = answer.read(BLOCK)
+        except (OSError, http.client.HTTPException) as error:
+            raise _Passing(str(error) or type(error).__name__) from None
+        if not block:
+            break
+        received += len(block)
+        if received > MAX_BYTES:
+            raise ValueError(_final(url, f"more than {MAX_BYTES:,} bytes"))
+        sha256.update(block)
+        with explained(path):
+            file.write(block)
+    if received < (declared or 0):
+        raise _Passing(f"the connection ended after {received:,} of {declared:,} bytes")
+    with explained(path):
+        file.flush()
+        os.fsync(file.fileno())
+    return sha256.hexdigest()
+
+
+def _final(url: str, reason: str) -> str:
+    return f"expected a shard at {printable(url)}, found: {printable(reason)}; correct the address"
+
+
+@dataclass(frozen=True)
+class Tar:
+    """A tar file whose content is known.
+
+    Attributes:
+        place: where it is.
+        sha256: of its bytes, 64 hex digits.
+        looks: the file of the small pictures of its images.
+    """
+
+    place: Place
+    sha256: str
+    looks: Path
+
+
+def fetched_path(sha256: str) -> Path:
+    """Where a tar with these bytes lies while it is kept on this machine."""
+    return paths.CACHE / "shards" / "fetched" / f"{sha256[:32]}.tar"
+
+
+@contextlib.contextmanager
+def url_record(url: str) -> Iterator[Path]:
+    """The file that notes the SHA-256 of what lies behind a URL, for this process alone."""
+    record = paths.CACHE / "shards" / "seen" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
+    record.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{record}.lock"):
+        yield record
+
+
+def fetch_tar(url: str, record: Path) -> str:
+    """Fetch a tar, note its SHA-256 in `record` and return it; three windows of the last ones are kept.
+
+    Raises:
+        FileNotFoundError, ConnectionError, ValueError, OSError: as `fetch`.
+    """
+    part = record.with_suffix(".part")
+    try:
+        sha256 = fetch(url, part)
+        path = fetched_path(sha256)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_flushed(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    write_text_atomic(record, json.dumps({"sha256": sha256}))
+    for old in sorted(path.parent.glob("*.tar"), key=_age)[3 * WINDOW :]:
+        old.unlink(missing_ok=True)  # a process that reads it has it open
+    return sha256
+
+
+def _age(path: Path) -> float:
+    with contextlib.suppress(FileNotFoundError):
+        return -path.stat().st_mtime
+    return 0.0
+
+
+def open_tar(tar: Tar) -> BinaryIO:
+    """A tar as an open file; one behind a URL is fetched if it is not on this machine.
+
+    If several want one tar, one fetches it and the others wait.
+
+    Raises:
+        ValueError: it is another one than that which was indexed.
+        FileNotFoundError, ConnectionError, OSError: it is not there, or as `fetch`.
+    """
+    if not tar.place.is_url:
+        return open(tar.place.where, "rb")
+    path = fetched_path(tar.sha256)
+    while True:  # until it is opened before others that are used replace it
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path)  # it was used last
+            return open(path, "rb")
+        with url_record(tar.place.where) as record:
+            if not path.exists() and (found := fetch_tar(tar.place.where, record)) != tar.sha256:
+                raise ValueError(
+                    f"{tar.place} has changed: expected bytes with SHA-256 {tar.sha256[:16]}…, as indexed,"
+                    f" found {found[:16]}…; start again to index it as it is now"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class TarImages:
+    """Reads images out of tar files, by name; an `ImageSource`.
+
+    Every image is checked against its SHA-256 when it is read, so what is decoded is what was indexed.
+
+    Attributes:
+        tars: the files.
+        row: image name to its row in the arrays.
+        place_N4: (N, 4) int64, number of the tar, offset and size in it (bytes), row of the look.
+        digest_N: (N,) 32 bytes, SHA-256 of the image's file.
+    """
+
+    tars: tuple[Tar, ...]
+    row: dict[str, int]
+    place_N4: np.ndarray
+    digest_N: np.ndarray
+
+    def load(self, name: str, size: int | None = None) -> Image.Image:
+        """The image `name` as `decode_image` gives it.
+
+        Raises:
+            OSError, ValueError: the tar is missing or was changed, or the image cannot be decoded.
+        """
+        return decode_image(self.read(name), name, size)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of the image's file.
+
+        Raises:
+            FileNotFoundError: there is no such image, or no such tar any more.
+            ValueError: the tar is not the one that was indexed.
+            ConnectionError, OSError: it cannot be fetched or read.
+        """
+        if name not in self.row:
+            raise FileNotFoundError(
+                f"expected one of {len(self.row):,} images of shards, found {printable(repr(name))}"
+            )
+        number, offset, size, _ = self.place_N4[self.row[name]].tolist()
+        tar = self.tars[number]
+        with open_tar(tar) as file:
+            file.seek(offset)
+            content = file.read(size)
+        if hashlib.sha256(content).digest() != self.digest_N[self.row[name]].tobytes():
+            raise ValueError(
+                f"{tar.place} has changed: expected the bytes of {printable(name)} as they were indexed,"
+                " found others; start again to index it as it is now"
+            )
+        return content
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of the image's file, 64 hex digits."""
+        return self.digest_N[self.row[name]].tobytes().hex()
+
+    def looks(self, names: Sequence[str]) -> np.ndarray:
+        """The images squashed to `LOOK_SIDE` pixels a side, (R, H, W, 3) uint8."""
+        place_R4 = self.place_N4[[self.row[name] for name in names]]
+        look_RHWC = np.empty((len(names), LOOK_SIDE, LOOK_SIDE, 3), dtype=np.uint8)
+        for number in np.unique(place_R4[:, 0]).tolist():
+            here_R = place_R4[:, 0] == number
+            look_NHWC = np.memmap(self.tars[number].looks, np.uint8, "r").reshape(-1, *look_RHWC.shape[1:])
+            look_RHWC[here_R] = look_NHWC[place_R4[here_R, 3]]
+        return look_RHWC
+
+    def fetch_soon(self, numbers: Iterable[int]) -> None:
+        """Fetch tars behind URLs, by their numbers, in another thread: they are read next."""
+        tars = [tar for tar in (self.tars[number] for number in numbers) if tar.place.is_url]
+
+        def work() -> None:
+            for tar in tars:
+                with contextlib.suppress(OSError, ValueError):  # raised when the tar is read
+                    open_tar(tar).close()
+
+        if tars:
+            threading.Thread(target=work, name="mmlib-shards", daemon=True).start()

@@ -1,4 +1,4 @@
-"""Tar shards as an ordinary data set, from the index of each tar.
+"""Tar shards as an ordinary data set, and any data set as tar shards.
 
 Shapes: N images, M captions of a split.
 """
@@ -12,8 +12,7 @@ import posixpath
 import re
 import tarfile
 import urllib.parse
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,37 +22,28 @@ from tqdm import tqdm
 from mmlib.config import DataConfig
 from mmlib.data.dataset import SPLITS, Dataset, ImageSource, Split, dataset_fingerprint
 from mmlib.data.decoding import image_suffix
-from mmlib.data.folders import ImageFolder
-from mmlib.data.leaks import near_duplicates
-from mmlib.data.shard_files import Retry, find_shards
-from mmlib.data.shard_index import (
-    BROKEN,
-    FIRST,
-    UNUSED,
-    FetchedTars,
-    Found,
-    Sample,
-    ShardIndex,
-    Tar,
-    TarImages,
-    index_shards,
-)
+from mmlib.data.leaks import photo_id
+from mmlib.data.shard_files import Tar, TarImages, find_shards
+from mmlib.data.shard_index import FIRST, Content, Sample, index_shards
 from mmlib.files import printable, replace_flushed, write_text_atomic
 from mmlib.paths import from_root, shown
-
-__all__ = ["load_shards", "write_shards"]
 
 MOST_BROKEN = 0.01  # share of broken samples that is still passed over
 MAX_NAME = 255  # characters of an image's name
 
-_PHOTO_HOSTS = ("flickr.com", "staticflickr.com", "cocodataset.org")
+MANIFEST = "shards.json"
+FORMAT = 2  # of the manifest
+SAMPLES_PER_SHARD = 1_000
+
+_SHARD_NAME = re.compile(r"(train|val|test)-[0-9]{6}\.tar")
+
+Indexes = Sequence[tuple[Tar, Content]]
 
 
 @dataclass
 class _Image:
     """An image with the captions of all samples that show it."""
 
-    name: str
     sample: Sample
     tar: int
     captions: list[str]
@@ -62,14 +52,14 @@ class _Image:
 
 @dataclass
 class _Loading:
-    """What all splits share while they are loaded: names that are taken, tars, notes."""
+    """What all splits share while they are loaded: images by name, tars, notes."""
 
-    names: dict[str, _Image] = field(default_factory=dict)
+    images: dict[str, _Image] = field(default_factory=dict)
     tars: list[Tar] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def load_shards(config: DataConfig, retry: Retry | None = None) -> Dataset:
+def load_shards(config: DataConfig) -> Dataset:
     """Load the splits of `train_shards`, `val_shards` and `test_shards`; one without shards is not there.
 
     Each tar is read once, at the first call.  Broken samples are left out, samples of one image are joined,
@@ -81,67 +71,52 @@ def load_shards(config: DataConfig, retry: Retry | None = None) -> Dataset:
 
     Args:
         config: its `dataset` is `shards`.
-        retry: how often shards behind URLs are tried.
 
     Raises:
         FileNotFoundError: a pattern that no shard matches, or a shard that is not there.
         ConnectionError: a shard that cannot be fetched.
         ValueError: no shards, a split without samples, more than a hundredth of them broken.
     """
-    retry = retry or Retry()
-    loading = _Loading()
-    splits = {}
+    loading, splits = _Loading(), {}
     for split in SPLITS:
         parameter = f"{split}_shards"
         if places := find_shards(getattr(config, parameter), parameter):
-            indexes = index_shards(places, split != "train", retry)
-            splits[split] = _split(split, indexes, loading)
+            splits[split] = _split(split, index_shards(places), loading)
     if not splits:
         raise ValueError(
             "expected train_shards, val_shards or test_shards, found none; name tar files of one of them"
         )
-    digests = {name: image.sample.sha256 for name, image in loading.names.items()}
+    samples = {name: image.sample for name, image in loading.images.items()}
+    digests = {name: sample.sha256 for name, sample in samples.items()}
     held_out = {name: split for name, split in splits.items() if name != "train"}
+    sets = {samples[name].dataset for split in (held_out or splits).values() for name in split.images}
+    name = (sets.pop() if len(sets) == 1 else None) or ""
+    places = [
+        (image.tar, s.offset, s.size, s.look) for image in loading.images.values() for s in [image.sample]
+    ]
+    source = TarImages(
+        tuple(loading.tars),
+        {name: row for row, name in enumerate(samples)},
+        np.array(places, dtype=np.int64),
+        np.frombuffer(bytes.fromhex("".join(digests.values())), dtype=np.uint8).reshape(-1, 32),
+    )
     return Dataset(
-        _name_of(loading, held_out or splits),
+        name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) else "shards",
         splits,
-        _source(loading, retry),
+        source,
         dataset_fingerprint(splits, digests),
         tuple(loading.notes),
         held_out_fingerprint=dataset_fingerprint(held_out, digests),
     )
 
 
-def _name_of(loading: _Loading, splits: dict[str, Split]) -> str:
-    """The name of the data set that all images of these splits come from, `shards` if there is none."""
-    names = {loading.names[image].sample.dataset for split in splits.values() for image in split.images}
-    name = names.pop() if len(names) == 1 else None
-    return name if name and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) else "shards"
-
-
-def _source(loading: _Loading, retry: Retry) -> TarImages:
-    images = loading.names.values()
-    return TarImages(
-        tuple(loading.tars),
-        {name: row for row, name in enumerate(loading.names)},
-        np.array([image.tar for image in images], dtype=np.int64),
-        np.array([[image.sample.offset, image.sample.size] for image in images], dtype=np.int64),
-        np.frombuffer(
-            b"".join(bytes.fromhex(image.sample.sha256) for image in images), dtype=np.uint8
-        ).reshape(-1, 32),
-        np.array([image.sample.look for image in images], dtype=np.int64),
-        FetchedTars(retry),
-    )
-
-
-def _split(split: str, indexes: Sequence[ShardIndex], loading: _Loading) -> Split:
-    _check_broken(split, indexes)
-    once = list({index.tar.sha256: index for index in reversed(indexes)}.values())[::-1]
+def _split(split: str, indexes: Indexes, loading: _Loading) -> Split:
+    once = list({tar.sha256: (tar, content) for tar, content in reversed(indexes)}.values())[::-1]
     if len(once) < len(indexes):
         loading.notes.append(
             f"Read once: {len(indexes) - len(once):,} shards of {split} with the same bytes as another one."
         )
-    loading.notes += _notes_on_left_out(split, once)
+    loading.notes += _check_broken(split, once)
     images, joined, repeated = _joined(once, loading)
     if repeated:
         loading.notes.append(
@@ -150,83 +125,56 @@ def _split(split: str, indexes: Sequence[ShardIndex], loading: _Loading) -> Spli
     if joined:
         loading.notes.append(
             f"Joined {joined:,} samples of {split} to images that other samples show (same bytes, or same"
-            f" address or name and same look): {len(images):,} images."
+            f" name in a data set): {len(images):,} images."
         )
-    image_of_caption_M = np.repeat(np.arange(len(images)), [len(image.captions) for image in images])
+    captions = [image.captions for image in images.values()]
     return Split(
         split,
-        tuple(image.name for image in images),
-        tuple(caption for image in images for caption in image.captions),
-        image_of_caption_M,
-        shard_of_image_N=np.array([image.tar for image in images]) if split == "train" else None,
+        tuple(images),
+        tuple(itertools.chain.from_iterable(captions)),
+        np.repeat(np.arange(len(images)), [len(texts) for texts in captions]),
+        shard_of_image_N=np.array([image.tar for image in images.values()]) if split == "train" else None,
     )
 
 
-def _joined(indexes: Sequence[ShardIndex], loading: _Loading) -> tuple[list[_Image], int, int]:
-    """The images of a split, each with the captions of all samples that show it.
+def _joined(indexes: Indexes, loading: _Loading) -> tuple[dict[str, _Image], int, int]:
+    """The images of a split by name, each with the captions of all samples that show it.
 
-    Also how many samples were joined to the images of others, and how many were left out as repeated.
+    Also how many samples were joined to the images of others, and how many were left out as repeated: those
+    whose captions are there already under the same key, as where two tars overlap.  Equal captions under
+    another key may be two people's; not so in shards of `write_shards`, where a sample has all captions.
     """
-    images: list[_Image] = []
+    images: dict[str, _Image] = {}
     known: dict[tuple, _Image] = {}
     joined = repeated = 0
-    for index in indexes:
-        tar = len(loading.tars)
-        loading.tars.append(index.tar)
-        for sample in index.samples:
-            signs = _signs(sample)
-            found = (known[sign] for sign in signs if sign in known)
-            image = next((other for other in found if _is_same(other, sample, index.tar, loading)), None)
-            if image and _repeats(image, sample):
+    for tar, content in indexes:
+        loading.tars.append(tar)
+        for sample in content.samples:
+            # Images that a data set names are as many as their names: two of Flickr8k's have the same bytes.
+            is_named = bool(sample.dataset and sample.name)
+            sign = (sample.dataset, sample.name) if is_named else (sample.sha256,)
+            image = known.get(sign)
+            if image is None or (is_named and image.sample.sha256 != sample.sha256):
+                name = _free_name(sample, tar, loading.images)
+                image = _Image(sample, len(loading.tars) - 1, list(sample.captions), {sample.key})
+                images[name] = loading.images[name] = image
+                known.setdefault(sign, image)
+            elif (is_named or sample.key in image.keys) and set(sample.captions) <= set(image.captions):
                 repeated += 1
-                continue
-            if image:
+            else:
                 image.captions += sample.captions
                 image.keys.add(sample.key)
                 joined += 1
-                continue
-            name = _free_name(sample, index.tar, loading.names)
-            image = loading.names[name] = _Image(name, sample, tar, list(sample.captions), {sample.key})
-            known.update((sign, image) for sign in signs if sign not in known)
-            images.append(image)
     return images, joined, repeated
-
-
-def _repeats(image: _Image, sample: Sample) -> bool:
-    """Whether a sample of this image was there before, as where two tars overlap.
-
-    Two samples with keys of their own may be two people's equal captions, as in one-sample-per-caption sets;
-    not so those of `write_shards`, which puts all captions of an image into one.
-    """
-    is_again = sample.key in image.keys or (sample.dataset and sample.name)
-    return bool(is_again) and set(sample.captions) <= set(image.captions)
-
-
-def _signs(sample: Sample) -> list[tuple]:
-    """By what it is found that two samples may show one image.
-
-    Images that are named as a data set publishes them are as many as their names, though some may have
-    the same bytes, as two of Flickr8k's have.
-    """
-    if sample.dataset and sample.name:
-        return [("name", sample.dataset, sample.name)]
-    is_address = sample.url and sample.url.startswith(("http://", "https://"))
-    return [("bytes", sample.sha256), *([("address", sample.url)] if is_address else [])]
-
-
-def _is_same(image: _Image, sample: Sample, tar: Tar, loading: _Loading) -> bool:
-    """Same bytes or look: an address alone may be that of a page, or of nothing."""
-    if image.sample.sha256 == sample.sha256:
-        return True
-    one_1HWC = loading.tars[image.tar].look(image.sample.look)
-    return len(near_duplicates(one_1HWC, tar.look(sample.look))) > 0
 
 
 def _free_name(sample: Sample, tar: Tar, taken: dict) -> str:
     """A name for an image that no other image of any split has; its last part may hold a photo's id."""
     shard = tar.place.name.partition(".")[0]
-    own = next((name for name in (sample.name, _name_in(sample.url)) if name and len(name) <= MAX_NAME), None)
-    if own is None:
+    own = sample.name
+    if not own and sample.url and photo_id(sample.url):
+        own = posixpath.basename(urllib.parse.urlsplit(sample.url).path)
+    if not own or len(own) > MAX_NAME:
         # A number for a key counts the samples of these shards, and is no photo's id.
         counts = posixpath.basename(sample.key).isdecimal()
         own = f"{shard}-{sample.key}.{sample.suffix}" if counts else f"{sample.key}.{sample.suffix}"
@@ -236,98 +184,43 @@ def _free_name(sample: Sample, tar: Tar, taken: dict) -> str:
     return next(name for name in names if name not in taken)
 
 
-def _name_in(url: str | None) -> str | None:
-    """The file name in the address of a photo at a host whose file names hold ids.
-
-    img2dataset's keys are numbers of its own, and numbers in other hosts' addresses mean nothing.
-    """
-    try:
-        parts = urllib.parse.urlsplit(url or "")
-        host = parts.hostname or ""
-    except ValueError:
-        return None
-    known = any(host == one or host.endswith(f".{one}") for one in _PHOTO_HOSTS)
-    return (parts.path.rsplit("/", 1)[-1] or None) if known else None
-
-
-def _check_broken(split: str, indexes: Sequence[ShardIndex]) -> None:
-    """Passes if there are samples, and at most a hundredth of them is broken.
+def _check_broken(split: str, indexes: Indexes) -> list[str]:
+    """Notes on what is left out: broken samples and shards, and files that belong to no sample.
 
     A shard that is cut short or damaged counts as if it were as long as the others.
 
     Raises:
-        ValueError: names the first broken ones.
+        ValueError: no samples, or more than a hundredth of them broken; names the first ones.
     """
-    good = sum(len(index.samples) for index in indexes)
-    broken = sum(count for index in indexes for count, _ in index.broken.values())
-    whole = [_length(index) for index in indexes if not index.fault]
+    contents = [content for _, content in indexes]
+    good = sum(len(content.samples) for content in contents)
+    broken = sum(content.broken.count for content in contents)
+    unused = sum(content.unused.count for content in contents)
+    lengths = [len(content.samples) + content.broken.count for content in contents]
+    whole = [length for length, content in zip(lengths, contents) if not content.fault]
     mean = round(sum(whole) / len(whole)) if whole else 0
-    lost = sum(max(1, mean - _length(index)) for index in indexes if index.fault)
-    first = "; ".join(_first_broken(indexes))
+    damaged = [max(1, mean - length) for length, content in zip(lengths, contents) if content.fault]
+    lost = broken + sum(damaged)
+    first = [f"{tar.place.name}: {text}" for tar, content in indexes for text in content.broken.first][:FIRST]
+    first += [f"{tar.place} ({content.fault})" for tar, content in indexes if content.fault][:FIRST]
+    named = printable("; ".join(first)).replace("\n", " ")
+    others = [text for content in contents for text in content.unused.first][:FIRST]
+    strange = printable(f"{unused:,} files that belong to no sample: {'; '.join(others)}").replace("\n", " ")
     if not good:
-        unused = _totals(index.unused for index in indexes)
-        others = ", ".join(f"{count:,} {UNUSED[reason]}" for reason, (count, _) in unused.items())
         raise ValueError(
             f"{split}_shards: expected samples of an image and a caption, found none in {len(indexes)} shards"
-            f"{f': {first}' if first else ''}{f'; besides, {others}' if others else ''}; name tar files of"
-            " .jpg with .txt or .json"
+            f" ({named or 'none broken'}; {strange}); name tar files of .jpg with .txt or .json"
         )
-    if broken + lost > MOST_BROKEN * (good + broken + lost):
+    if lost > MOST_BROKEN * (good + lost):
         raise ValueError(
-            f"{split}_shards: expected at most {MOST_BROKEN:.0%} broken samples, found {broken + lost:,} of"
-            f" {good + broken + lost:,}: {first}; get these shards again"
+            f"{split}_shards: expected at most {MOST_BROKEN:.0%} broken samples, found {lost:,} of"
+            f" {good + lost:,}: {named}; get these shards again"
         )
-
-
-def _length(index: ShardIndex) -> int:
-    return len(index.samples) + sum(count for count, _ in index.broken.values())
-
-
-def _first_broken(indexes: Sequence[ShardIndex]) -> list[str]:
-    """The first broken samples with the reason, and the first damaged shards."""
-    samples = [
-        f"{index.tar.place.name}: {key} ({BROKEN[reason]})"
-        for index in indexes
-        for reason, (_, first) in index.broken.items()
-        for key in first
-    ]
-    shards = [f"{index.tar.place} ({index.fault})" for index in indexes if index.fault]
-    return [printable(text).replace("\n", " ") for text in samples[:FIRST] + shards[:FIRST]]
-
-
-def _notes_on_left_out(split: str, indexes: Sequence[ShardIndex]) -> Iterator[str]:
-    """A sentence on broken samples and shards, and one on files that belong to no sample."""
-    broken = sum(count for index in indexes for count, _ in index.broken.values())
-    faults = sum(index.fault is not None for index in indexes)
-    if broken or faults:
-        damaged = f" and the rest of {faults:,} damaged shards" if faults else ""
-        yield (
-            f"Left out of {split}: {broken:,} broken samples{damaged}: {'; '.join(_first_broken(indexes))}."
-        )
-    unused = _totals(index.unused for index in indexes)
-    if unused:
-        kinds = "; ".join(
-            f"{count:,} {UNUSED[reason]} ({printable(', '.join(first))})"
-            for reason, (count, first) in unused.items()
-        )
-        yield f"Members of {split}'s tar files that belong to no sample: {kinds}.".replace("\n", " ")
-
-
-def _totals(found: Iterator[Found]) -> Found:
-    """Counts and first names of several shards together."""
-    counts, names = Counter(), {}
-    for one in found:
-        for reason, (count, first) in one.items():
-            counts[reason] += count
-            names[reason] = [*names.get(reason, []), *first][:FIRST]
-    return {reason: (count, names[reason]) for reason, count in counts.items()}
-
-
-MANIFEST = "shards.json"
-FORMAT = 2  # of the manifest
-SAMPLES_PER_SHARD = 1_000
-
-_SHARD_NAME = re.compile(r"(train|val|test)-[0-9]{6}\.tar")
+    notes = []
+    if lost:
+        rest = f" and the rest of {len(damaged):,} damaged shards" if damaged else ""
+        notes.append(f"Left out of {split}: {broken:,} broken samples{rest}: {named}.")
+    return [*notes, f"In {split}'s tar files, {strange}."] if unused else notes
 
 
 def write_shards(
@@ -356,16 +249,21 @@ def write_shards(
     folder = from_root(folder)
     if samples_per_shard < 1:
         raise ValueError(f"expected at least 1 sample per shard, found {samples_per_shard}")
-    shards = list(_shards(dataset, samples_per_shard))
+    shards = {
+        f"{split.name}-{number:06d}.tar": (split, start)
+        for split in dataset.splits.values()
+        for number, start in enumerate(range(0, len(split.images), samples_per_shard))
+    }
     if not shards:
         raise ValueError(f"expected images to write, found none in data set {dataset.name!r}")
     folder.mkdir(parents=True, exist_ok=True)
-    _check_folder(folder, [name for name, _, _ in shards])
-    captions = {split: _captions_by_image(dataset, dataset.splits[split]) for split in dataset.splits}
+    _check_folder(folder, shards.keys())
+    captions = {split.name: _captions_by_image(dataset, split) for split in dataset.splits.values()}
     listed = {}
-    bar = tqdm(total=len(dataset.images()), desc=f"writing {dataset.name}", unit="image", disable=None)
-    with bar:
-        for name, split, rows in shards:
+    total = len(dataset.images())
+    with tqdm(total=total, desc=f"writing {dataset.name}", unit="image", disable=None) as bar:
+        for name, (split, start) in shards.items():
+            rows = range(start, min(start + samples_per_shard, len(split.images)))
             path = folder / name
             _write_shard(path, dataset, split, rows, captions[split.name], bar)
             with open(path, "rb") as file:
@@ -382,15 +280,7 @@ def write_shards(
     return manifest
 
 
-def _shards(dataset: Dataset, samples_per_shard: int) -> Iterator[tuple[str, Split, range]]:
-    """Name, split and image rows of each shard."""
-    for split in dataset.splits.values():
-        for number, start in enumerate(range(0, len(split.images), samples_per_shard)):
-            stop = min(start + samples_per_shard, len(split.images))
-            yield f"{split.name}-{number:06d}.tar", split, range(start, stop)
-
-
-def _check_folder(folder: Path, names: list[str]) -> None:
+def _check_folder(folder: Path, names: Iterable[str]) -> None:
     there = {path.name for path in folder.iterdir()}
     if MANIFEST in there:
         raise FileExistsError(
@@ -453,7 +343,7 @@ def _write_shard(
 
 def _image_bytes(source: ImageSource, name: str) -> tuple[str, bytes]:
     """Suffix and bytes of an image's file, or of a PNG of it where there is no file."""
-    if isinstance(source, ImageFolder | TarImages):
+    if hasattr(source, "read"):
         content = source.read(name)
         return image_suffix(content, name), content
     file = io.BytesIO()

@@ -89,7 +89,7 @@ def open_store(
             counted, no store is left).
         OSError: as `open_array`.
     """
-    names = dataset.packed_images()
+    names = dataset.images(packed=True)
     if not names:
         raise ValueError(f"expected images to pack, found none in data set {dataset.name!r}")
 

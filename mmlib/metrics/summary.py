@@ -3,7 +3,7 @@
 All recalls are fractions; `rsum` is the sum of all recalls of both directions, so 0..6 for three K.
 """
 
-from functools import lru_cache
+import math
 
 import numpy as np
 
@@ -57,23 +57,9 @@ def summarise(ranks: RetrievalRanks, *, protocol: str | None = None, ks=(1, 5, 1
     protocol = check_protocol(ranks, protocol)
     if not ks or len(set(ks)) != len(ks):
         raise ValueError(f"ks: expected one or more different K, found {ks}")
-    summary = {"protocol": protocol}
-    summary["rsum"] = sum(recall_at_k(ranks.of(d), k) for d in DIRECTIONS for k in ks)
-    summary["mean_r1"] = sum(recall_at_k(ranks.of(d), 1) for d in DIRECTIONS) / 2
-    for direction in DIRECTIONS:
-        rank_Q = ranks.of(direction)
-        summary[direction] = {
-            "n": len(rank_Q),
-            "gallery": gallery_size(ranks, direction),
-            **{f"r{k}": _recall(ranks, direction, k) for k in ks},
-            "median_rank": float(np.median(rank_Q)),
-            "mean_rank": float(rank_Q.mean()),
-            "mrr": float((1 / rank_Q).mean()),
-            "tied": int((rank_Q > ranks.best_case(direction)).sum()),
-        }
     ceiling = {f"{d}_r{k}": recall_ceiling(ranks, d, k) for d in DIRECTIONS for k in ks}
-    summary["ceiling"] = ceiling if min(ceiling.values()) < 1 else None
-    return summary
+    summary = {"protocol": protocol, **_mean_over([ranks], ks)}
+    return summary | {"ceiling": ceiling if min(ceiling.values()) < 1 else None}
 
 
 def gallery_size(ranks: RetrievalRanks, direction: str) -> int:
@@ -87,37 +73,15 @@ def chance_recall(ranks: RetrievalRanks, direction: str, k: int) -> float:
     A query with c positives in a gallery of G misses with probability C(G-c, k) / C(G, k)
     (hypergeometric, no positive drawn); averaged over queries, whose c may differ.
     """
+    positives_Q = np.ones(len(ranks.of(direction)), dtype=np.int64)
     if direction == "i2t" and ranks.protocol == "standard":
         positives_Q = np.bincount(ranks.image_of_text_M)
-    else:
-        positives_Q = np.ones(len(ranks.of(direction)), dtype=np.int64)
-    gallery = gallery_size(ranks, direction)
-    counts, times = np.unique(positives_Q, return_counts=True)
-    chances = [_chance_of_hit(gallery, int(count), k) for count in counts]
+    gallery, (counts, times) = gallery_size(ranks, direction), np.unique(positives_Q, return_counts=True)
+    chances = [
+        1 - math.prod(max(gallery - count - drawn, 0) / (gallery - drawn) for drawn in range(min(k, gallery)))
+        for count in counts.tolist()
+    ]
     return float(np.average(chances, weights=times))
-
-
-@lru_cache(maxsize=1024)
-def _chance_of_hit(gallery: int, positives: int, k: int) -> float:
-    miss = 1.0
-    for drawn in range(min(k, gallery)):
-        miss *= max(gallery - positives - drawn, 0) / (gallery - drawn)
-    return 1 - miss
-
-
-def _recall(ranks: RetrievalRanks, direction: str, k: int) -> dict:
-    rank_Q = ranks.of(direction)
-    image_Q = ranks.image_of_query(direction)
-    # One query per image is a sample of independent queries; several of one image are a cluster.
-    low, high = recall_interval(rank_Q <= k, image_Q if len(rank_Q) > ranks.images else None)
-    return {
-        "value": recall_at_k(rank_Q, k),
-        "hits": int((rank_Q <= k).sum()),
-        "low": low,
-        "high": high,
-        "chance": chance_recall(ranks, direction, k),
-        "best_case": recall_at_k(ranks.best_case(direction), k),
-    }
 
 
 def summarise_folds(folds: list[RetrievalRanks], *, protocol: str = "coco_1k_folds", ks=(1, 5, 10)) -> dict:
@@ -137,28 +101,44 @@ def summarise_folds(folds: list[RetrievalRanks], *, protocol: str = "coco_1k_fol
     expected, sizes = PROTOCOLS[protocol].images, sorted({fold.images for fold in folds})
     if expected is not None and sizes != [expected]:
         raise ValueError(f"protocol {protocol!r}: expected folds of {expected:,} images, found {sizes}")
-    summary = {"protocol": protocol, "folds": len(folds)}
+    return {"protocol": protocol, "folds": len(folds), **_mean_over(folds, ks), "ceiling": None}
+
+
+def _mean_over(folds: list[RetrievalRanks], ks) -> dict:
+    """The numbers of `summarise`: metrics as means over folds, counts over the queries of all folds."""
+
+    def mean(values) -> float:
+        return float(np.mean(list(values)))
+
+    summary = {}
+    first_image_F = np.cumsum([0, *(fold.images for fold in folds)])
     for d in DIRECTIONS:
         rank_Q = np.concatenate([fold.of(d) for fold in folds])
-        offset_F = np.cumsum([0] + [fold.images for fold in folds])
-        image_Q = np.concatenate([fold.image_of_query(d) + o for fold, o in zip(folds, offset_F)])
-        mean = {"median_rank": np.median, "mean_rank": np.mean, "mrr": lambda rank_q: (1 / rank_q).mean()}
-        summary[d] = {"n": len(rank_Q), "gallery": float(np.mean([gallery_size(fold, d) for fold in folds]))}
+        best_Q = np.concatenate([fold.best_case(d) for fold in folds])
+        image_Q = np.concatenate([fold.image_of_query(d) + i for fold, i in zip(folds, first_image_F)])
+        gallery = mean(gallery_size(fold, d) for fold in folds)
+        summary[d] = {
+            "n": len(rank_Q),
+            "gallery": int(gallery) if len(folds) == 1 else gallery,
+            "median_rank": mean(np.median(fold.of(d)) for fold in folds),
+            "mean_rank": mean(fold.of(d).mean() for fold in folds),
+            "mrr": mean((1 / fold.of(d)).mean() for fold in folds),
+            "tied": int((rank_Q > best_Q).sum()),
+        }
         for k in ks:
-            low, high = recall_interval(rank_Q <= k, image_Q if len(rank_Q) > offset_F[-1] else None)
+            # One query per image is a sample of independent queries; several of one image are a cluster.
+            independent = len(rank_Q) == first_image_F[-1]
+            low, high = recall_interval(rank_Q <= k, None if independent else image_Q)
             summary[d][f"r{k}"] = {
-                "value": float(np.mean([recall_at_k(fold.of(d), k) for fold in folds])),
+                "value": mean(recall_at_k(fold.of(d), k) for fold in folds),
                 "hits": int((rank_Q <= k).sum()),
                 "low": low,
                 "high": high,
-                "chance": float(np.mean([chance_recall(fold, d, k) for fold in folds])),
-                "best_case": float(np.mean([recall_at_k(fold.best_case(d), k) for fold in folds])),
+                "chance": mean(chance_recall(fold, d, k) for fold in folds),
+                "best_case": mean(recall_at_k(fold.best_case(d), k) for fold in folds),
             }
-        summary[d] |= {name: float(np.mean([f(fold.of(d)) for fold in folds])) for name, f in mean.items()}
-        summary[d]["tied"] = int(sum((fold.of(d) > fold.best_case(d)).sum() for fold in folds))
     summary["rsum"] = sum(summary[d][f"r{k}"]["value"] for d in DIRECTIONS for k in ks)
-    summary["mean_r1"] = float(np.mean([recall_at_k(fold.of(d), 1) for d in DIRECTIONS for fold in folds]))
-    summary["ceiling"] = None
+    summary["mean_r1"] = mean(recall_at_k(fold.of(d), 1) for d in DIRECTIONS for fold in folds)
     return summary
 
 

@@ -16,21 +16,16 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from mmlib import paths
-from mmlib.arrays import read_npz
 from mmlib.config import ParameterError, TrainConfig, build
 from mmlib.files import checked_name, explained, parse_json, read_bounded, read_json, write_bytes_atomic
 from mmlib.locks import FolderLock, holder, locked
 from mmlib.training.stored import Environment, Epoch, Parameters, Result, Status, checked, read_stored
-from mmlib.training.stored_analysis import Diagnosis, Queries, check_gallery, check_slots
 
 _OF_WEIGHTS = (
     "best.pt", "model.safetensors", "results.json", "ranks.npz", "diagnosis.json", "slots.npz", "gallery.npz",
     "queries.json",
 )  # fmt: skip
-_EVALUATE = "evaluate the run again with notebook 03_evaluate"
 _TRAIN_AGAIN = "bring it back from a copy, or train again with overwrite=True"
 
 
@@ -109,64 +104,15 @@ def read_result(run: str) -> dict:
         FileNotFoundError: the run was not evaluated.
         ValueError: the file is damaged.
     """
-    return read_stored(_evaluated(run, "results.json"), Result)
+    return read_stored(evaluated_file(run, "results.json"), Result)
 
 
-def read_diagnosis(run: str) -> dict:
-    """The diagnosis of a run.
-
-    Raises:
-        FileNotFoundError: the run was not evaluated, or before there were diagnoses.
-        ValueError: the file is damaged, or of another evaluation than `results.json`.
-    """
-    result = read_result(run)
-    diagnosis = read_stored(_evaluated(run, "diagnosis.json"), Diagnosis, _EVALUATE)
-    here = {"data": result["data"], "split": result["split"], "standard": result["protocols"]["standard"]}
-    differs = [key for key, value in here.items() if diagnosis.get(key) != value]
-    if differs:
-        raise ValueError(
-            f"run {run!r}: expected diagnosis.json of the evaluation in results.json, found another"
-            f" {', '.join(differs)}; {_EVALUATE}"
-        )
-    return diagnosis
-
-
-def read_queries(run: str) -> dict:
-    """What `queries_of` gave, from the run's folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, or lacks queries that `results.json` counts.
-    """
-    queries = read_stored(_evaluated(run, "queries.json"), Queries, _EVALUATE)
-    standard = read_result(run)["protocols"]["standard"]
-    sizes = {"images": standard["i2t"]["n"], "captions": standard["t2i"]["n"]}
-    for name, size in sizes.items():
-        if len(queries[name]) != size:
-            raise ValueError(
-                f"run {run!r}: expected {size:,} {name} in queries.json, as results.json counts, found"
-                f" {len(queries[name]):,}; {_EVALUATE}"
-            )
-    return queries
-
-
-def read_arrays(run: str, name: str) -> dict[str, np.ndarray]:
-    """The arrays that the evaluation of a run left, `gallery` or `slots`.
+def evaluated_file(run: str, name: str) -> Path:
+    """A file that the evaluation of a run left.
 
     Raises:
         FileNotFoundError: the run was not evaluated.
-        ValueError: the file is damaged, or an array in it is not what it should be.
     """
-    path = _evaluated(run, f"{name}.npz")
-    try:
-        arrays = read_npz(path)
-    except ValueError as error:
-        raise ValueError(f"{paths.shown(path)} is damaged ({error.__cause__}); {_EVALUATE}") from None
-    {"gallery": check_gallery, "slots": check_slots}[name](arrays, paths.shown(path))
-    return arrays
-
-
-def _evaluated(run: str, name: str) -> Path:
     path = run_folder(run) / name
     if not path.is_file():
         raise FileNotFoundError(

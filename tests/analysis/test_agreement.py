@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from mmlib.analysis.people import kendall_agreement, read_crowdflower, read_expert
+from mmlib.analysis.people import kendall_agreement, read_judgements
 
 
 @pytest.fixture
@@ -19,48 +19,44 @@ def files(tmp_path):
     return tmp_path
 
 
-def test_expert_ratings_are_rows_of_their_own_without_own_captions(files):
+def test_pairs_with_own_captions_are_left_out_of_the_experts(files):
     texts = {"a.jpg#0": "A dog runs .", "a.jpg#1": "A dog", "b.jpg#0": "A cat", "b.jpg#1": "A dog"}
-    judged = read_expert(files / "expert.txt", texts)
-    assert judged.images == ("a.jpg",) * 3 + ("b.jpg",) * 3
-    assert judged.captions == ("b.jpg#0",) * 3 + ("a.jpg#0",) * 3
-    assert judged.rating_J.tolist() == [1, 1, 2, 2, 1, 1]
-    assert judged.skipped == 2
+    pairs, own = read_judgements(files / "expert.txt", texts, expert=True)
+    assert pairs == [("a.jpg", "b.jpg#0", [1, 1, 2]), ("b.jpg", "a.jpg#0", [2, 1, 1])]
+    assert own == 2
 
 
 def test_crowdflower_keeps_everything(files):
-    judged = read_crowdflower(files / "crowd.txt")
-    assert judged.images == ("a.jpg", "b.jpg")
-    assert judged.rating_J == pytest.approx([1, 1 / 3])
-    assert judged.skipped == 0
-    image_J, caption_J = judged.rows(["b.jpg", "a.jpg"], ["z", "a.jpg#0"])
-    assert image_J.tolist() == [1, 0]
-    assert caption_J.tolist() == [1, 1]
+    pairs, own = read_judgements(files / "crowd.txt", {"a.jpg#0": "A dog"}, expert=False)
+    assert [pair[:2] for pair in pairs] == [("a.jpg", "a.jpg#0"), ("b.jpg", "a.jpg#0")]
+    assert [share for *_, (share,) in pairs] == pytest.approx([1, 1 / 3])
+    assert own == 0
 
 
-def test_judged_images_that_are_missing_are_named(files):
-    judged = read_crowdflower(files / "crowd.txt")
-    with pytest.raises(ValueError, match=r"every judged image among the 1 given, 1 are missing \(first: b"):
-        judged.rows(["a.jpg"], ["a.jpg#0"])
+def test_judged_captions_without_a_text_are_named(files):
     with pytest.raises(ValueError, match=r"every judged caption among the 1 given, 2 are missing \(first: b"):
-        read_expert(files / "expert.txt", {"a.jpg#0": "A dog"})
+        read_judgements(files / "expert.txt", {"a.jpg#0": "A dog"}, expert=True)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a.jpg\tb.jpg#0\t1\t1\n", r"line 1: expected 5 fields between tabs, found 4"),
-        ("a.jpg\ta.jpg#0\tx\t1\t1\n", "expected ratings as numbers, found could not convert"),
-        ("\n", "expected lines of 5 fields, found none; the file is empty"),
+        (
+            "a.jpg\tb.jpg#0\t1\t1\n",
+            r"line 1: expected an image, a caption and three numbers .* found 'a",
+        ),
+        ("\na.jpg\n", r"line 2: expected an image, a caption and three numbers between tabs, found 'a\.jpg'"),
+        ("a.jpg\ta.jpg#0\tx\t1\t1\n", r"line 1: expected .*#0\\tx\\t1\\t1'; take the file"),
+        ("\n", "expected judged pairs, found none; the file is empty"),
         ("a.jpg\ta.jpg#0\t1\t1\t1\n\udce9", r"bad\.txt, line 2: expected UTF-8 text, found byte 0xe9"),
     ],
 )
 def test_malformed_judgements_are_refused(tmp_path, content, message):
     (tmp_path / "bad.txt").write_text(content, errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
-        read_crowdflower(tmp_path / "bad.txt")
+        read_judgements(tmp_path / "bad.txt", {}, expert=False)
     with pytest.raises(FileNotFoundError):
-        read_crowdflower(tmp_path / "none.txt")
+        read_judgements(tmp_path / "none.txt", {}, expert=False)
 
 
 def tau_by_pairs(x, y, variant):

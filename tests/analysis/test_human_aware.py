@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmlib.analysis.people import human_aware_recall, pair_scores
-from mmlib.metrics import paired_ranks, retrieval_ranks
+from mmlib.metrics import retrieval_ranks
 
 
 def unit(rows):
@@ -18,7 +18,7 @@ def test_pair_scores_are_cosines_and_equal_rows_score_equally(sample):
     score_J = pair_scores(image_ND, text_MD, image_J, text_J)
     np.testing.assert_allclose(score_J, (unit(image_ND)[image_J] * unit(text_MD)[text_J]).sum(1), atol=1e-6)
     assert score_J[0] == score_J[2]
-    assert pair_scores(image_ND, text_MD, [], []).shape == (0,)
+    assert pair_scores(image_ND, text_MD, image_J[:0], text_J[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize("threshold", [4.0, 3.0])
@@ -61,26 +61,7 @@ def test_recall_is_that_of_a_loop_over_all_pairs(sample, threshold):
 def test_without_judgements_it_is_the_standard(sample):
     image_ND, text_MD, map_M = sample()
     ranks = retrieval_ranks(image_ND, text_MD, map_M)
-    found = human_aware_recall(image_ND, text_MD, ranks, [], [], [])
+    found = human_aware_recall(image_ND, text_MD, ranks, none := np.zeros(0, int), none, none)
     assert found["pairs"] == found["i2t"]["judged"] == found["t2i"]["extended"] == 0
     for direction in ("i2t", "t2i"):
         assert all(found[direction][f"r{k}"]["hits"] == (ranks.of(direction) <= k).sum() for k in (1, 5, 10))
-
-
-def test_bad_input_is_refused(sample):
-    image_ND, text_MD, map_M = sample(images=6, captions=2)
-    ranks = retrieval_ranks(image_ND, text_MD, map_M)
-    with pytest.raises(ValueError, match=r"expected standard ranks of these 5 images and 12 captions, found"):
-        human_aware_recall(image_ND[:5], text_MD, ranks, [0], [0], [4])
-    with pytest.raises(ValueError, match="found paired ranks"):
-        human_aware_recall(image_ND, text_MD, paired_ranks(image_ND, text_MD, map_M), [0], [0], [4])
-    with pytest.raises(ValueError, match=r"finite rating per judged pair, shape \(1,\), found shape \(2,\)"):
-        human_aware_recall(image_ND, text_MD, ranks, [0], [0], [4, 4])
-    with pytest.raises(ValueError, match="with NaN or infinity"):
-        human_aware_recall(image_ND, text_MD, ranks, [0], [0], [np.nan])
-    with pytest.raises(ValueError, match=r"image_J: expected rows in 0\.\.5, found 6\.\.6"):
-        pair_scores(image_ND, text_MD, [6], [0])
-    with pytest.raises(ValueError, match=r"text_J: expected rows in 0\.\.11, found -1\.\.-1"):
-        pair_scores(image_ND, text_MD, [0], [-1])
-    with pytest.raises(ValueError, match=r"one image and caption row per judgement, found shapes \(2,\)"):
-        pair_scores(image_ND, text_MD, [0, 1], [0])

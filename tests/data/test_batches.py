@@ -130,7 +130,7 @@ def test_batches_from_any_step_on_are_those_of_the_whole_epoch(tensors):
 def test_images_that_must_be_copied_to_the_device_are_made_ready_ahead(tensors, monkeypatch):
     made_by = set()
 
-    def note(self, rows):
+    def note(self, rows, views):
         made_by.add(threading.current_thread())
         return SplitTensors.image_batch(self, rows)
 

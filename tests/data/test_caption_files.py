@@ -10,8 +10,8 @@ import tiny_sets
 
 from mmlib import files
 from mmlib.data.captions import (
-    _read_annotations,
     read_caption_csv,
+    read_coco_captions,
     read_karpathy,
     read_lines,
     read_token_file,
@@ -127,7 +127,7 @@ def test_json_that_cannot_be_held_names_its_file(tmp_path, content, message):
     (tmp_path / "dataset.json").write_text(content)
     assert_refused(read_karpathy, tmp_path / "dataset.json", message)
     if message.startswith("dataset.json is"):
-        assert_refused(lambda path: _read_annotations(path, "val2014"), tmp_path / "dataset.json", message)
+        assert_refused(lambda path: read_coco_captions({"val2014": path}), tmp_path / "dataset.json", message)
 
 
 def test_names_and_captions_reach_a_message_without_terminal_escapes(tmp_path):
@@ -172,7 +172,7 @@ def _written(path) -> list[tuple]:
         (path / "tokens.txt", read_token_file),
         (path / "captions.csv", read_caption_csv),
         (path / "dataset_flickr8k.json", lambda file: read_karpathy(file)[0]),
-        (path / "coco.json", lambda file: _read_annotations(file, "val2014")[0]),
+        (path / "coco.json", lambda file: read_coco_captions({"val2014": file})[0].captions),
     ]
 
 

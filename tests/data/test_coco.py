@@ -231,6 +231,6 @@ def test_a_malformed_entry_of_karpathy(karpathy):
     entries = tiny.coco_entries()
     del entries[1]["filepath"]
     tiny.write_coco_karpathy(karpathy, entries)
-    assert_refused(karpathy, ValueError, "image 2: expected 'filename', 'filepath', 'split' and 'sentences'")
+    assert_refused(karpathy, ValueError, "image 2: expected 'filename', 'split', 'sentences', 'filepath'")
     tiny.write_coco_karpathy(karpathy, [*tiny.coco_entries(), tiny.coco_entries()[0] | {"split": "rest"}])
-    assert_refused(karpathy, ValueError, 'a split of train, val, test, restval and texts, found split "rest"')
+    assert_refused(karpathy, ValueError, 'a split of train, val, test, restval, found "rest"')

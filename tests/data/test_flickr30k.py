@@ -130,9 +130,7 @@ def test_no_folder(tmp_path):
 
 def test_no_captions(tmp_path):
     tiny.write_lists(tiny.write_flickr30k_images(tmp_path))
-    message = (
-        "results_20130124.token (original) or dataset_flickr30k.json (Karpathy, with the splits), found none"
-    )
+    message = "results_20130124.token or dataset_flickr30k.json (Karpathy, with the splits), found none"
     assert_refused(tmp_path, FileNotFoundError, message)
 
 
@@ -140,8 +138,8 @@ def test_no_splits(original):
     for name in ("train.txt", "val.txt", "test.txt"):
         (original / name).unlink()
     message = (
-        f"expected the list of the images of train, train.txt, in {original} or a folder of it, found none"
-        " (3 of 3 lists are missing); put dataset_flickr30k.json there in place of all three"
+        f"expected the official split file train.txt in {original} or a folder of it, found none"
+        " (3 of 3 split files are missing); put it there, or dataset_flickr30k.json in place of all three"
     )
     assert_refused(original, FileNotFoundError, message)
 
@@ -149,7 +147,7 @@ def test_no_splits(original):
 def test_a_missing_list_is_not_filled_up_from_karpathy(karpathy):
     tiny.write_lists(karpathy)
     (karpathy / "test.txt").unlink()
-    assert_refused(karpathy, FileNotFoundError, "images of test, test.txt, in")
+    assert_refused(karpathy, FileNotFoundError, "split file test.txt in")
 
 
 def test_two_different_lists_of_one_split(original):

@@ -11,8 +11,8 @@ from mmlib import paths
 from mmlib.config import ParameterError
 from mmlib.data.dataset import Dataset, Split
 from mmlib.data.folders import ImageFolder
-from mmlib.data.leaks import Leak, without_leaks
-from mmlib.data.mixture import guarded, mix, parse_addition
+from mmlib.data.leaks import Leak, guarded, without_leaks
+from mmlib.data.mixture import mix, parse_addition
 from mmlib.data.store import open_store
 
 
@@ -111,8 +111,8 @@ def test_the_store_packs_a_mixture(old, new):
     store = open_store(mixed, 16)
     assert store.array.shape == (6, 16, 16, 3)  # four that train, two held out
     alone = open_store(new, 16)
-    row = mixed.packed_images().index("flickr30k/666666.jpg")
-    assert np.array_equal(store.array[row], alone.array[new.packed_images().index("666666.jpg")])
+    row = mixed.images(packed=True).index("flickr30k/666666.jpg")
+    assert np.array_equal(store.array[row], alone.array[new.images(packed=True).index("666666.jpg")])
 
 
 def test_the_fingerprint_counts_all_parts_and_weights(old, new, other):
@@ -183,12 +183,12 @@ def test_a_set_twice_is_refused(old, new):
 
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
 def test_a_weight_that_is_not_positive_is_refused(old, new, weight):
-    with pytest.raises(ValueError, match="split 'train': expected 8 positive weights, one for each caption"):
+    with pytest.raises(ValueError, match="split 'train': expected positive weights, found"):
         mix(old, [(new, weight)])
 
 
 def test_weights_of_another_number_are_refused():
-    with pytest.raises(ValueError, match=r"expected 1 positive weights, .* found shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"weight_of_caption_M to have shape \(1,\), found \(2,\)"):
         Split("train", ("a.jpg",), ("text",), [0], [1.0, 1.0])
 
 
@@ -214,20 +214,13 @@ def test_an_addition_is_read(text, expected):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    "text",
     [
-        ("shapes", "with a name of flickr8k, flickr30k, coco, found 'shapes' with the name 'shapes'"),
-        ("", "found '' with the name ''"),
-        ("flickr30k:", "found 'flickr30k:' with no folder; leave out the ':'"),
-        ("flickr30k:@2", "found 'flickr30k:@2' with no folder"),
-        ("flickr30k@", "found 'flickr30k@' with the weight ''"),
-        ("flickr30k@half", "found 'flickr30k@half' with the weight 'half'"),
-        ("flickr30k@0", "with a weight above 0, which is how often"),
-        ("flickr30k@-1", "with the weight '-1'"),
-        ("flickr30k@nan", "with the weight 'nan'"),
-        ("flickr30k@inf", "with the weight 'inf'"),
+        "shapes", "", "flickr30k:", "flickr30k:@2", "flickr30k@", "flickr30k@half", "flickr30k@0",
+        "flickr30k@-1", "flickr30k@nan", "flickr30k@inf",
     ],
-)
-def test_an_addition_that_cannot_be_read_is_refused(text, found):
-    with pytest.raises(ParameterError, match=f"name\\[:folder\\]\\[@weight\\], as .*{re.escape(found)}"):
+)  # fmt: skip
+def test_an_addition_that_means_nothing_is_refused(text):
+    expected = r"also_train_on: expected name\[:folder\]\[@weight\], as flickr30k@0.5, .* weight above 0, .*"
+    with pytest.raises(ParameterError, match=f"{expected} found {re.escape(repr(text))}"):
         parse_addition(text)

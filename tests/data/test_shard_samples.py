@@ -13,18 +13,17 @@ import pytest
 from tiny_shards import encoded, picture, write_tar
 
 from mmlib.data import shard_index
-from mmlib.data.shard_index import TarReader
+from mmlib.data.shard_index import read_tar
 
 JPEG = encoded(picture(0), "JPEG")
 GOOD = {"jpg": JPEG, "txt": b"a dog"}
 
 
 def read(path):
-    """The tar's reader, its samples, and what is wrong with the tar."""
+    """What the tar holds, its samples, and what is wrong with the tar."""
     with open(path, "rb") as file:
-        reader = TarReader(file, lambda look: None)
-        fault = reader.read()
-    return reader, reader.samples(), fault
+        content = read_tar(file, io.BytesIO())
+    return content, content.samples, content.fault
 
 
 def read_files(tmp_path, files):
@@ -62,12 +61,18 @@ def as_json(**facts) -> bytes:
 def test_captions_of_a_sample(tmp_path, files, captions):
     reader, (sample,), fault = read_files(tmp_path, {"jpg": JPEG, **files})
     assert sample.captions == captions
-    assert (reader.broken, reader.unused, fault) == ({}, {}, None)
+    assert (reader.broken.first, reader.unused.first, fault) == ([], [], None)
 
 
 # --- broken samples
 
 
+REASONS = {
+    "image": "no image, or one that cannot be decoded",
+    "caption": "no caption",
+    "json": "a json that cannot be read",
+    "size": "a file that is too large",
+}
 BROKEN = {
     "undecodable": ("image", {"jpg": b"no image", "txt": b"a"}),
     "cut": ("image", {"jpg": JPEG[: len(JPEG) // 2], "txt": b"a"}),
@@ -93,8 +98,8 @@ def test_a_broken_sample_is_counted_and_named_and_the_others_are_read(tmp_path, 
     path = write_tar(tmp_path / "s.tar", [("a", GOOD), ("bad", files), ("c", GOOD)])
     reader, samples, fault = read(path)
     assert [sample.key for sample in samples] == ["a", "c"]
-    assert reader.broken == {reason: (1, ["bad"])}
-    assert (reader.unused, fault) == ({}, None)
+    assert reader.broken.first == [f"bad ({REASONS[reason]})"]
+    assert (reader.unused.count, fault) == (0, None)
 
 
 def sparse_tar(path, name: str, size: int):
@@ -122,7 +127,7 @@ def test_a_member_of_a_quarter_gibibyte_is_passed_over_in_pieces(tmp_path, name,
 
     def work():
         reader, samples, fault = read(path)
-        assert (reader.broken, samples, fault) == ({"size": (1, ["a"])}, [], None)
+        assert (reader.broken.first, samples, fault) == (["a (a file that is too large)"], [], None)
 
     assert peak_of(work) < most
 
@@ -132,7 +137,7 @@ def test_texts_of_a_shard_are_bounded_together(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "s.tar", [(key, GOOD) for key in "abcd"])
     reader, samples, _ = read(path)
     assert [sample.key for sample in samples] == ["a", "b"]
-    assert reader.broken == {"size": (2, ["c", "d"])}
+    assert reader.broken.first == [f"{key} (a file that is too large)" for key in "cd"]
 
 
 # --- members
@@ -181,16 +186,12 @@ def test_every_member_is_in_a_sample_or_in_a_count(tmp_path):
         ("a", ["caption of a"]), (f"folder/{long}", ["long"]), ("b", ["caption of b"]),
         ("other/b", ["b of another folder"]),
     ]  # fmt: skip
-    assert (reader.broken, fault) == ({}, None)
-    assert reader.unused == {
-        "folder": (1, ["."]),
-        "double": (3, ["b.txt", "b.jpg", "b.png"]),
-        "link": (2, ["link.jpg", "hard.jpg"]),
-        "special": (2, ["null.jpg", "pipe.jpg"]),
-        "hidden": (3, ["._a.jpg", "__MACOSX/a.jpg", ".hidden/c.jpg"]),
-        "name": (3, ["../../etc/d.jpg", "/etc/d.jpg", "x" * 1000]),
-        "kind": (3, ["a.cls", "a.seg.png", "README"]),
-    }
+    assert (reader.broken.count, fault) == (0, None)
+    assert reader.unused.count == 17
+    assert reader.unused.first == [
+        ". (a folder)", "b.txt (its sample has one)", "b.jpg (its sample has one)",
+        "b.png (its sample has one)", "link.jpg (a link)",
+    ]  # fmt: skip
     content = (tmp_path / "s.tar").read_bytes()
     for sample in samples:
         assert content[sample.offset : sample.offset + sample.size] == JPEG
@@ -256,7 +257,7 @@ def test_numbers_that_nobody_reads_break_no_sample(tmp_path, number):
 def test_utf_16_without_its_mark_is_no_caption(tmp_path):
     files = {"jpg": JPEG, "txt": "a\nb".encode("utf-16-le")}
     reading, samples, _ = read(write_tar(tmp_path / "s.tar", [("a", files)]))
-    assert (samples, reading.broken) == ([], {"caption": (1, ["a"])})
+    assert (samples, reading.broken.first) == ([], ["a (no caption)"])
 
 
 def test_what_a_nas_put_into_a_tar_is_hidden(tmp_path):
@@ -266,8 +267,10 @@ def test_what_a_nas_put_into_a_tar_is_hidden(tmp_path):
     )
     reading, samples, _ = read(tar)
     assert len(samples) == 1
-    assert reading.unused == {"hidden": (2, ["@eaDir/a.jpg/THUMB.jpg", "#recycle/b.jpg"])}
-    assert reading.broken == {"caption": (1, ["#c"])}
+    assert reading.unused.first == [
+        f"{name} (hidden, or of the system)" for name in ("@eaDir/a.jpg/THUMB.jpg", "#recycle/b.jpg")
+    ]
+    assert reading.broken.first == ["#c (no caption)"]
 
 
 def test_tars_that_were_joined_are_not_read_half_without_a_word(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import strategies
 from mmlib.config import ParameterError, TokenizerConfig
 from mmlib.data import build_tokenizer, restore_tokenizer, tokenizer_for
 from mmlib.data.shapes import load_shapes
-from mmlib.data.tokenizers.closed import ClosedTokenizer
+from mmlib.data.tokenizers.learned import ClosedTokenizer, split_text
 
 CAPTIONS = ["A dog's ball .", "a dog, a dog", "Ünïted 北京 cafés_2!", ""]
 KINDS = ["char", "char-reference", "word"]
@@ -83,7 +83,10 @@ def test_the_vocabulary_comes_from_the_training_captions_alone():
     config = TokenizerConfig(tokenizer="word")
     assert tokenizer_for(config, dataset.splits["train"].captions).vocabulary == train.vocabulary
     everywhere = {
-        token for split in dataset.splits.values() for c in split.captions for token in train.split(c)
+        token
+        for split in dataset.splits.values()
+        for c in split.captions
+        for token in split_text(train.kind, c)
     }
     assert set(train.vocabulary) - {"<pad>", "<unk>"} < everywhere
     rare = tokenizer_for(
@@ -171,7 +174,7 @@ def test_any_text_encodes_to_known_ids(kind, captions, max_tokens):
     assert tokens_BL.shape == (len(captions), max_tokens)
     assert ((tokens_BL >= 0) & (tokens_BL < tokenizer.size)).all()
     for b, caption in enumerate(captions):
-        assert length_B[b] == min(len(tokenizer.split(caption)), max_tokens)
+        assert length_B[b] == min(len(split_text(kind, caption)), max_tokens)
         assert not tokens_BL[b, length_B[b] :].any()
         tokenizer.decode(tokens_BL[b])
 
@@ -190,7 +193,7 @@ def test_no_room_for_tokens_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("kind", "hint"), [("words", ", did you mean 'word'?"), ("BPE", ", did you mean 'bpe'?"), ("x", "")]
+    ("kind", "hint"), [("words", "; did you mean 'word'?"), ("BPE", "; did you mean 'bpe'?"), ("x", "")]
 )
 def test_an_unknown_kind_is_refused_with_the_nearest(kind, hint):
     said = f"expected one of char, char-reference, word, bpe, clip, encoder, found {kind!r}{hint}"

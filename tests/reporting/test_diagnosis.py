@@ -48,7 +48,8 @@ def diagnosis() -> dict:
     tau = {"tau": 0.3, "low": 0.25, "high": 0.35, "variant": "c", "n": 900, "images": 60}
     counts = {"judgements": 912, "own_left_out": 4, "unscored": {"image outside the split": 12, "other": 0}}
     none = {"tau": None, "variant": "b", "n": 0, "reason": "expected scores that vary"}
-    aware = [human_aware_recall(image_ND, text_MD, ranks, [0], [9], [4], threshold=t) for t in (4.0, 3.0)]
+    judged = np.array([0]), np.array([9]), np.array([4])
+    aware = [human_aware_recall(image_ND, text_MD, ranks, *judged, threshold=t) for t in (4.0, 3.0)]
     people = {"caption_numbers": "the token file", "expert": tau | counts, "crowdflower": none | counts}
     return found | {"people": people | {"human_aware": aware}}
 

@@ -12,12 +12,13 @@
 `open_clip` and `transformers` are loaded by the kinds that need them, and by no other.
 """
 
-import difflib
+import inspect
 from collections.abc import Iterable
 
 from mmlib.config import ParameterError
 from mmlib.data.tokenizers.base import Tokenizer, count_losses, loss_shares, losses_warning
-from mmlib.data.tokenizers.closed import ClosedTokenizer, learn_closed
+from mmlib.data.tokenizers.learned import BpeTokenizer, ClosedTokenizer, learn_bpe, learn_closed
+from mmlib.files import nearest
 
 __all__ = [
     "KINDS",
@@ -55,13 +56,9 @@ def build_tokenizer(
             the kind cannot work with.
         FileNotFoundError, ValueError, ModuleNotFoundError: from `encoder_tokenizer`.
     """
-    if kind not in KINDS:
-        raise _unknown("tokenizer", kind)
-    if kind in CLOSED:
+    if _checked_kind("tokenizer", kind) in CLOSED:
         return learn_closed(kind, training_captions, min_count)
     if kind == "bpe":
-        from mmlib.data.tokenizers.bpe import learn_bpe
-
         return learn_bpe(training_captions, bpe_vocabulary)
     if kind == "clip":
         from mmlib.data.tokenizers.pretrained import ClipTokenizer
@@ -105,31 +102,28 @@ def restore_tokenizer(state: dict) -> Tokenizer:
         ValueError: an unknown kind, a state that lacks a part, or a library here whose vocabulary is another
             than the one at the time.
     """
-    kind = state.get("kind")
-    if kind not in KINDS:
-        raise _unknown("tokenizer state", kind)
-    try:
-        if kind in CLOSED:
-            return ClosedTokenizer(kind, state["vocabulary"])
-        if kind == "bpe":
-            from mmlib.data.tokenizers.bpe import BpeTokenizer
-
-            return BpeTokenizer(state["tokenizer"])
-        if kind == "clip":
-            from mmlib.data.tokenizers.pretrained import ClipTokenizer
-
-            return ClipTokenizer.restored(state)
-        from mmlib.data.tokenizers.pretrained import EncoderTokenizer
-
-        return EncoderTokenizer.restored(state)
-    except KeyError as error:
+    kind = _checked_kind("tokenizer state", state.get("kind"))
+    if kind in CLOSED:
+        tokenizer = ClosedTokenizer
+    elif kind == "bpe":
+        tokenizer = BpeTokenizer
+    elif kind == "clip":
+        from mmlib.data.tokenizers.pretrained import ClipTokenizer as tokenizer
+    else:
+        from mmlib.data.tokenizers.pretrained import EncoderTokenizer as tokenizer
+    parts = inspect.signature(tokenizer).parameters
+    if missing := [part for part in parts if part not in state]:
         raise ValueError(
-            f"expected a tokenizer state of kind {kind!r} with {error}, found only {', '.join(state)}; the"
-            " run's tokenizer.json is incomplete, take the one of a whole copy of the run"
-        ) from error
+            f"expected a tokenizer state of kind {kind!r} with {missing[0]!r}, found only {', '.join(state)};"
+            " the run's tokenizer.json is incomplete, take the one of a whole copy of the run"
+        )
+    return tokenizer(**{part: state[part] for part in parts})
 
 
-def _unknown(what: str, kind: object) -> ParameterError:
-    near = difflib.get_close_matches(str(kind).lower(), KINDS, n=1, cutoff=0.5)
-    hint = f", did you mean {near[0]!r}?" if near else ""
-    return ParameterError(f"{what}: expected one of {', '.join(KINDS)}, found {kind!r}{hint}")
+def _checked_kind(what: str, kind: object) -> str:
+    if kind not in KINDS:
+        known = ", ".join(KINDS)
+        raise ParameterError(
+            f"{what}: expected one of {known}, found {kind!r}{nearest(str(kind).lower(), KINDS)}"
+        )
+    return kind

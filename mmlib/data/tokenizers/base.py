@@ -21,25 +21,19 @@ class Tokenizer(ABC):
 
     Attributes:
         kind: one of `mmlib.data.tokenizers.KINDS`.
+        size: number of token ids, padding included.
+        state: what `restore_tokenizer` needs, as JSON types: the arguments of the class, and `kind`.
         padding_id: what fills a row behind its caption.
         unknown_id: what stands for everything that the vocabulary lacks; None: it lacks nothing.
         context_length: most tokens that the encoder this tokenizer belongs to can read; None: no limit.
     """
 
     kind: str
+    size: int
+    state: dict
     padding_id: int = 0
     unknown_id: int | None = None
     context_length: int | None = None
-
-    @property
-    @abstractmethod
-    def size(self) -> int:
-        """Number of token ids, padding included."""
-
-    @property
-    @abstractmethod
-    def state(self) -> dict:
-        """What `restore_tokenizer` needs, as JSON types, `kind` among them."""
 
     @abstractmethod
     def token_ids(self, captions: Sequence[str], max_tokens: int) -> Sequence[Sequence[int]]:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from mmlib import paths
 from mmlib.config import ParameterError
 from mmlib.data.tokenizers.base import Tokenizer
-from mmlib.data.tokenizers.bpe import from_json
+from mmlib.data.tokenizers.learned import from_json
 from mmlib.files import fetching, nearest
 from mmlib.paths import shown
 
@@ -24,44 +24,28 @@ class ClipTokenizer(Tokenizer):
 
     Args:
         context_length: most tokens that its text encoder can read; None: no limit.
+        merges_sha256: of the merges that a run was trained with.
+
+    Raises:
+        ValueError: the installed open_clip has other merges.
     """
 
     kind = "clip"
 
-    def __init__(self, context_length: int | None = None):
+    def __init__(self, context_length: int | None = None, merges_sha256: str | None = None):
         from open_clip.tokenizer import SimpleTokenizer
 
-        self._library = SimpleTokenizer()
-        self.context_length = context_length
-
-    @classmethod
-    def restored(cls, state: dict) -> "ClipTokenizer":
-        """The tokenizer that `state` was taken from.
-
-        Raises:
-            ValueError: the installed open_clip has other merges.
-        """
-        if state["merges_sha256"] != merges_sha256():
+        if merges_sha256 not in (None, _merges_sha256()):
             raise ValueError(
-                f"expected CLIP's merges with SHA-256 {state['merges_sha256']}, found {merges_sha256()} in"
-                " the installed open_clip: token ids would mean other text; install the open_clip of the"
-                " run's environment.json"
+                f"expected CLIP's merges with SHA-256 {merges_sha256}, found {_merges_sha256()} in the"
+                " installed open_clip: token ids would mean other text; install the open_clip of the run's"
+                " environment.json"
             )
-        return cls(state["context_length"])
-
-    @property
-    def size(self) -> int:
-        """Number of token ids, padding included."""
-        return self._library.vocab_size
-
-    @property
-    def state(self) -> dict:
-        """What `restore_tokenizer` needs, as JSON types: the vocabulary itself comes with open_clip."""
-        return {
-            "kind": self.kind,
-            "merges_sha256": merges_sha256(),
-            "context_length": self.context_length,
-        }
+        self._library = SimpleTokenizer()
+        self.size, self.context_length = self._library.vocab_size, context_length
+        self.state = {
+            "kind": self.kind, "merges_sha256": _merges_sha256(), "context_length": context_length,
+        }  # fmt: skip
 
     def token_ids(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
         """The ids of each caption without padding; the last one is always the end token."""
@@ -79,7 +63,7 @@ class ClipTokenizer(Tokenizer):
 
 
 @cache
-def merges_sha256() -> str:
+def _merges_sha256() -> str:
     """SHA-256 of the merges that open_clip ships, unpacked."""
     from open_clip.tokenizer import default_bpe
 
@@ -94,7 +78,7 @@ class EncoderTokenizer(Tokenizer):
     right whatever the encoder's own habit: the lengths say where it begins.
 
     Args:
-        content: JSON of the library's tokenizer (`tokenizer.json`).
+        tokenizer: JSON of the library's tokenizer (`tokenizer.json`).
         padding_id: the encoder's own.
         context_length: most tokens that the encoder can read; None: not known.
         clean: how open_clip prepares text for it (`lower`, `whitespace` or `canonicalize`); None: not
@@ -106,46 +90,21 @@ class EncoderTokenizer(Tokenizer):
 
     def __init__(
         self,
-        content: str,
+        tokenizer: str,
         padding_id: int,
         context_length: int | None = None,
         clean: str | None = None,
         blank_id: int | None = None,
     ):
-        self._library = from_json(content)
-        self._content = self._library.to_str()
-        self.padding_id = padding_id
-        self.unknown_id = _unknown_id(self._library, self._content)
-        self.context_length = context_length
-        self._clean, self._blank_id = clean, blank_id
-
-    @classmethod
-    def restored(cls, state: dict) -> "EncoderTokenizer":
-        """The tokenizer that `state` was taken from."""
-        return cls(
-            state["tokenizer"],
-            state["padding_id"],
-            state["context_length"],
-            state["clean"],
-            state["blank_id"],
-        )
-
-    @property
-    def size(self) -> int:
-        """Number of token ids, padding included: the largest id and one."""
-        return 1 + max(self.padding_id, *self._library.get_vocab(with_added_tokens=True).values())
-
-    @property
-    def state(self) -> dict:
-        """What `restore_tokenizer` needs, as JSON types."""
-        return {
-            "kind": self.kind,
-            "tokenizer": self._content,
-            "padding_id": self.padding_id,
-            "context_length": self.context_length,
-            "clean": self._clean,
-            "blank_id": self._blank_id,
-        }
+        self._library = from_json(tokenizer)
+        self.state = {
+            "kind": self.kind, "tokenizer": self._library.to_str(), "padding_id": padding_id,
+            "context_length": context_length, "clean": clean, "blank_id": blank_id,
+        }  # fmt: skip
+        self.padding_id, self.context_length, self._blank_id = padding_id, context_length, blank_id
+        self.unknown_id = _unknown_id(self._library, self.state["tokenizer"])
+        self.size = 1 + max(padding_id, *self._library.get_vocab(with_added_tokens=True).values())
+        self._clean = clean
 
     def token_ids(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
         """The ids of each caption without padding, at most `max_tokens` of them."""
@@ -208,16 +167,33 @@ def from_transformers(name: str) -> EncoderTokenizer:
             " pip install 'mmlib[hf]'"
         ) from error
 
+    def read(source: str, **options: Any) -> Any:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+
     folder = paths.from_root(name)
-    if folder.is_dir():
-        tokenizer = _read_folder(AutoTokenizer, folder)
-    elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
+    if not folder.is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         raise FileNotFoundError(
             f"text_encoder hf:{name}: expected the folder {shown(folder)}, found none; put the encoder's"
             " files there (config.json, tokenizer.json, weights) or correct the path"
         )
-    else:
-        tokenizer = _read_cached(AutoTokenizer, name)
+    try:
+        tokenizer = read(str(folder) if folder.is_dir() else name, local_files_only=True)
+    except (OSError, ValueError) as error:
+        if folder.is_dir():
+            raise FileNotFoundError(
+                f"expected a tokenizer (tokenizer.json, tokenizer_config.json) in {shown(folder)}, found none"
+                f" that can be read: {_first_line(error)}; put the files of the encoder's distribution there"
+            ) from error
+        try:
+            with fetching(f"the tokenizer of hf:{name}", hub=True):
+                tokenizer = read(name)
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(
+                f"text_encoder hf:{name}: expected the encoder's files in the cache of Hugging Face or a"
+                f" network to fetch them, found neither: {_first_line(error)}; run `hf download {name}"
+                f" --local-dir data/models/{name}` where there is a network, copy the folder here and name"
+                f" it: text_encoder hf:data/models/{name}"
+            ) from error
     limit = tokenizer.model_max_length
     return _encoder(tokenizer, f"hf:{name}", limit if limit < UNLIMITED else None)
 
@@ -254,7 +230,9 @@ def from_open_clip(name: str) -> Tokenizer:
             f" \"import open_clip; open_clip.get_tokenizer('{name}')\") and copy the cache of Hugging Face"
             " (HF_HOME) here, or take a model with CLIP's own tokenizer, as ViT-B-32"
         ) from error
-    if type(tokenizer) is SimpleTokenizer and _is_clips(tokenizer):
+    # CLIP's own has no further tokens, and leaves no words out at random.
+    own = type(tokenizer) is SimpleTokenizer and tokenizer.vocab_size == VOCABULARY
+    if own and tokenizer.reduction_fn is None and _cleaning(tokenizer) == "lower":
         return ClipTokenizer(tokenizer.context_length)
     if type(tokenizer) is not HFTokenizer or tokenizer.tokenizer_mode:
         raise ValueError(
@@ -271,33 +249,6 @@ def from_open_clip(name: str) -> Tokenizer:
     )
 
 
-def _read_folder(auto_tokenizer: Any, folder: Any) -> Any:
-    try:
-        return auto_tokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"expected a tokenizer (tokenizer.json, tokenizer_config.json) in {shown(folder)}, found none"
-            f" that can be read: {_first_line(error)}; put the files of the encoder's distribution there"
-        ) from error
-
-
-def _read_cached(auto_tokenizer: Any, name: str) -> Any:
-    try:
-        return auto_tokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError):
-        pass  # not in the cache
-    try:
-        with fetching(f"the tokenizer of hf:{name}", hub=True):
-            return auto_tokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"text_encoder hf:{name}: expected the encoder's files in the cache of Hugging Face or a network"
-            f" to fetch them, found neither: {_first_line(error)}; run `hf download {name} --local-dir"
-            f" data/models/{name}` where there is a network, copy the folder here and name it:"
-            f" text_encoder hf:data/models/{name}"
-        ) from error
-
-
 def _encoder(tokenizer: Any, source: str, context_length: int | None, **settings: Any) -> EncoderTokenizer:
     """The library's tokenizer inside that of transformers, with its padding."""
     library = getattr(tokenizer, "backend_tokenizer", None)
@@ -310,15 +261,6 @@ def _encoder(tokenizer: Any, source: str, context_length: int | None, **settings
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     padding_id = next(i for i in ids if i is not None)
     return EncoderTokenizer(library.to_str(), padding_id, context_length, **settings)
-
-
-def _is_clips(tokenizer: Any) -> bool:
-    """Whether a SimpleTokenizer is CLIP's own, without further tokens or words left out at random."""
-    return (
-        tokenizer.vocab_size == VOCABULARY
-        and tokenizer.reduction_fn is None
-        and _cleaning(tokenizer) == "lower"
-    )
 
 
 def _cleaning(tokenizer: Any) -> str:
