@@ -37,9 +37,10 @@ def load_dataset(config: DataConfig) -> Dataset:
         return load_shapes(
             config.shapes_seed, config.shapes_train, config.shapes_val, config.shapes_test, config.image_size
         )
-    from mmlib.data.mixture import guarded, mix, parse_addition
+    from mmlib.data.mixture import mix, parse_addition
 
     if config.dataset == "shards":
+        from mmlib.data.leaks import guarded
         from mmlib.data.shards import load_shards
 
         dataset = load_shards(config)

@@ -1,7 +1,4 @@
-"""Decode image files that a stranger wrote: which formats, how large, and what each pixel mode means in RGB.
-
-Light on purpose: the packed store's worker processes import it.
-"""
+"""Decode image files that a stranger wrote: which formats, how large, what each pixel mode means in RGB."""
 
 import io
 import re
@@ -35,13 +32,9 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImageP
 # Such a picture ends in an error of ours; Pillow's warning before it names no file.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, module=r"PIL\.Image")
 
-_SIGNED_GREY = (
-    "expected grey levels without sign, found signed integers, of which nothing says what is white; save it"
-    " with 8 or 16 bits"
-)
 _KEY_SCALE = {"L;2": 85, "L;4": 17}  # PNG's transparent grey is given in samples of the file's own depth
 _TIFF_PHOTOMETRIC, _TIFF_BITS, _TIFF_SAMPLE_FORMAT, _TIFF_TILE_SIDES = 262, 258, 339, (322, 323)
-_TIFF_SUBSAMPLING, _SIGNED = 530, 2
+_TIFF_SUBSAMPLING, _UNSIGNED = 530, 1
 
 
 def decode_image(content: bytes, name: str, size: int | None = None) -> Image.Image:
@@ -86,27 +79,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
     |---|---|
     | 1, L, P, RGB, RGBX, CMYK, YCbCr, HSV | as Pillow converts it; the X of RGBX is dropped |
     | LA, La, PA, RGBA, RGBa, and a colour or palette entries marked transparent | laid over white |
-    | LAB | sRGB by LittleCMS |
     | I;16, I;16B, I;16L, I;16N | the high 8 of 16 bits, or of the 12 that a TIFF declares |
-    | I of an unsigned 32-bit TIFF | the high 8 of 32 bits |
-    | F | 0 is black and 1 is white |
 
     Pillow itself takes the high 8 bits of 16-bit colour, and undoes the inversion of Adobe's CMYK JPEGs.
     "White is zero" of TIFF is observed at every depth.  ICC profiles are not applied.
 
     Raises:
-        ValueError: signed integers or undeclared ones of 32 bits, since nothing says which is white; floats
-            that are not finite or not in 0..1; a TIFF of uncompressed YCbCr with fewer colours than pixels,
-            which Pillow reads as noise; an unknown mode.
+        ValueError: signed integers, integers of 32 bits, floats and LAB, of which Pillow does not know what
+            is white; a TIFF of uncompressed YCbCr with fewer colours than pixels, which it reads as noise.
     """
     if getattr(image, "format", None) == "TIFF":
         _check_samples(image)
     raw_mode = str(image.tile[0][3]) if getattr(image, "tile", None) else ""
     image.load()
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if image.mode in ("I", "F", "LAB"):
+        raise ValueError(_unknown_white(image))
+    if image.mode.startswith("I;16"):
         image = _from_deep_grey(image)
-    elif image.mode == "LAB":
-        image = _from_lab(image)
     key = image.info.get("transparency")
     if image.mode == "RGB" and raw_mode.startswith("RGB;16") and key is not None:
         image.info["transparency"] = tuple(value >> 8 for value in key)
@@ -180,8 +169,8 @@ def _check_bounds(image: Image.Image, content: bytes) -> None:
 def _check_samples(image: Image.Image) -> None:
     """Refuses what Pillow opens and reads as something else."""
     tags = image.tag_v2
-    if _SIGNED in tags.get(_TIFF_SAMPLE_FORMAT, ()):
-        raise ValueError(_SIGNED_GREY)
+    if any(kind != _UNSIGNED for kind in tags.get(_TIFF_SAMPLE_FORMAT, ())):
+        raise ValueError(_unknown_white(image))
     raw = any(tile[0] == "raw" for tile in image.tile)
     if image.mode == "YCbCr" and raw and tags.get(_TIFF_SUBSAMPLING, (2, 2)) != (1, 1):
         raise ValueError(
@@ -190,45 +179,29 @@ def _check_samples(image: Image.Image) -> None:
         )
 
 
+def _unknown_white(image: Image.Image) -> str:
+    return (
+        "expected colours or grey levels without sign of at most 16 bits, found other values (mode"
+        f" {image.mode}), of which nothing says what is white; save it with 8 or 16 bits"
+    )
+
+
 def _too_large(found: str) -> str:
     return f"expected at most {MAX_PIXELS:,} pixels, found {found}; shrink it or leave it out"
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
-    """Grey of 12, 16 or 32 bits or of floats as L, or as LA where one value is transparent."""
+    """Grey of 12 or 16 bits as L, or as LA where one value is transparent."""
     tags = getattr(image, "tag_v2", {})  # of a TIFF
     value_HW = np.asarray(image)
-    if image.mode == "F":
-        # Written so that NaN fails too.
-        if not (value_HW.min() >= 0 and value_HW.max() <= 1):
-            raise ValueError(
-                "expected floats in 0..1, 0 black and 1 white, found"
-                f" {value_HW.min():g} to {value_HW.max():g}; save it with 8 or 16 bits"
-            )
-        level_HW = np.rint(value_HW * 255).astype(np.uint8)
-    elif image.mode == "I":
-        if tags.get(_TIFF_BITS) != (32,) or tags.get(_TIFF_SAMPLE_FORMAT, (1,)) != (1,):
-            raise ValueError(_SIGNED_GREY)
-        level_HW = (value_HW.view(np.uint32) >> 24).astype(np.uint8)
-    else:
-        bits = tags.get(_TIFF_BITS, (16,))[0]
-        level_HW = (value_HW >> (bits - 8)).astype(np.uint8)
-    if tags.get(_TIFF_PHOTOMETRIC) == 0:
-        level_HW = 255 - level_HW
-    grey = Image.fromarray(level_HW)
+    level_HW = (value_HW >> (tags.get(_TIFF_BITS, (16,))[0] - 8)).astype(np.uint8)
+    grey = Image.fromarray(255 - level_HW if tags.get(_TIFF_PHOTOMETRIC) == 0 else level_HW)
     key = image.info.get("transparency")
     if key is not None:
         grey.putalpha(Image.fromarray(np.where(value_HW == key, 0, 255).astype(np.uint8)))
     if "exif" in image.info:
         grey.info["exif"] = image.info["exif"]  # with the orientation
     return grey
-
-
-def _from_lab(image: Image.Image) -> Image.Image:
-    from PIL import ImageCms
-
-    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
 
 
 _lock = threading.Lock()

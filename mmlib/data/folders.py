@@ -4,7 +4,7 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,10 +92,12 @@ def match_names(wanted: Iterable[str], there: Iterable[str], where: str) -> dict
     Raises:
         ValueError: a wanted name has several such names, or two wanted names have the same one.
     """
-    there = list(there)
+    by_form, by_fold = defaultdict(list), defaultdict(list)
+    for other in there:
+        by_form[normal_form(other)].append(other)
+        by_fold[_folded(other)].append(other)
     matched: dict[str, str] = {}
     taken: dict[str, str] = {}
-    by_form, by_fold = _grouped(there, normal_form), _grouped(there, _folded)
     for name in wanted:
         found = by_form.get(normal_form(name)) or by_fold.get(_folded(name), [])
         if len(found) > 1:
@@ -104,26 +106,14 @@ def match_names(wanted: Iterable[str], there: Iterable[str], where: str) -> dict
                 " which differ in upper and lower case or Unicode form alone; rename or remove the others"
             )
         for other in found:
-            if other in taken:
+            if taken.setdefault(other, name) != name:
                 raise ValueError(
                     f"expected an image for each of {taken[other]!a} and {name!a}, found only"
                     f" {other!a} in {where}; give them names that differ in more than upper and lower"
                     " case or Unicode form"
                 )
-            matched[name], taken[other] = other, name
+            matched[name] = other
     return matched
-
-
-def _grouped(names: list[str], key: Callable[[str], str]) -> dict[str, list[str]]:
-    groups = defaultdict(list)
-    for name in names:
-        groups[key(name)].append(name)
-    return groups
-
-
-def is_picture(name: str) -> bool:
-    """True for the name of an image file that is not hidden (`._x.jpg` is macOS's note on `x.jpg`)."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def list_images(folder: Path) -> tuple[set[str], list[Path], Counter]:
@@ -132,17 +122,18 @@ def list_images(folder: Path) -> tuple[set[str], list[Path], Counter]:
         entries = sorted(entries, key=lambda entry: entry.name)
     names, folders, skipped = set(), [], Counter()
     for entry in entries:
+        name = entry.name.lower()
         if os.path.isdir(entry):  # unlike the entry's own methods, false for links that lead in a circle
             if entry.name.startswith(SYSTEM_FOLDERS):
                 skipped[f"{entry.name}/"] += 1
             else:
                 folders.append(folder / entry.name)
-        elif is_picture(entry.name) and os.path.isfile(entry):
+        elif name.endswith(SUFFIXES) and name[0] != "." and os.path.isfile(entry):
             names.add(entry.name)
-        elif entry.name.startswith("._"):
+        elif name.startswith("._"):  # `._x.jpg` is macOS's note on `x.jpg`
             skipped["._*"] += 1
-        elif not entry.name.lower().endswith(TEXT_SUFFIXES):
-            ending = os.path.splitext(entry.name)[1].lower()
+        elif not name.endswith(TEXT_SUFFIXES):
+            ending = os.path.splitext(name)[1]
             skipped[f"*{ending}" if ending else entry.name] += 1
     return names, folders, skipped
 
@@ -182,51 +173,13 @@ def find_image_folder(
         FileNotFoundError: no folder holds images.
         ValueError: several do and none has a preferred name.
     """
-    found, skipped = _search(root)
-    everything = sum(skipped.values(), Counter())
-    if not found:
-        raise FileNotFoundError(
-            f"expected a folder with images (JPEG, PNG, WebP, GIF, BMP or TIFF) under {shown(root)}, usually"
-            f" {preferred[0]}/, found {_counted(everything) or 'none'}; unpack the images there"
-        )
-    wanted = {_folded(name) for name in listed}
-    likely = [folder for folder in found if any(_folded(name) in wanted for name in found[folder])]
-    candidates = likely or list(found)
-    ranked = [folder for name in preferred for folder in candidates if folder.name == name]
-    if not ranked and len(candidates) > 1:
-        raise ValueError(
-            f"expected one folder with images under {shown(root)}, found {len(candidates)}:"
-            f" {_named(candidates)}; rename the right one to {preferred[0]}"
-        )
-    chosen = (ranked or candidates)[0]
-    others = [folder for folder in found if folder != chosen]
-    notes = [f"Images are read from {shown(chosen)}; {_named(others)} hold images too, unread."] * bool(
-        others
-    )
-    of_systems = Counter({kind: number for kind, number in everything.items() if kind.endswith("/")})
-    return chosen, found[chosen], notes + note_skipped(skipped[chosen] | of_systems)
-
-
-def _named(folders: list[Path]) -> str:
-    rest = len(folders) - NAMED
-    return ", ".join(printable(shown(folder)) for folder in folders[:NAMED]) + (
-        f" and {rest:,} more" if rest > 0 else ""
-    )
-
-
-def _search(root: Path) -> tuple[dict[Path, set[str]], dict[Path, Counter]]:
-    """Image names of the folders at or below `root` that hold any, shallow ones first, and what is skipped.
-
-    A folder that is reached twice through links is searched once.
-    """
     found: dict[Path, set[str]] = {}
     skipped: dict[Path, Counter] = {}
-    level = [root]
-    seen = set()
+    level, seen = [root], set()
     for _ in range(DEPTH + 1):
         below = []
         for folder in level:
-            if folder.resolve() in seen:
+            if folder.resolve() in seen:  # reached twice through links
                 continue
             seen.add(folder.resolve())
             try:
@@ -240,4 +193,29 @@ def _search(root: Path) -> tuple[dict[Path, set[str]], dict[Path, Counter]]:
                 found[folder] = names
             below += folders
         level = below
-    return found, skipped
+    everything = sum(skipped.values(), Counter())
+    if not found:
+        raise FileNotFoundError(
+            f"expected a folder with images (JPEG, PNG, WebP, GIF, BMP or TIFF) under {shown(root)}, usually"
+            f" {preferred[0]}/, found {_counted(everything) or 'none'}; unpack the images there"
+        )
+    wanted = {_folded(name) for name in listed}
+    likely = [folder for folder in found if not wanted.isdisjoint(map(_folded, found[folder]))]
+    candidates = likely or list(found)
+    ranked = [folder for name in preferred for folder in candidates if folder.name == name]
+    if not ranked and len(candidates) > 1:
+        raise ValueError(
+            f"expected one folder with images under {shown(root)}, found {len(candidates)}:"
+            f" {_named(candidates)}; rename the right one to {preferred[0]}"
+        )
+    chosen = (ranked or candidates)[0]
+    notes = []
+    if others := [folder for folder in found if folder != chosen]:
+        notes.append(f"Images are read from {shown(chosen)}; {_named(others)} hold images too, unread.")
+    of_systems = Counter({kind: number for kind, number in everything.items() if kind.endswith("/")})
+    return chosen, found[chosen], notes + note_skipped(skipped[chosen] | of_systems)
+
+
+def _named(folders: list[Path]) -> str:
+    rest = f" and {len(folders) - NAMED:,} more" if len(folders) > NAMED else ""
+    return ", ".join(printable(shown(folder)) for folder in folders[:NAMED]) + rest

@@ -12,7 +12,7 @@ import json
 import re
 import urllib.parse
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,57 +53,64 @@ class Leak:
     distance: int | None = None
 
 
-def find_leaks(
-    train: Dataset,
-    held_out: Dataset | Iterable[Dataset],
-    *,
-    kinds: Collection[str] = KINDS,
-) -> list[Leak]:
+def find_leaks(train: Dataset, held_out: Dataset | Iterable[Dataset]) -> list[Leak]:
     """Training images of `train` that are in the val or test split of any of `held_out`.
 
     For several data sets that train together: `without_leaks(d, find_leaks(d, all_of_them))` of each.
 
     Args:
         train: its training split is searched.
-        held_out: may include `train` itself.
-        kinds: signs to look for.  `bytes` needs sources that read files, others have no bytes to
-            compare.  `look` packs all images at 32 pixels once (`open_store`).
+        held_out: may include `train` itself.  Sources that read files give bytes to compare, others none;
+            to compare looks, all images are packed at 32 pixels once (`open_store`).
 
     Returns:
-        Each pair once, under its surest sign, in the order of `held_out` and `kinds`, looks by distance.
+        Each pair once, under its surest sign, in the order of `held_out` and `KINDS`, looks by distance.
 
     Raises:
-        ValueError: unknown kinds; no training images; a data set without val and test.
-        ValueError, OSError, RuntimeError: images that cannot be read or packed.
+        ValueError: no training images; a data set without val and test.
+        ValueError, OSError: images that cannot be read or packed.
     """
-    if not kinds or not set(kinds) <= set(KINDS):
-        raise ValueError(f"kinds: expected some of {', '.join(KINDS)}, found {', '.join(kinds) or 'none'}")
     if "train" not in train.splits or not train.splits["train"].images:
         raise ValueError(
             f"expected training images in {train.name!r}, found none; leaks are searched in them"
         )
     leaks: dict[tuple, Leak] = {}
     for index, dataset in enumerate([held_out] if isinstance(held_out, Dataset) else held_out):
-        split_of = {
-            image: split
-            for split in HELD_OUT
-            if split in dataset.splits
-            for image in dataset.splits[split].images
-        }
+        splits = [dataset.splits[split] for split in HELD_OUT if split in dataset.splits]
+        split_of = {image: split.name for split in splits for image in split.images}
         if not split_of:
             raise ValueError(
                 f"expected images in val or test of {dataset.name!r}, found none; leaks are searched there"
             )
-        for kind in (kind for kind in KINDS if kind in kinds):
-            pairs = (
-                _lookalikes(train, dataset, list(split_of))
-                if kind == "look"
-                else _equals(kind, train, dataset, list(split_of))
-            )
+        images = list(split_of)
+        for kind, pairs in (
+            ("id", _equal_ids(train, dataset, images)),
+            ("bytes", _equals(_digests, train, dataset, images)),
+            ("look", _lookalikes(train, dataset, images)),
+        ):
             for mine, theirs, distance in pairs:
                 leak = Leak(kind, mine, theirs, dataset.name, split_of[theirs], distance)
                 leaks.setdefault((index, mine, theirs), leak)
     return list(leaks.values())
+
+
+def guarded(dataset: Dataset, held_out: Sequence[Dataset], leaks: str) -> Dataset:
+    """`dataset` without, or with a note on, training images that are in val or test of `held_out`.
+
+    Args:
+        dataset: its training split is searched.
+        held_out: may include `dataset` itself.
+        leaks: `exclude` or `keep`.
+
+    Raises:
+        ValueError: as `find_leaks` and `without_leaks`.
+    """
+    found = find_leaks(dataset, held_out)
+    if leaks == "exclude" or not found:
+        return without_leaks(dataset, found)
+    kept = len({leak.train_image for leak in found})
+    note = f"Leak guard: {kept:,} training images are held out too and were kept, as asked (leaks='keep')."
+    return replace(dataset, notes=(*dataset.notes, note))
 
 
 def without_leaks(dataset: Dataset, leaks: Sequence[Leak]) -> Dataset:
@@ -117,19 +124,13 @@ def without_leaks(dataset: Dataset, leaks: Sequence[Leak]) -> Dataset:
         leaks: from `find_leaks`; none leaves the data as they are and notes that.
 
     Raises:
-        ValueError: a leak of an image that is not in the training split; no training image would remain.
+        ValueError: no training image would remain.
     """
     if not leaks:
         note = "Leak guard: no training image is held out."
         return replace(dataset, notes=(*dataset.notes, note))
     split = dataset.splits["train"]
     dropped = {leak.train_image for leak in leaks}
-    strange = sorted(dropped - set(split.images))
-    if strange:
-        raise ValueError(
-            f"expected leaks of training images of {dataset.name!r}, found {strange[0]!r}, which is none"
-            f" ({len(strange)} in all); find the leaks of each data set by itself"
-        )
     keep_N = np.array([image not in dropped for image in split.images])
     if not keep_N.any():
         raise ValueError(
@@ -220,30 +221,24 @@ def _looks(dataset: Dataset, images: Sequence[str]) -> np.ndarray:
     return open_store(dataset, SIDE).array[[row[image] for image in images]]
 
 
-def _equals(kind: str, train: Dataset, held_out: Dataset, images: list[str]) -> list[tuple]:
-    """Pairs with the same id, or the same bytes."""
-    keys = _ids if kind == "id" else _digests
+def _equals(keys: Callable, train: Dataset, held_out: Dataset, images: list[str]) -> list[tuple]:
+    """Pairs with the same key, as `keys` gives them for images of a data set; None is equal to none."""
     mine = train.splits["train"].images
     of_key = defaultdict(list)
     for image, key in zip(mine, keys(train, mine)):
         of_key[key].append(image)
     of_key.pop(None, None)
-    pairs = [
-        (other, image, None)
-        for image, key in zip(images, keys(held_out, images))
-        for other in of_key.get(key, ())
-    ]
-    if kind == "id" and train is held_out:  # whose splits may be numbered each from 1 on
-        pairs = [pair for pair in pairs if not all(map(_is_number_alone, pair[:2]))]
-    return pairs
+    theirs = zip(images, keys(held_out, images))
+    return [(other, image, None) for image, key in theirs for other in of_key.get(key, ())]
 
 
-def _is_number_alone(image: str) -> bool:
-    return _NUMBER_ALONE.fullmatch(image.rpartition("/")[2]) is not None
-
-
-def _ids(dataset: Dataset, images: Sequence[str]) -> list[str | None]:
-    return [photo_id(image, dataset.name) for image in images]
+def _equal_ids(train: Dataset, held_out: Dataset, images: list[str]) -> list[tuple]:
+    pairs = _equals(lambda d, names: [photo_id(n, d.name) for n in names], train, held_out, images)
+    if train is not held_out:
+        return pairs
+    # Splits of one set may be numbered each from 1 on.
+    names = [[image.rpartition("/")[2] for image in pair[:2]] for pair in pairs]
+    return [p for p, both in zip(pairs, names) if not all(map(_NUMBER_ALONE.fullmatch, both))]
 
 
 def _digests(dataset: Dataset, images: Sequence[str]) -> list[str | None]:

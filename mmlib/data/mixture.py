@@ -4,11 +4,13 @@ A photo that any of the sets holds out is in no training split: Flickr30k's trai
 of Flickr8k's test photos.
 """
 
+import contextlib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,7 +18,7 @@ from PIL import Image
 
 from mmlib.config import ParameterError
 from mmlib.data.dataset import Dataset, ImageSource, Split
-from mmlib.data.leaks import find_leaks, photo_id, without_leaks
+from mmlib.data.leaks import guarded, photo_id
 from mmlib.data.photos import count
 
 SETS = ("flickr8k", "flickr30k", "coco")
@@ -55,25 +57,15 @@ def parse_addition(text: str) -> Addition:
     Raises:
         ParameterError: no such data set, an empty folder, or a weight that is no positive number.
     """
-    rest, _, weight_text = text.rpartition("@") if "@" in text else (text, "", "1")
-    name, colon, folder = rest.partition(":")
-    form = "expected name[:folder][@weight], as flickr30k@0.5"
-    if name not in SETS:
-        raise ParameterError(
-            f"also_train_on: {form}, with a name of {', '.join(SETS)}, found {text!r} with the name {name!r}"
-        )
-    if colon and not folder:
-        raise ParameterError(f"also_train_on: {form}, found {text!r} with no folder; leave out the ':'")
-    try:
-        weight = float(weight_text)
-    except ValueError:
-        weight = math.nan
-    if not 0 < weight < math.inf:
-        raise ParameterError(
-            f"also_train_on: {form}, with a weight above 0, which is how often an epoch shows each of its"
-            f" captions on average, found {text!r} with the weight {weight_text!r}"
-        )
-    return name, folder or None, weight
+    form = re.fullmatch(rf"({'|'.join(SETS)})(?::([^@].*?))?(?:@([^@]*))?", text)
+    with contextlib.suppress(ValueError):
+        if form and 0 < (weight := float("1" if form[3] is None else form[3])) < math.inf:
+            return form[1], form[2], weight
+    raise ParameterError(
+        f"also_train_on: expected name[:folder][@weight], as flickr30k@0.5, with a name of {', '.join(SETS)}"
+        " and a weight above 0, which is how often an epoch shows each of its captions on average, found"
+        f" {text!r}"
+    )
 
 
 def mix(
@@ -117,25 +109,6 @@ def mix(
         redistributable=all(part.redistributable for part in parts),
         held_out_fingerprint=first.held_out_fingerprint or first.fingerprint,
     )
-
-
-def guarded(dataset: Dataset, held_out: Sequence[Dataset], leaks: str) -> Dataset:
-    """`dataset` without, or with a note on, training images that are in val or test of `held_out`.
-
-    Args:
-        dataset: its training split is searched.
-        held_out: may include `dataset` itself.
-        leaks: `exclude` or `keep`.
-
-    Raises:
-        ValueError: as `find_leaks` and `without_leaks`.
-    """
-    found = find_leaks(dataset, held_out)
-    if leaks == "exclude" or not found:
-        return without_leaks(dataset, found)
-    kept = len({leak.train_image for leak in found})
-    note = f"Leak guard: {kept:,} training images are held out too and were kept, as asked (leaks='keep')."
-    return replace(dataset, notes=(*dataset.notes, note))
 
 
 def _joined(parts: Sequence[Dataset], weights: Sequence[float]) -> Split:

@@ -49,12 +49,7 @@ MAX_KEY = 1_000  # characters
 
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
 
-BROKEN = {
-    "image": "no image, or one that cannot be decoded",
-    "caption": "no caption",
-    "json": "a json that cannot be read",
-    "size": "a file that is too large",
-}
+_IMAGE = "no image, or one that cannot be decoded"
 
 
 class Sample(NamedTuple):
@@ -199,7 +194,7 @@ class _Bounded:
 
 
 class _Broken(Exception):
-    """A sample that cannot be used; its argument is a reason of `BROKEN`."""
+    """A sample that cannot be used; its argument is the reason."""
 
 
 @dataclass
@@ -234,7 +229,7 @@ def read_tar(file: BinaryIO, looks: BinaryIO, looks_path: Path | None = None) ->
                 continue
             part.seen.add(kind)
             if member.size > (MAX_IMAGE if kind == "image" else min(MAX_TEXT, MAX_TEXTS - texts)):
-                part.reason = "size"
+                part.reason = "a file that is too large"
                 continue
             file.seek(member.offset_data)
             data = file.read(member.size)
@@ -244,7 +239,7 @@ def read_tar(file: BinaryIO, looks: BinaryIO, looks_path: Path | None = None) ->
                 part.texts[kind] = data
                 texts += len(data)
             elif (look := _look(data, suffix)) is None:
-                part.reason = part.reason or "image"
+                part.reason = part.reason or _IMAGE
             else:
                 with explained(looks_path or Path(".")):
                     looks.write(look)
@@ -263,7 +258,7 @@ def read_tar(file: BinaryIO, looks: BinaryIO, looks_path: Path | None = None) ->
         try:
             content.samples.append(_sample(key, part))
         except _Broken as broken:
-            content.broken.add(key, BROKEN[str(broken)])
+            content.broken.add(key, str(broken))
     return content
 
 
@@ -328,15 +323,15 @@ def _sample(key: str, parts: _Parts) -> Sample:
     if parts.reason:
         raise _Broken(parts.reason)
     if parts.image is None:
-        raise _Broken("image")
+        raise _Broken(_IMAGE)
     facts: object = {}
     if "json" in parts.texts:
         try:
             facts = parse_json(parts.texts["json"], key, finite=False)
         except ValueError:
-            raise _Broken("json") from None
+            raise _Broken("a json that cannot be read") from None
         if not isinstance(facts, dict):
-            raise _Broken("json")
+            raise _Broken("a json that cannot be read")
     captions = _captions(facts, parts.texts.get("txt"))
     name, url, dataset = (
         value if isinstance(value := facts.get(fact), str) and value else None
@@ -356,11 +351,11 @@ def _captions(facts: dict, text: bytes | None) -> list[str]:
         _Broken: none of these, or texts that are none.
     """
     if not isinstance(facts.get("captions"), list | None):
-        raise _Broken("caption")
+        raise _Broken("no caption")
     for value in (facts.get("captions"), facts.get("caption")):
         if isinstance(value, list) and value:
             if not all(isinstance(caption, str) for caption in value):
-                raise _Broken("caption")
+                raise _Broken("no caption")
             return value
     one = facts.get("caption")
     one = one if isinstance(one, str) and one.strip() else None
@@ -368,13 +363,13 @@ def _captions(facts: dict, text: bytes | None) -> list[str]:
         try:
             lines = text.decode("utf-8-sig")
         except UnicodeDecodeError:
-            raise _Broken("caption") from None
+            raise _Broken("no caption") from None
         if "\0" in lines:  # UTF-16 without its mark
-            raise _Broken("caption")
+            raise _Broken("no caption")
         if one is None or one.strip() != lines.strip():
             captions = [line for line in re.split(r"\r\n|\r|\n", lines) if line.strip()]
             if captions:
                 return captions
     if one is None:
-        raise _Broken("caption")
+        raise _Broken("no caption")
     return [one]

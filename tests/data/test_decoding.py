@@ -77,10 +77,6 @@ TABLE = {
         tiff(3, 1, 16, u16(0, 40000, 65535), white_is_zero=True), grey(255, 99, 0)),
     "I;16B": (saved(Image.frombytes("I;16B", (2, 1), struct.pack(">2H", 256, 40000)), "TIFF"), grey(1, 156)),
     "12 bits": (tiff(2, 1, 12, b"\x80\x0f\xff"), grey(128, 255)),
-    "I, unsigned": (tiff(2, 1, 32, struct.pack("<2I", 2**31, 2**32 - 1)), grey(128, 255)),
-    "F": (saved(of_values(np.float32, 0, 0.2, 1), "TIFF"), grey(0, 51, 255)),
-    "F, white is zero": (
-        tiff(2, 1, 32, struct.pack("<2f", 0, 0.2), white_is_zero=True, sample_format=3), grey(255, 204)),
     "first frame of GIF": (
         saved(coloured("P", 0), "GIF", save_all=True, append_images=[Image.new("L", (1, 1), 9)]), [BLACK]),
     "first frame of WebP": (
@@ -116,33 +112,21 @@ def test_pixel_modes_that_no_file_has():
         assert pixels_of(to_rgb(image)) == grey(156), mode
 
 
-def test_lab_is_converted_by_its_white():
-    # sRGB's red is L 54.3, a 80.8, b 69.9 under D50 (lindbloom.com); L of 255 is 100, a and b are signed.
-    lab = Image.frombytes("LAB", (3, 1), bytes([0, 0, 0, 255, 0, 0, 138, 81, 70]))
-    found = np.array(pixels_of(decode_image(saved(lab, "TIFF"), "x.tif")))
-    assert np.abs(found - [BLACK, WHITE, RED]).max() <= 5  # a step of a is about that
-
-
 @pytest.mark.parametrize(
-    ("content", "found"),
+    "content",
     [
-        (
-            saved(of_values(np.float32, 0, np.nan), "TIFF"),
-            "floats in 0..1, 0 black and 1 white, found nan to nan",
-        ),
-        (
-            saved(of_values(np.float32, 0, np.inf), "TIFF"),
-            "floats in 0..1, 0 black and 1 white, found 0 to inf",
-        ),
-        (saved(of_values(np.float32, 0, 255), "TIFF"), "floats in 0..1, 0 black and 1 white, found 0 to 255"),
-        (saved(of_values(np.int32, 0, 40000), "TIFF"), "grey levels without sign, found signed integers"),
-        (tiff(1, 1, 16, u16(7), sample_format=2), "grey levels without sign, found signed integers"),
-        (tiff(1, 1, 8, b"\xff", sample_format=2), "grey levels without sign, found signed integers"),
+        saved(of_values(np.float32, 0, 1), "TIFF"),
+        saved(of_values(np.float32, 0, np.nan), "TIFF"),
+        saved(of_values(np.int32, 0, 40000), "TIFF"),
+        saved(Image.new("LAB", (1, 1)), "TIFF"),
+        tiff(2, 1, 32, struct.pack("<2I", 2**31, 2**32 - 1)),
+        tiff(1, 1, 16, u16(7), sample_format=2),
+        tiff(1, 1, 8, b"\xff", sample_format=2),
     ],
 )
-def test_values_without_a_meaning_as_grey_are_refused(content, found):
+def test_values_of_which_nothing_says_what_is_white_are_refused(content):
     with pytest.raises(
-        ValueError, match=f"cannot decode x.tif: expected {found}.*; save it with 8 or 16 bits"
+        ValueError, match=r"cannot decode x.tif: expected colours or grey .* save it with 8 or 16 bits"
     ):
         decode_image(content, "x.tif")
 

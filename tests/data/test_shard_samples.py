@@ -67,6 +67,12 @@ def test_captions_of_a_sample(tmp_path, files, captions):
 # --- broken samples
 
 
+REASONS = {
+    "image": "no image, or one that cannot be decoded",
+    "caption": "no caption",
+    "json": "a json that cannot be read",
+    "size": "a file that is too large",
+}
 BROKEN = {
     "undecodable": ("image", {"jpg": b"no image", "txt": b"a"}),
     "cut": ("image", {"jpg": JPEG[: len(JPEG) // 2], "txt": b"a"}),
@@ -92,7 +98,7 @@ def test_a_broken_sample_is_counted_and_named_and_the_others_are_read(tmp_path, 
     path = write_tar(tmp_path / "s.tar", [("a", GOOD), ("bad", files), ("c", GOOD)])
     reader, samples, fault = read(path)
     assert [sample.key for sample in samples] == ["a", "c"]
-    assert reader.broken.first == [f"bad ({shard_index.BROKEN[reason]})"]
+    assert reader.broken.first == [f"bad ({REASONS[reason]})"]
     assert (reader.unused.count, fault) == (0, None)
 
 

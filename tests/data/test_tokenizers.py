@@ -11,7 +11,7 @@ from hypothesis import strategies
 from mmlib.config import ParameterError, TokenizerConfig
 from mmlib.data import build_tokenizer, restore_tokenizer, tokenizer_for
 from mmlib.data.shapes import load_shapes
-from mmlib.data.tokenizers.closed import ClosedTokenizer, split_text
+from mmlib.data.tokenizers.learned import ClosedTokenizer, split_text
 
 CAPTIONS = ["A dog's ball .", "a dog, a dog", "Ünïted 北京 cafés_2!", ""]
 KINDS = ["char", "char-reference", "word"]

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 from mmlib.config import ParameterError
 from mmlib.data.tokenizers.base import Tokenizer, count_losses, loss_shares, losses_warning
-from mmlib.data.tokenizers.closed import ClosedTokenizer, learn_closed
+from mmlib.data.tokenizers.learned import BpeTokenizer, ClosedTokenizer, learn_bpe, learn_closed
 from mmlib.files import nearest
 
 __all__ = [
@@ -59,8 +59,6 @@ def build_tokenizer(
     if _checked_kind("tokenizer", kind) in CLOSED:
         return learn_closed(kind, training_captions, min_count)
     if kind == "bpe":
-        from mmlib.data.tokenizers.bpe import learn_bpe
-
         return learn_bpe(training_captions, bpe_vocabulary)
     if kind == "clip":
         from mmlib.data.tokenizers.pretrained import ClipTokenizer
@@ -108,7 +106,7 @@ def restore_tokenizer(state: dict) -> Tokenizer:
     if kind in CLOSED:
         tokenizer = ClosedTokenizer
     elif kind == "bpe":
-        from mmlib.data.tokenizers.bpe import BpeTokenizer as tokenizer
+        tokenizer = BpeTokenizer
     elif kind == "clip":
         from mmlib.data.tokenizers.pretrained import ClipTokenizer as tokenizer
     else:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from mmlib import paths
 from mmlib.config import ParameterError
 from mmlib.data.tokenizers.base import Tokenizer
-from mmlib.data.tokenizers.bpe import from_json
+from mmlib.data.tokenizers.learned import from_json
 from mmlib.files import fetching, nearest
 from mmlib.paths import shown
 
