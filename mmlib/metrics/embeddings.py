@@ -80,16 +80,6 @@ def evaluate_embeddings(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, found {protocol!r}")
-    for name, array, dimensions in (
-        ("image_ND", image_ND, 2),
-        ("text_MD", text_MD, 2),
-        ("image_of_text_M", image_of_text_M, 1),
-    ):
-        if array.ndim != dimensions:
-            raise ValueError(
-                f"{name}: expected {dimensions} dimension{'s' * (dimensions > 1)}, found shape"
-                f" {tuple(array.shape)}; save one row per image or caption, and one index per caption"
-            )
     if distractors and protocol != "standard":
         raise ValueError(f"distractors: expected protocol 'standard', found {protocol!r}; name that one")
     if protocol == "coco_1k_folds":
