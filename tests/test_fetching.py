@@ -9,8 +9,8 @@ import pytest
 from mmlib import files
 from mmlib.data.tokenizers.pretrained import from_open_clip, from_transformers
 from mmlib.files import fetching
+from mmlib.model.pretrained import downloading
 from mmlib.model.timm_and_torchvision import build_timm
-from mmlib.model.weights import downloading
 
 
 @pytest.fixture

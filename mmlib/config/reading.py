@@ -6,11 +6,12 @@ for the check to refuse.
 """
 
 import contextlib
+import itertools
 import math
 import re
 import reprlib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal
@@ -298,7 +299,16 @@ def parse_yaml(data: bytes | str, where: str) -> Any:
         line = data.count("\n", 0, odd.start()) + 1
         raise YamlError(f"{where}, line {line}: expected text, found the character {printable(odd[0])}")
     try:
-        return _value_of(yaml.parse(data, Loader=_LOADER), where)
+        events = iter(yaml.parse(data, Loader=_LOADER))
+        nodes = (event for event in events if isinstance(event, yaml.NodeEvent))
+        value = next((_value_of(events, event, where) for event in nodes), None)
+        for event in events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                raise YamlError(
+                    f"{where}, line {event.start_mark.line + 1}: expected one document, found a second;"
+                    " remove the `---`"
+                )
+        return value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         said = _short(", ".join(part for part in (error.context, error.problem) if part))
@@ -313,60 +323,37 @@ def _short(text: str) -> str:
     return text if len(text) <= _PROBLEM else text[:_PROBLEM] + "…"
 
 
-class _Place:
-    """A mapping or list that is being filled."""
-
-    def __init__(self, value: dict | list):
-        self.value = value
-        self.key: str | None = None  # of a mapping, where its value is still to come
-        self.lines: dict[str, int] = {}
-
-
-def _value_of(events: Iterable[yaml.Event], where: str) -> Any:
-    whole = _Place([])
-    open_places = [whole]
-    for event in events:
-        line = event.start_mark.line + 1
-        if isinstance(event, yaml.CollectionEndEvent):
-            open_places.pop()
-        elif isinstance(event, yaml.DocumentStartEvent) and whole.value:
-            raise YamlError(f"{where}, line {line}: expected one document, found a second; remove the `---`")
-        elif isinstance(event, yaml.NodeEvent):
-            _refuse_extras(event, f"{where}, line {line}")
-            _add(event, open_places, f"{where}, line {line}", line)
-    return whole.value[0] if whole.value else None
-
-
-def _refuse_extras(event: yaml.NodeEvent, where: str) -> None:
+def _value_of(events: Iterator[yaml.Event], event: yaml.Event, where: str, depth: int = 0) -> Any:
+    """The value that starts with `event`; takes its events from the rest."""
+    here = f"{where}, line {event.start_mark.line + 1}"
     if isinstance(event, yaml.AliasEvent):
         raise YamlError(
-            f"{where}: expected the value itself, found the alias *{_short(event.anchor)}; write it out"
+            f"{here}: expected the value itself, found the alias *{_short(event.anchor)}; write it out"
         )
     if event.tag is not None:
         raise YamlError(
-            f"{where}: expected a value without a tag, found {_short(event.tag)}; leave it out, each"
+            f"{here}: expected a value without a tag, found {_short(event.tag)}; leave it out, each"
             " parameter knows its type"
         )
-
-
-def _add(event: yaml.NodeEvent, open_places: list[_Place], where: str, line: int) -> None:
-    place = open_places[-1]
     if isinstance(event, yaml.ScalarEvent):
-        value: Any = event.value
-    else:
-        value = {} if isinstance(event, yaml.MappingStartEvent) else []
-        open_places.append(_Place(value))
-        if len(open_places) > MAX_DEPTH + 1:
-            raise YamlError(f"{where}: expected at most {MAX_DEPTH} lists and mappings inside each other")
-    if isinstance(place.value, list):
-        place.value.append(value)
-    elif place.key is not None:
-        place.value[place.key], place.key = value, None
-    elif not isinstance(value, str):
-        raise YamlError(f"{where}: expected a name before the `:`, found a list or mapping")
-    elif value in place.lines:
-        raise YamlError(
-            f"{where}: {_short(value)!r} is there twice, first in line {place.lines[value]}; keep one"
-        )
-    else:
-        place.key, place.lines[value] = value, line
+        return event.value
+    if depth == MAX_DEPTH:
+        raise YamlError(f"{here}: expected at most {MAX_DEPTH} lists and mappings inside each other")
+    parts = iter(lambda: next(events), None)
+    inner = itertools.takewhile(lambda part: not isinstance(part, yaml.CollectionEndEvent), parts)
+    if isinstance(event, yaml.SequenceStartEvent):
+        return [_value_of(events, part, where, depth + 1) for part in inner]
+    values, lines = {}, {}
+    for part in inner:
+        line = part.start_mark.line + 1
+        name = _value_of(events, part, where, depth + 1)
+        if not isinstance(name, str):
+            raise YamlError(f"{where}, line {line}: expected a name before the `:`, found a list or mapping")
+        if name in lines:
+            raise YamlError(
+                f"{where}, line {line}: {_short(name)!r} is there twice, first in line {lines[name]};"
+                " keep one"
+            )
+        lines[name] = line
+        values[name] = _value_of(events, next(events), where, depth + 1)
+    return values

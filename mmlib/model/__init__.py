@@ -3,14 +3,3 @@
 from mmlib.model.encoders import build_image_encoder, build_model, build_text_encoder
 from mmlib.model.losses import InfoNCE, build_loss, load_learned
 from mmlib.model.network import DualEncoder, MemoryNetwork
-
-__all__ = [
-    "DualEncoder",
-    "InfoNCE",
-    "MemoryNetwork",
-    "build_image_encoder",
-    "build_loss",
-    "build_model",
-    "build_text_encoder",
-    "load_learned",
-]

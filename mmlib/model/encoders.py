@@ -22,8 +22,9 @@ To add one: a class here, and a line in `IMAGE_ENCODERS` or `TEXT_ENCODERS`.
 Shapes: B items, C channels, H, W pixels, P patches or positions, L tokens, F feature channels, D width.
 """
 
+import difflib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,7 +33,6 @@ from torch import nn
 from mmlib.config import ParameterError, TrainConfig
 from mmlib.data.augment import PIXEL_MEAN, PIXEL_STD
 from mmlib.model.network import DualEncoder, MemoryNetwork
-from mmlib.model.weights import unknown_name
 
 Block = tuple[str, list[nn.Parameter]]
 
@@ -95,6 +95,14 @@ def fingerprint_of(name: str, state: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"\n{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ParameterError:
+    """The error for a name that a library does not know, with the nearest ones that it does."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"the nearest are {', '.join(near)}" if near else f"it has {', '.join(known[:8])}, …"
+    return ParameterError(f"unknown {kind} {name!r}: {hint}")
 
 
 def transformer(width: int, layers: int, heads: int, mlp_ratio: int, dropout: float) -> nn.TransformerEncoder:

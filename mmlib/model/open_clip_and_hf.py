@@ -20,17 +20,21 @@ from torch.nn import functional as F
 from mmlib import files
 from mmlib.config import ParameterError
 from mmlib.files import read_json
-from mmlib.model.encoders import real_positions
+from mmlib.model.encoders import real_positions, unknown_name
 from mmlib.model.pretrained import (
     Backbone,
     NamedBlocks,
+    downloading,
+    fit,
+    is_file,
     is_loaded,
     layer_blocks,
     positions,
+    quiet,
+    read_weights,
     wrong_size,
 )
 from mmlib.model.timm_and_torchvision import cnn_blocks, timm_blocks
-from mmlib.model.weights import downloading, fit, is_file, quiet, read_weights, unknown_name
 
 NO_TOWER = ("logit_scale", "logit_bias")  # of the pair, not of a tower
 POOLING_FILE = "1_Pooling/config.json"

@@ -1,17 +1,30 @@
 """Wraps pretrained models of timm, torchvision, open_clip and transformers as encoders.
 
+Their weights come from a file that must fit to the last key, or by a library's loader.
+
 Shapes: B items, F feature channels, P positions, H, W positions of a map, Q queries, D latent width.
 """
 
-from collections.abc import Callable, Iterator
+import logging
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from mmlib import files
 from mmlib.config import ParameterError
+from mmlib.files import fetching
 from mmlib.model.encoders import Block, Encoder, fingerprint_of
-from mmlib.model.weights import is_file
+from mmlib.model.network import build_head
+
+FILES = (".safetensors", ".pth", ".pt", ".bin")
+SHOWN = 3  # differing keys that a message names
 
 
 class PretrainedEncoder(Encoder):
@@ -245,95 +258,141 @@ def layer_blocks(model: nn.Module, layers: str, after: Callable[[str], bool]) ->
     return [(block, names) for block, names in blocks.items() if names]
 
 
-LEAST_DEVIATION = 0.1  # of a channel, over the mean deviation of all
-QUERIES = 4  # of the attention pooling: a few, so that one vector can hold several things of a picture
+def is_file(weights: str) -> bool:
+    """Whether `image_weights` or `text_weights` names a file, by its ending."""
+    return Path(weights).suffix.lower() in FILES
 
 
-class Standardise(nn.Module):
-    """Features minus their mean over their deviation, channel by channel, as some of them have it.
+def read_weights(weights: str) -> dict[str, torch.Tensor]:
+    """The tensors of a `.safetensors`, `.pth`, `.pt` or `.bin` file; nothing in it can run code.
 
-    The features of a backbone differ in scale from channel to channel; a head that sees them as they are
-    learns from the few large ones.  The identity until `fit` was called.
+    A checkpoint that holds its tensors under `state_dict` or `model` is opened there, and the prefix
+    `module.` of parallel training is taken off.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: damaged, asking to run code, or not a dict of tensors.
+    """
+    path = files.from_root(weights)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights: expected the file {files.shown(path)}, found nothing there")
+    state = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise ValueError(f"{files.shown(path)} holds no weights: expected a dict of tensors")
+    if state and all(key.startswith("module.") for key in state):
+        return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    return state
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{files.shown(path)} is truncated or no safetensors file ({error})") from None
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it asks to run code ({asked[1]})" if asked else "it is damaged or no file of weights"
+        raise ValueError(f"{files.shown(path)} is refused: {reason}") from None
+    except Exception as error:  # torch's reader leaks many kinds on garbage: RuntimeError, EOFError, …
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{files.shown(path)} is truncated or no file of weights ({first[:200]})") from None
+
+
+def fit(module: nn.Module, state: Mapping[str, torch.Tensor], weights: str, cut: Iterable[str] = ()) -> None:
+    """Loads `state` into `module`; every key must be there with its shape.
 
     Args:
-        features: F.
+        module: without its classifier.
+        state: from `read_weights`.
+        weights: named in the message.
+        cut: names of modules that were cut off, as `fc` or `head`: what the file has of them, and the
+            module has not, is left out.
+
+    Raises:
+        ValueError: names the first keys that differ, and what is expected and found.
     """
+    ours, cut = module.state_dict(), tuple(cut)
+    # Versions of the file's modules, by which MNASNet converts older ones; its own where there are none.
+    versions = getattr(state, "_metadata", ours._metadata)
+    state = OrderedDict(
+        (key, tensor)
+        for key, tensor in state.items()
+        if key in ours or not any(key == name or key.startswith(f"{name}.") for name in cut)
+    )
+    state._metadata = versions
+    wrong = []
+    for key, expected in ours.items():
+        # Files older than this counter of batch norm lack it, and nothing but its own momentum reads it.
+        if key not in state and not key.endswith("num_batches_tracked"):
+            wrong.append(f"{key}: expected {tuple(expected.shape)}, found nothing")
+        elif key in state and state[key].shape != expected.shape:
+            wrong.append(f"{key}: expected {tuple(expected.shape)}, found {tuple(state[key].shape)}")
+    wrong += [
+        f"{key}: expected nothing, found {tuple(tensor.shape)}"
+        for key, tensor in state.items()
+        if key not in ours
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise ValueError(
+            f"{weights} does not fit the architecture: {'; '.join(wrong[:SHOWN])}{more};"
+            " name the encoder that the file was made for"
+        )
+    module.load_state_dict(state, strict=False)
 
-    def __init__(self, features: int):
-        super().__init__()
-        self.register_buffer("mean_F", torch.zeros(features))
-        self.register_buffer("deviation_F", torch.ones(features))
 
-    @torch.no_grad()
-    def fit(self, features: torch.Tensor) -> None:
-        """Takes mean and deviation from features (…, F), such as those of some training items."""
-        rows_RF = features.reshape(-1, features.shape[-1]).float()
-        self.mean_F.copy_(rows_RF.mean(0))
-        deviation_F = rows_RF.std(0)
-        # A channel that hardly ever changes must not become the loudest where it does.
-        floor = LEAST_DEVIATION * deviation_F.mean() + torch.finfo(torch.float32).tiny
-        self.deviation_F.copy_(deviation_F.clamp(min=floor))
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(…, F) → (…, F)."""
-        return (features - self.mean_F) / self.deviation_F
-
-
-class PooledHead(nn.Module):
-    """One vector per item: standardised features, dropout, Linear, LayerNorm.
+@contextmanager
+def downloading(encoder: str, wanted: str, instead: str, hub: bool = False) -> Iterator[None]:
+    """Bounds a library's search for a file, and says what to do if neither cache nor network has it.
 
     Args:
-        features: F.
-        width: D.
-        dropout: probability.
+        encoder: its name.
+        wanted: the weights, or another file of it.
+        instead: what to name in place of it, once the file was brought by other means.
+        hub: whether it is on the hub of Hugging Face.
+
+    Raises:
+        FileNotFoundError: says what to download and how to name it.
     """
-
-    def __init__(self, features: int, width: int, dropout: float):
-        super().__init__()
-        self.standardise = Standardise(features)
-        self.dropout = nn.Dropout(dropout)
-        self.project = nn.Linear(features, width)
-        self.out_norm = nn.LayerNorm(width)
-
-    def forward(self, feature_BF: torch.Tensor) -> torch.Tensor:
-        """(B, F) → (B, D)."""
-        return self.out_norm(self.project(self.dropout(self.standardise(feature_BF))))
-
-
-class AttentionHead(nn.Module):
-    """Learned queries attend to an item's positions; what they read is joined and brought to D.
-
-    Attention pooling as in Set Transformer (Lee et al. 2019, §3.2, PMA), with one layer.
-
-    Args:
-        features: F.
-        width: D.
-        heads: of the attention; must divide D.
-        dropout: of positions and of what was read, probability.
-    """
-
-    def __init__(self, features: int, width: int, heads: int, dropout: float):
-        super().__init__()
-        self.standardise = Standardise(features)
-        self.dropout = nn.Dropout(dropout)
-        self.position = nn.Linear(features, width)
-        self.query_QD = nn.Parameter(torch.randn(QUERIES, width) * 0.02)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.read_norm = nn.LayerNorm(width)
-        self.project = nn.Linear(QUERIES * width, width)
-        self.out_norm = nn.LayerNorm(width)
-
-    def forward(self, feature_BPF: torch.Tensor) -> torch.Tensor:
-        """(B, P, F) → (B, D)."""
-        position_BPD = self.position(self.dropout(self.standardise(feature_BPF)))
-        query_BQD = self.query_QD.expand(len(feature_BPF), -1, -1)
-        read_BQD, _ = self.attention(query_BQD, position_BPD, position_BPD, need_weights=False)
-        joined_BE = self.dropout(self.read_norm(read_BQD)).flatten(1)
-        return self.out_norm(self.project(joined_BE))
+    try:
+        with fetching(f"{wanted} of {encoder}", hub):
+            yield
+    except Exception as error:
+        if not _of_network(error):
+            raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise FileNotFoundError(
+            f"no {wanted} of {encoder}: not in the library's cache, and not downloaded ({first[:200]});"
+            f" start once where there is a network, or bring the file and name it: {instead}"
+        ) from error
 
 
-def build_head(feature_shape: tuple[int, ...], width: int, heads: int, dropout: float) -> nn.Module:
-    """The head for features of this shape, (F,) or (P, F)."""
-    if len(feature_shape) == 1:
-        return PooledHead(feature_shape[0], width, dropout)
-    return AttentionHead(feature_shape[1], width, heads, dropout)
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps a library's remarks on random weights to itself; they are what was asked for."""
+    root, nothing = logging.getLogger(), logging.NullHandler()
+    level = logging.root.manager.disable
+    root.addHandler(nothing)  # else the library's first remark sets up logging for the whole process
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+        root.removeHandler(nothing)
+
+
+def _of_network(error: Exception) -> bool:
+    """Whether a loader failed to reach or find a file: the errors of some HTTP clients are no OSError."""
+    client = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or client in ("httpx", "httpx2", "requests", "urllib3")

@@ -13,8 +13,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmlib.config import ParameterError
-from mmlib.model.pretrained import Backbone, NamedBlocks, is_loaded, layer_blocks, positions, wrong_size
-from mmlib.model.weights import downloading, fit, is_file, read_weights, unknown_name
+from mmlib.model.encoders import unknown_name
+from mmlib.model.pretrained import (
+    Backbone,
+    NamedBlocks,
+    downloading,
+    fit,
+    is_file,
+    is_loaded,
+    layer_blocks,
+    positions,
+    read_weights,
+    wrong_size,
+)
 
 
 def build_timm(name: str, weights: str, image_size: int, pooling: str, load_pretrained: bool) -> Backbone:

@@ -4,7 +4,7 @@ What notebooks use is here; `pipeline.run_experiment`, `report.write_report` and
 stay in their modules, because a notebook should not wait for nbconvert and papermill.
 """
 
-import mmlib.reporting.own_matplotlib  # noqa: F401
+import mmlib.reporting.own_matplotlib
 from mmlib.reporting.ablation import ablation_table, plan_table, tuning_table
 from mmlib.reporting.ablation_checks import ablation_checks
 from mmlib.reporting.ablation_figure import ablation_figure

@@ -129,7 +129,7 @@ def test_timm_features_are_timms(tmp_path, name, pooling):
     ids=["vit", "resnet", "timm"],
 )
 @pytest.mark.parametrize("whole", [True, False])
-def test_open_clip_features_are_the_timm_and_torchvision(tmp_path, content, positions, pooling, whole):
+def test_open_clip_features_are_those_of_its_image_tower(tmp_path, content, positions, pooling, whole):
     import open_clip
 
     add_clip(tmp_path, "tiny-image", content)
@@ -290,7 +290,7 @@ def test_a_restored_run_needs_no_weights(monkeypatch, name, weights):
         TORCHVISION,
         TIMM,
         OPEN_CLIP,
-        "mmlib.model.weights.read_weights",
+        "mmlib.model.pretrained.read_weights",
     ):
         monkeypatch.setattr(loader, refuse)
     settings = config(image_encoder=name, image_weights=weights, image_size=224)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from mmlib import paths
 from mmlib.model import build_image_encoder
-from mmlib.model.weights import is_file, read_weights
+from mmlib.model.pretrained import is_file, read_weights
 
 
 def build(weights, name="timm:test_resnet"):
