@@ -14,7 +14,8 @@ import pytest
 from mmlib.arrays import open_npy, read_npz
 from mmlib.metrics import RetrievalRanks, retrieval_ranks
 from mmlib.metrics.embeddings import read_array
-from mmlib.training.runs import read_arrays, run_folder
+from mmlib.training.runs import run_folder
+from mmlib.training.stored_analysis import read_arrays
 
 MOST_MEMORY = 32 << 20  # bytes, for files of some KB
 

@@ -3,6 +3,8 @@
 All recalls are fractions; `rsum` is the sum of all recalls of both directions, so 0..6 for three K.
 """
 
+import math
+
 import numpy as np
 
 from mmlib.metrics.protocols import PROTOCOLS, check_protocol, recall_ceiling
@@ -71,14 +73,15 @@ def chance_recall(ranks: RetrievalRanks, direction: str, k: int) -> float:
     A query with c positives in a gallery of G misses with probability C(G-c, k) / C(G, k)
     (hypergeometric, no positive drawn); averaged over queries, whose c may differ.
     """
-    from scipy.stats import hypergeom
-
-    positives_Q = np.ones(1, dtype=np.int64)
+    positives_Q = np.ones(len(ranks.of(direction)), dtype=np.int64)
     if direction == "i2t" and ranks.protocol == "standard":
         positives_Q = np.bincount(ranks.image_of_text_M)
-    counts, times = np.unique(positives_Q, return_counts=True)
-    gallery = gallery_size(ranks, direction)
-    return float(np.average(hypergeom.sf(0, gallery, counts, min(k, gallery)), weights=times))
+    gallery, (counts, times) = gallery_size(ranks, direction), np.unique(positives_Q, return_counts=True)
+    chances = [
+        1 - math.prod(max(gallery - count - drawn, 0) / (gallery - drawn) for drawn in range(min(k, gallery)))
+        for count in counts.tolist()
+    ]
+    return float(np.average(chances, weights=times))
 
 
 def summarise_folds(folds: list[RetrievalRanks], *, protocol: str = "coco_1k_folds", ks=(1, 5, 10)) -> dict:

@@ -25,7 +25,7 @@ def recall_by_group_figure(diagnosis: dict, k: int = 10) -> Figure:
     of k-means over image embeddings, named by the words that set their captions apart.
 
     Args:
-        diagnosis: from `mmlib.training.runs.read_diagnosis`.
+        diagnosis: from `mmlib.training.read_diagnosis`.
         k: 1 or 10.
 
     Raises:
@@ -68,7 +68,7 @@ def similarity_figure(diagnosis: dict) -> Figure:
     """How alike pairs that belong together are, and each query's hardest negative.
 
     Args:
-        diagnosis: from `mmlib.training.runs.read_diagnosis`.
+        diagnosis: from `mmlib.training.read_diagnosis`.
     """
     similarity = diagnosis["similarity"]
     edges = similarity["edges"]
@@ -109,7 +109,7 @@ def calibration_figure(diagnosis: dict) -> Figure:
     """R@1 by the margin between first and second result: does a wide margin mean a right answer?
 
     Args:
-        diagnosis: from `mmlib.training.runs.read_diagnosis`.
+        diagnosis: from `mmlib.training.read_diagnosis`.
     """
     figure = new_figure(
         "Does the model know when it is right?",

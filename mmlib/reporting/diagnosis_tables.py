@@ -12,7 +12,8 @@ from mmlib.reporting.display import MARK
 from mmlib.reporting.scope import p_text, percent, recall_text, scope
 from mmlib.reporting.style import DIRECTION_NAMES
 from mmlib.reporting.tables import Table
-from mmlib.training.runs import read_queries, read_result, run_folder
+from mmlib.training.runs import read_result, run_folder
+from mmlib.training.stored_analysis import read_queries
 
 _PEOPLE = {"expert": "three experts, 1–4", "crowdflower": "CrowdFlower, share of yes"}
 _RULE = {4.0: "4 (no errors)", 3.0: "3 and above"}
@@ -30,7 +31,7 @@ def hubness_table(diagnosis: dict) -> Table:
     """How evenly the first results are spread over the gallery, both directions.
 
     Args:
-        diagnosis: from `mmlib.training.runs.read_diagnosis`.
+        diagnosis: from `mmlib.training.read_diagnosis`.
     """
     rows = []
     for direction in DIRECTIONS:
@@ -58,7 +59,7 @@ def agreement_table(diagnosis: dict) -> Table | None:
     """Kendall's tau between the model's scores and people's ratings; None without judgements.
 
     Args:
-        diagnosis: from `mmlib.training.runs.read_diagnosis`.
+        diagnosis: from `mmlib.training.read_diagnosis`.
     """
     people = diagnosis["people"]
     if people is None:
@@ -93,7 +94,7 @@ def human_aware_table(diagnosis: dict) -> Table | None:
     """Recall where pairs that experts rate well count as hits, beside the standard; None without them.
 
     Args:
-        diagnosis: from `mmlib.training.runs.read_diagnosis`.
+        diagnosis: from `mmlib.training.read_diagnosis`.
     """
     people = diagnosis["people"]
     if people is None or people["human_aware"] is None:

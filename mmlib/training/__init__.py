@@ -10,7 +10,6 @@ import warnings
 from mmlib.training.ablation import read_ablation
 from mmlib.training.ablation_plan import plan_grid
 from mmlib.training.runs import (
-    read_arrays,
     read_history,
     read_json,
     read_result,
@@ -26,7 +25,8 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 _HEAVY = {
     "continue_training": "start",
     "evaluate": "evaluation",
-    "read_diagnosis": "runs",
+    "read_arrays": "stored_analysis",
+    "read_diagnosis": "stored_analysis",
     "run_grid": "ablation",
     "train": "start",
 }

@@ -16,15 +16,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from mmlib import paths
-from mmlib.arrays import read_npz
 from mmlib.config import ParameterError, TrainConfig, build
 from mmlib.files import checked_name, explained, parse_json, read_bounded, read_json, write_bytes_atomic
 from mmlib.locks import FolderLock, holder, locked
-from mmlib.training.stored import Environment, Epoch, Parameters, Result, Stored, checked, read_stored
-from mmlib.training.stored_analysis import Diagnosis, Queries, check_gallery, check_slots
+from mmlib.training.stored import Environment, Epoch, Parameters, Result, checked, read_stored
 
 _OF_WEIGHTS = (
     "best.pt", "model.safetensors", "results.json", "ranks.npz", "diagnosis.json", "slots.npz", "gallery.npz",
@@ -111,76 +107,15 @@ def read_result(run: str) -> dict:
         FileNotFoundError: the run was not evaluated.
         ValueError: the file is damaged.
     """
-    return read_stored(_evaluated(run, "results.json"), Result)
+    return read_stored(evaluated_file(run, "results.json"), Result)
 
 
-def read_diagnosis(run: str) -> dict:
-    """The diagnosis of a run.
-
-    Raises:
-        FileNotFoundError: the run was not evaluated, or before there were diagnoses.
-        ValueError: the file is damaged, or of another evaluation than `results.json`.
-    """
-    result = read_result(run)
-    diagnosis = _read_analysis(run, "diagnosis.json", Diagnosis)
-    here = {"data": result["data"], "split": result["split"], "standard": result["protocols"]["standard"]}
-    differs = [key for key, value in here.items() if diagnosis.get(key) != value]
-    if differs:
-        raise ValueError(
-            f"run {run!r}: expected diagnosis.json of the evaluation in results.json, found another"
-            f" {', '.join(differs)}; evaluate it again with notebook 03_evaluate"
-        )
-    return diagnosis
-
-
-def read_queries(run: str) -> dict:
-    """What `queries_of` gave, from the run's folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, or lacks queries that `results.json` counts.
-    """
-    queries = _read_analysis(run, "queries.json", Queries)
-    standard = read_result(run)["protocols"]["standard"]
-    sizes = {"images": standard["i2t"]["n"], "captions": standard["t2i"]["n"]}
-    for name, size in sizes.items():
-        if len(queries[name]) != size:
-            raise ValueError(
-                f"run {run!r}: expected {size:,} {name} in queries.json, as results.json counts, found"
-                f" {len(queries[name]):,}; evaluate it again with notebook 03_evaluate"
-            )
-    return queries
-
-
-def _read_analysis(run: str, name: str, model: type[Stored]) -> dict:
-    path = run_folder(run) / name
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"run {run!r}: expected {name} in its folder, found none; evaluate it again with notebook"
-            " 03_evaluate"
-        )
-    return read_stored(path, model, "evaluate the run again")
-
-
-def read_arrays(run: str, name: str) -> dict[str, np.ndarray]:
-    """The arrays that the evaluation of a run left, `gallery` or `slots`.
+def evaluated_file(run: str, name: str) -> Path:
+    """A file that the evaluation of a run left.
 
     Raises:
         FileNotFoundError: the run was not evaluated.
-        ValueError: the file is damaged, or an array in it is not what it should be.
     """
-    path = _evaluated(run, f"{name}.npz")
-    try:
-        arrays = read_npz(path)
-    except ValueError as error:
-        raise ValueError(
-            f"{paths.shown(path)} is damaged ({error.__cause__}); evaluate the run again"
-        ) from None
-    {"gallery": check_gallery, "slots": check_slots}[name](arrays, paths.shown(path))
-    return arrays
-
-
-def _evaluated(run: str, name: str) -> Path:
     path = run_folder(run) / name
     if not path.is_file():
         raise FileNotFoundError(

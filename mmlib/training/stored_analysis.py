@@ -1,4 +1,4 @@
-"""What an evaluation leaves for the analysis of errors must hold to be drawn: diagnosis, queries, arrays."""
+"""What an evaluation leaves for the analysis of errors, read and checked: diagnosis, queries, arrays."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -6,7 +6,10 @@ from typing import Annotated
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
+from mmlib import paths
+from mmlib.arrays import read_npz
 from mmlib.files import parse_json
+from mmlib.training.runs import evaluated_file, read_result
 from mmlib.training.stored import (
     AGAIN,
     Count,
@@ -19,6 +22,7 @@ from mmlib.training.stored import (
     Summary,
     Words,
     checked,
+    read_stored,
 )
 
 
@@ -149,6 +153,12 @@ class Diagnosis(Stored):
 
 # --- gallery.npz, slots.npz
 
+_GALLERY = {
+    "t2i_query": ("U", 1), "t2i_thumbs": ("u", 5), "t2i_hit": ("b", 2), "t2i_rank": ("iu", 1),
+    "i2t_query": ("u", 4), "i2t_captions": ("U", 2), "i2t_hit": ("b", 2), "i2t_rank": ("iu", 1),
+    "redistributable": ("b", 0),
+}  # fmt: skip
+
 
 def check_gallery(arrays: Mapping[str, np.ndarray], where: str) -> None:
     """Passes if arrays are those of a gallery, see `mmlib.reporting.gallery_figures`.
@@ -156,30 +166,17 @@ def check_gallery(arrays: Mapping[str, np.ndarray], where: str) -> None:
     Raises:
         ValueError: one is missing, of another kind or another shape; names file and array.
     """
-    kinds = {
-        "t2i_query": ("U", 1), "t2i_thumbs": ("u", 5), "t2i_hit": ("b", 2), "t2i_rank": ("iu", 1),
-        "i2t_query": ("u", 4), "i2t_captions": ("U", 2), "i2t_hit": ("b", 2), "i2t_rank": ("iu", 1),
-        "redistributable": ("b", 0),
-    }  # fmt: skip
-    for name, (kind, dimensions) in kinds.items():
+    for name, (kind, dimensions) in _GALLERY.items():
         _check_array(arrays, name, kind, dimensions, where)
     for direction in ("t2i", "i2t"):
-        parts = {name: arrays[name] for name in kinds if name.startswith(f"{direction}_")}
-        if len({len(array) for array in parts.values()}) > 1:
-            found = ", ".join(f"{name} {len(array)}" for name, array in parts.items())
-            raise ValueError(f"{where} is damaged: expected arrays of one length, found {found}; {AGAIN}")
-    shown = ("t2i_thumbs", "t2i_hit"), ("i2t_captions", "i2t_hit")
-    for items, hits in shown:
-        if arrays[items].shape[:2] != arrays[hits].shape:
-            found = f"{arrays[items].shape[:2]} and {arrays[hits].shape}"
-            raise ValueError(
-                f"{where} is damaged: expected {items} and {hits} of one shape, found {found}; {AGAIN}"
-            )
+        lengths = {name: len(arrays[name]) for name in _GALLERY if name.startswith(f"{direction}_")}
+        _expect(len(set(lengths.values())) == 1, where, "arrays of one length", lengths)
+    for items, hits in (("t2i_thumbs", "t2i_hit"), ("i2t_captions", "i2t_hit")):
+        shapes = arrays[items].shape[:2], arrays[hits].shape
+        _expect(shapes[0] == shapes[1], where, f"{items} and {hits} of one shape", shapes)
     for name in ("t2i_thumbs", "i2t_query"):
-        if arrays[name].shape[-1] != 3 or 0 in arrays[name].shape[1:]:
-            raise ValueError(
-                f"{where} is damaged: expected pictures in {name}, found {arrays[name].shape}; {AGAIN}"
-            )
+        shape = arrays[name].shape
+        _expect(shape[-1] == 3 and 0 not in shape[1:], where, f"pictures in {name}", shape)
 
 
 def _word_and_lift(value: list) -> list:
@@ -206,17 +203,80 @@ def check_slots(arrays: Mapping[str, np.ndarray], where: str) -> None:
     """
     for block in ("image", "text", "central_image", "central_text") if arrays else ():
         weight = _check_array(arrays, f"{block}_weight", "f", 1, where)
-        if not (len(weight) and np.isfinite(weight).all() and (weight >= 0).all()):
-            raise ValueError(f"{where} is damaged: {block}_weight: expected numbers of at least 0; {AGAIN}")
-        name = f"{block}_top"
-        top = str(_check_array(arrays, name, "U", 0, where))
-        checked({"top": parse_json(top, f"{where}, {name},")}, _Readers, f"{where}, {name},")
+        sound = len(weight) and np.isfinite(weight).all() and (weight >= 0).all()
+        _expect(sound, where, f"numbers of at least 0 in {block}_weight", weight)
+        top = str(_check_array(arrays, f"{block}_top", "U", 0, where))
+        place = f"{where}, {block}_top,"
+        checked({"top": parse_json(top, place)}, _Readers, place)
 
 
 def _check_array(arrays: Mapping[str, np.ndarray], name: str, kinds: str, dimensions: int, where: str):
     array = arrays.get(name)
-    if array is None or array.dtype.kind not in kinds or array.ndim != dimensions:
-        found = "nothing" if array is None else f"{array.dtype} of shape {array.shape}"
-        expected = f"expected {dimensions} dimensions of kind {kinds}"
-        raise ValueError(f"{where} is damaged: {name}: {expected}, found {found}; {AGAIN}")
+    fits = array is not None and array.dtype.kind in kinds and array.ndim == dimensions
+    found = "nothing" if array is None else f"{array.dtype} of shape {array.shape}"
+    _expect(fits, where, f"{dimensions} dimensions of kind {kinds} in {name}", found)
     return array
+
+
+def _expect(holds, where: str, expected: str, found) -> None:
+    if not holds:
+        raise ValueError(f"{where} is damaged: expected {expected}, found {found!s:.200}; {AGAIN}")
+
+
+# --- reading
+
+
+def read_diagnosis(run: str) -> dict:
+    """The diagnosis of a run.
+
+    Raises:
+        FileNotFoundError: the run was not evaluated, or before there were diagnoses.
+        ValueError: the file is damaged, or of another evaluation than `results.json`.
+    """
+    result = read_result(run)
+    diagnosis = read_stored(evaluated_file(run, "diagnosis.json"), Diagnosis, "evaluate the run again")
+    here = {"data": result["data"], "split": result["split"], "standard": result["protocols"]["standard"]}
+    differs = [key for key, value in here.items() if diagnosis.get(key) != value]
+    if differs:
+        raise ValueError(
+            f"run {run!r}: expected diagnosis.json of the evaluation in results.json, found another"
+            f" {', '.join(differs)}; evaluate it again with notebook 03_evaluate"
+        )
+    return diagnosis
+
+
+def read_queries(run: str) -> dict:
+    """What `queries_of` gave, from the run's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or lacks queries that `results.json` counts.
+    """
+    queries = read_stored(evaluated_file(run, "queries.json"), Queries, "evaluate the run again")
+    standard = read_result(run)["protocols"]["standard"]
+    sizes = {"images": standard["i2t"]["n"], "captions": standard["t2i"]["n"]}
+    for name, size in sizes.items():
+        if len(queries[name]) != size:
+            raise ValueError(
+                f"run {run!r}: expected {size:,} {name} in queries.json, as results.json counts, found"
+                f" {len(queries[name]):,}; evaluate it again with notebook 03_evaluate"
+            )
+    return queries
+
+
+def read_arrays(run: str, name: str) -> dict[str, np.ndarray]:
+    """The arrays that the evaluation of a run left, `gallery` or `slots`.
+
+    Raises:
+        FileNotFoundError: the run was not evaluated.
+        ValueError: the file is damaged, or an array in it is not what it should be.
+    """
+    path = evaluated_file(run, f"{name}.npz")
+    try:
+        arrays = read_npz(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{paths.shown(path)} is damaged ({error.__cause__}); evaluate the run again"
+        ) from None
+    {"gallery": check_gallery, "slots": check_slots}[name](arrays, paths.shown(path))
+    return arrays

@@ -14,7 +14,8 @@ from mmlib.data import Dataset, Split
 from mmlib.data.judgements import find_judgements
 from mmlib.files import write_json
 from mmlib.metrics import paired_ranks, retrieval_ranks, summarise
-from mmlib.training.runs import read_diagnosis, read_queries, run_folder
+from mmlib.training.runs import run_folder
+from mmlib.training.stored_analysis import read_diagnosis, read_queries
 
 IMAGES, PER_IMAGE = 48, 5
 THINGS = ("man", "dog", "two men", "ball")
@@ -148,9 +149,7 @@ def run(tmp_path, monkeypatch, diagnosis) -> str:
 
 
 def test_diagnosis_comes_back_and_holds_no_caption_and_no_image(run, tmp_path, dataset, diagnosis):
-    with pytest.raises(
-        FileNotFoundError, match=r"expected diagnosis\.json in its folder, found none; evaluate"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"'tiny' was not evaluated: expected .*diagnosis\.json"):
         read_diagnosis(run)
     write_json(run_folder(run) / "diagnosis.json", diagnosis)
     assert read_diagnosis(run) == json.loads(json.dumps(diagnosis))
@@ -168,9 +167,7 @@ def test_diagnosis_of_another_evaluation_is_refused(run, dataset, diagnosis):
 
 
 def test_queries_are_kept_with_their_licence(run, dataset):
-    with pytest.raises(
-        FileNotFoundError, match=r"expected queries\.json in its folder, found none; evaluate"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"'tiny' was not evaluated: expected .*queries\.json"):
         read_queries(run)
     write_json(run_folder(run) / "queries.json", queries_of(dataset, "test"))
     queries = read_queries(run)
