@@ -131,7 +131,6 @@ def _block_name(parameter: str) -> str:
 
 # Modules of torchvision's classification models that come after the last map or beside the way to it.
 CUT = ("avgpool", "flatten", "dropout", "classifier", "fc", "head", "heads", "AuxLogits", "aux1", "aux2")
-FIXED = ("maxvit_t",)  # built for one size; so are ViTs
 INCEPTIONS = ("googlenet", "inception_v3")  # they renormalise their input where they have weights
 
 
@@ -150,63 +149,36 @@ def build_torchvision(
     full, known = f"torchvision:{name}", models.list_models(module=models)
     if name not in known:
         raise unknown_name("torchvision model", name, known)
-    entries = models.get_model_weights(name)
-    entry = _entry(full, entries, weights)
-    data = (entry or entries.DEFAULT).transforms()
-    takes, options = _size(full, name, weights, image_size, entry or entries.DEFAULT)
-    if is_loaded(weights, load_pretrained):
-        with downloading(full, f"weights {weights!r}", "image_weights=<path>"):
-            model = models.get_model(name, weights=entry, progress=False)
-    else:
-        if name in INCEPTIONS:
-            options |= {"init_weights": False, "aux_logits": False, "transform_input": weights != "none"}
-        model = models.get_model(name, weights=None, **options)
+    entries, is_vit = models.get_model_weights(name), name.startswith("vit_")
+    is_entry = weights not in ("none", "default") and not is_file(weights)
+    if is_entry and weights not in entries.__members__:
+        raise unknown_name(f"weights of {full}", weights, entries.__members__)
+    entry = entries[weights] if is_entry else entries.DEFAULT
+    data, least = entry.transforms(), max(entry.meta["min_size"])
+    is_fixed = is_vit or name == "maxvit_t"
+    takes = f"images of {'' if is_fixed else 'at least '}{least} pixels"
+    options = {"image_size": image_size} if is_vit else {}
+    is_pretrained = is_loaded(weights, load_pretrained)
+    if name in INCEPTIONS and not is_pretrained:
+        options = {"init_weights": False, "aux_logits": False, "transform_input": weights != "none"}
+    try:
+        if is_pretrained:
+            with downloading(full, f"weights {weights!r}", "image_weights=<path>"):
+                model = models.get_model(name, weights=entry, progress=False, **options)
+        else:
+            model = models.get_model(name, weights=None, **options)
+    except (ValueError, AssertionError) as error:  # a ViT's positions are those of one size
+        raise wrong_size(full, image_size, takes) from error
     for child in CUT:
         if hasattr(model, child):
             delattr(model, child)
     if load_pretrained and is_file(weights):
         fit(model, read_weights(weights), weights, CUT)
-    is_vit = isinstance(model, models.VisionTransformer)
     read = (_vit_class, _vit_tokens) if is_vit else (_average, _map_positions)
     return Backbone(
         full, model, read[pooling == "attention"], _vit_blocks(model) if is_vit else cnn_blocks(model),
         mean=tuple(data.mean), std=tuple(data.std), takes=takes,
     )  # fmt: skip
-
-
-def _entry(full: str, entries, weights: str):
-    """The entry of a weights enum; None for `none` and files."""
-    if weights == "none" or is_file(weights):
-        return None
-    if weights == "default":
-        return entries.DEFAULT
-    if weights not in entries.__members__:
-        raise unknown_name(f"weights of {full}", weights, entries.__members__)
-    return entries[weights]
-
-
-def _size(full: str, name: str, weights: str, image_size: int, entry) -> tuple[str, dict]:
-    """The sizes that the model takes, in words, and the builder's options for this one."""
-    trained = entry.transforms().crop_size[0]
-    least = max(entry.meta["min_size"])
-    if not name.startswith("vit_"):
-        is_fixed = name in FIXED
-        takes = f"images of {trained} pixels" if is_fixed else f"images of at least {least} pixels"
-        if image_size < least or (is_fixed and image_size != trained):
-            raise wrong_size(full, image_size, takes)
-        return takes, {}
-    patch = int(name.rpartition("_")[2])
-    if is_file(weights):
-        # The file's table of positions decides: another size is then a key that does not fit.
-        takes = f"images of a multiple of {patch} pixels"
-        right = image_size % patch == 0
-    else:
-        # Without weights, the builder's own default (torchvision, vision_transformer.py).
-        fixed = 224 if weights == "none" else least
-        takes, right = f"images of {fixed} pixels", image_size == fixed
-    if not right:
-        raise wrong_size(full, image_size, takes)
-    return takes, {"image_size": image_size}
 
 
 def trunk(model: nn.Module, image_BCHW: torch.Tensor) -> torch.Tensor:

@@ -134,7 +134,7 @@ def test_wrong_text_encoders(changes, message):
 @pytest.mark.parametrize(
     ("name", "size", "takes"),
     [
-        ("torchvision:vit_b_16", 64, "images of 224 pixels"),
+        ("torchvision:vit_b_16", 65, "images of 224 pixels"),
         ("torchvision:alexnet", 62, "images of at least 63 pixels"),
         ("torchvision:maxvit_t", 256, "images of 224 pixels"),
         ("timm:test_vit", 64, "images of 160 pixels"),
