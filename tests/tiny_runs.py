@@ -9,7 +9,7 @@ import torch
 from mmlib.config import ContinueConfig, EvaluateConfig, TrainConfig, build
 from mmlib.training import continue_training, evaluate, read_history, run_folder, train
 from mmlib.training.checkpoint import load_checkpoint
-from mmlib.training.loop import Training
+from mmlib.training.loop import Learner
 
 TINY = {
     "run": "tiny", "dataset": "shapes", "shapes_train": 24, "shapes_val": 8, "shapes_test": 8,
@@ -96,7 +96,7 @@ def before_step(monkeypatch, number: int, act) -> list[float]:
     Returns a list that fills with the learning rate of each step, as the optimizer has it.
     """
     rates = []
-    step = Training._step
+    step = Learner.backward
 
     def counted(training, caption_B):
         rates.append([group["lr"] for group in training.optimizer.param_groups])
@@ -104,7 +104,7 @@ def before_step(monkeypatch, number: int, act) -> list[float]:
             act(training)
         return step(training, caption_B)
 
-    monkeypatch.setattr(Training, "_step", counted)
+    monkeypatch.setattr(Learner, "backward", counted)
     return rates
 
 

@@ -5,11 +5,12 @@ import os
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-# pytest since every process imports the main module; the others are imported where they are needed.
+# pytest since every process imports the main module; the others are imported where they are needed, and
+# would take each process longer than its work.
 SERVER.set_forkserver_preload(
     [
         "mmlib.training.start", "mmlib.training.evaluation", "mmlib.data.shapes", "mmlib.data.shards",
-        "pytest", "timm",
+        "pytest", "timm", "lightning_fabric", "scipy.stats", "scipy.cluster",
     ]
 )  # fmt: skip
 PATIENCE = 300  # seconds after which processes count as stuck

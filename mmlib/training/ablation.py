@@ -10,7 +10,7 @@ from typing import Any
 
 from mmlib.config import AblationConfig, EvaluateConfig, ParameterError, build, differences
 from mmlib.files import write_json
-from mmlib.metrics import RetrievalRanks, summarise, summarise_seeds
+from mmlib.metrics import RetrievalRanks, summarise_seeds
 from mmlib.metrics.compare import ALPHA, check_comparable, compare_seeds, holm, measured_on
 from mmlib.metrics.summary import DIRECTIONS
 from mmlib.training.ablation_plan import PlannedRun, arms_of, candidates, plan_grid
@@ -28,6 +28,10 @@ from mmlib.training.stored import DECIDES, Record, read_stored
 
 Log = Callable[[str], None]
 Arms = dict[str, list[PlannedRun]]
+
+FILE = "ablation.json"
+CHECKPOINT = "best"  # of each final run, which is evaluated
+KS = (1, 5, 10)
 
 
 def run_grid(config: AblationConfig, log: Log = print) -> dict:
@@ -60,11 +64,24 @@ def run_grid(config: AblationConfig, log: Log = print) -> dict:
     planned = plan_grid(config)
     if not config.overwrite:
         _check_folders(config, planned)
-    arms = arms_of(planned)
-    with _announced(config, planned, arms):
-        _work_through(config, arms, log)
-        record = ablation_record(config, planned)
-        write_ablation(record)
+    with open_run(config.run, config.overwrite):
+        for run in planned if config.overwrite else ():
+            if run_folder(run.name).exists():
+                with open_run(run.name, overwrite=True):
+                    pass
+        try:
+            _work_through(config, arms_of(planned), log)
+            record = ablation_record(config, planned)
+            write_json(run_folder(config.run) / FILE, record)
+        except BaseException as error:
+            state, reason = "failed", f"{type(error).__name__}: {error}"
+            if isinstance(error, KeyboardInterrupt):
+                state, reason = "interrupted", "stopped on request; the same call goes on"
+            with contextlib.suppress(OSError):  # on a full disk, what went wrong first is what counts
+                _record_status(config.run, state, reason)
+            raise
+        if run_state(config.run)[0] != "complete":
+            _record_status(config.run, "complete")
     return record
 
 
@@ -81,29 +98,6 @@ def _check_folders(config: AblationConfig, planned: list[PlannedRun]) -> None:
             + "\n".join(differ)
             + "\nchoose another run name, or overwrite=True to replace them"
         )
-
-
-@contextlib.contextmanager
-def _announced(config: AblationConfig, planned: list[PlannedRun], arms: Arms) -> Iterator[None]:
-    """Holds the ablation's folder and keeps its `status.json` true; its runs are emptied under its lock."""
-    with open_run(config.run, config.overwrite):
-        for run in planned if config.overwrite else ():
-            if run_folder(run.name).exists():
-                with open_run(run.name, overwrite=True):
-                    pass
-        if not all(_is_done(run, final, config.split) for run, final in _due(arms)):
-            record_status(config.run, "running")
-        try:
-            yield
-        except KeyboardInterrupt:
-            record_status(config.run, "interrupted", "stopped on request; the same call goes on")
-            raise
-        except BaseException as error:
-            with contextlib.suppress(OSError):  # on a full disk, what went wrong first is what counts
-                record_status(config.run, "failed", f"{type(error).__name__}: {error}")
-            raise
-        if run_state(config.run)[0] != "complete":
-            record_status(config.run, "complete")
 
 
 def _due(arms: Arms) -> Iterator[tuple[PlannedRun, bool]]:
@@ -133,17 +127,15 @@ def _work_through(config: AblationConfig, arms: Arms, log: Log) -> None:
         for arm in arms.values()
     )
     for number, (run, final) in enumerate(_due(arms), 1):
+        if not _is_done(run, final, config.split):
+            _record_status(config.run, "running")
         if not has_ended(run.name):
             with contextlib.suppress(FloatingPointError):  # its status.json says so
-                train(run.config, _quiet, if_complete="show")
+                train(run.config, lambda line: None, if_complete="show")
         if not _is_done(run, final, config.split):
             wanted = {"split": config.split, "checkpoint": CHECKPOINT, "device": config.device}
             evaluate(build(EvaluateConfig, {"runs": [run.name], "data_root": config.data_root, **wanted}))
         log(f"{number}/{total}  {_line(run, final)}")
-
-
-def _quiet(line: str) -> None:
-    """The log of a single run: an ablation says one line for each."""
 
 
 def _line(run: PlannedRun, final: bool) -> str:
@@ -159,9 +151,6 @@ def _line(run: PlannedRun, final: bool) -> str:
     result = read_result(run.name)
     i2t, t2i = (100 * result["protocols"]["standard"][d]["r1"]["value"] for d in ("i2t", "t2i"))
     return f"{line} · {result['split']} R@1 {i2t:.2f} % i2t {t2i:.2f} % t2i"
-
-
-CHECKPOINT = "best"  # of each final run, which is evaluated
 
 
 def has_diverged(run: str) -> bool:
@@ -205,25 +194,13 @@ def final_runs(arm: list[PlannedRun]) -> list[PlannedRun]:
 
 
 def is_evaluated(run: PlannedRun, split: str) -> bool:
-    """Whether the run's `results.json` is of this split and of the weights that are there now."""
-    folder = run_folder(run.name)
+    """Whether the run's `results.json` is of this split and its best weights."""
     try:
-        result, ranks = read_result(run.name), RetrievalRanks.load(folder / "ranks.npz")
-        found = [result["split"], result["checkpoint"], result.get("wise_ft", 1.0), result["epoch"]]
-        if found != [split, CHECKPOINT, 1.0, best_epoch(run)["epoch"]]:
-            return False
-        # Weights that were replaced would be younger than what was measured on them.
-        weights, measured = folder / f"{CHECKPOINT}.pt", folder / "results.json"
-        return (
-            measured.stat().st_mtime_ns >= weights.stat().st_mtime_ns
-            and summarise(ranks) == result["protocols"]["standard"]
-        )
-    except (OSError, ValueError, KeyError):
+        result = read_result(run.name)
+    except (OSError, ValueError):
         return False
-
-
-FILE = "ablation.json"
-KS = (1, 5, 10)
+    found = [result["split"], result["checkpoint"], result.get("wise_ft", 1.0), result["epoch"]]
+    return found == [split, CHECKPOINT, 1.0, best_epoch(run)["epoch"]]
 
 
 def ablation_record(config: AblationConfig, planned: list[PlannedRun]) -> dict:
@@ -281,11 +258,6 @@ def ablation_record(config: AblationConfig, planned: list[PlannedRun]) -> dict:
     }
 
 
-def write_ablation(record: dict) -> None:
-    """Writes the record into the ablation's folder, whole or not at all."""
-    write_json(run_folder(record["run"]) / FILE, record)
-
-
 def read_ablation(run: str) -> dict | None:
     """The record of an ablation; None if the run of this name is none, or has none yet.
 
@@ -304,7 +276,7 @@ def members(record: dict) -> tuple[str, ...]:
     return (*tried, *final)
 
 
-def record_status(run: str, state: str, reason: str | None = None) -> None:
+def _record_status(run: str, state: str, reason: str | None = None) -> None:
     """Writes the ablation's `status.json`."""
     write_json(run_folder(run) / "status.json", {"state": state, "reason": reason, "updated": now()})
 
@@ -352,12 +324,8 @@ def _statistics(results: list[dict], ranks: list[RetrievalRanks]) -> dict[str, A
     metrics = {}
     for name, value in values.items():
         one = value if isinstance(value, dict) else {"value": value, "low": None, "high": None}
-        metrics[name] = {
-            "mean": one["value"],
-            "low": one["low"],
-            "high": one["high"],
-            "values": [one["value"]],
-        }
+        ends = {end: one[end] for end in ("low", "high")}
+        metrics[name] = {"mean": one["value"], **ends, "values": [one["value"]]}
     return {"interval": "queries", "metrics": metrics}
 
 

@@ -22,6 +22,17 @@ from mmlib.files import read_json
 from mmlib.training.runs import parse_history, run_folder, stored_environment
 
 FORMAT = 1
+PARTS = {  # by part, the names in it that whoever reads a checkpoint relies on; "" is the whole
+    "": (
+        "config", "tokenizer", "tokenizer_fingerprint", "architecture", "phase", "parent_epoch", "position",
+        "best", "model", "average", "loss", "optimizer", "optimizer_names", "precision", "rng",
+        "rng_of_others",
+    ),
+    "position": ("epoch", "step", "loss_sums", "pairs", "seconds", "first_lr"),
+    "best": ("epoch", "value"),
+    "optimizer": ("state", "param_groups"),
+    "rng": ("torch", "cuda", "numpy", "python"),
+}  # fmt: skip
 ARCHITECTURE = (*ModelConfig.model_fields, "image_size", "max_tokens")
 
 
@@ -56,11 +67,20 @@ def load_checkpoint(path: Path) -> dict:
         ) from None
     except Exception as error:  # the file is whole, so somebody made it so; its reader can fail anywhere
         raise ValueError(_damaged(path, _first_line(error))) from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT or "model" not in content:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format", "no format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(
             f"{paths.shown(path)} is no checkpoint of this project: expected format {FORMAT}, found {found}"
         )
+    parts = content | {"": content}
+    for part, names in PARTS.items():
+        if lacking := [n for n in names if not isinstance(parts[part], dict) or n not in parts[part]]:
+            where = f" in its part {part!r}" if part else ""
+            raise ValueError(
+                f"{paths.shown(path)} is damaged or no checkpoint of this project: expected"
+                f" {', '.join(lacking)}{where}, found nothing of that name. Use the run's other checkpoint,"
+                " or train again with overwrite=True"
+            )
     return content
 
 
@@ -139,7 +159,7 @@ def misfits(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tens
 
 def evaluated_weights(content: dict) -> dict:
     """The weights that a checkpoint's validation metrics are of: the moving average where there is one."""
-    average = content.get("average")
+    average = content["average"]
     return content["model"] | (average["average"] if average else {})
 
 

@@ -4,6 +4,7 @@ Shapes: N images, M captions, D width.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,7 +12,10 @@ from mmlib.data import Tokenizer
 from mmlib.data.batches import SplitTensors
 from mmlib.metrics import RetrievalRanks, retrieval_ranks
 from mmlib.model import MemoryNetwork
-from mmlib.training.processes import Processes
+from mmlib.training.processes import all_gather_objects
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # brings torch's compiler: a second, when a training starts
 
 
 @torch.no_grad()
@@ -20,7 +24,7 @@ def embed_split(
     data: SplitTensors,
     batch_size: int = 250,
     write: bool = False,
-    processes: Processes | None = None,
+    fabric: "Fabric | None" = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeddings of a split's images (N, D) and captions (M, D), float32, dropout off.
 
@@ -31,8 +35,8 @@ def embed_split(
         data: the split, on the model's device.
         batch_size: items at once; embeddings do not depend on it beyond rounding.
         write: write each batch into the memory after reading it (changes the model's slots).
-        processes: encode the batches between them; which one encodes a batch changes nothing, so the
-            embeddings are those of a single process to the bit.  Not with `write`.
+        fabric: its processes encode the batches between them; which one encodes a batch changes
+            nothing, so the embeddings are those of a single process to the bit.  Not with `write`.
     """
     was_training = model.training
     model.eval()
@@ -40,13 +44,13 @@ def embed_split(
         image_ND = _of_all(
             torch.arange(data.images).split(batch_size),
             lambda index_B: model.embed_images(data.image_batch(index_B), write=write).float(),
-            processes,
+            fabric,
         )
         order_M = torch.argsort(data.length_M.cpu(), stable=True)
         sorted_MD = _of_all(
             order_M.split(batch_size),
             lambda index_B: model.embed_captions(*data.caption_batch(index_B), write=write).float(),
-            processes,
+            fabric,
         )
         text_MD = torch.empty_like(sorted_MD)
         text_MD[order_M.to(sorted_MD.device)] = sorted_MD
@@ -55,14 +59,14 @@ def embed_split(
     return image_ND, text_MD
 
 
-def _of_all(batches: Sequence[torch.Tensor], embed, processes: Processes | None) -> torch.Tensor:
+def _of_all(batches: Sequence[torch.Tensor], embed, fabric: "Fabric | None") -> torch.Tensor:
     """The embeddings of all batches in order, each batch encoded by one process."""
-    if processes is None or processes.count == 1:
+    if fabric is None or fabric.world_size == 1:
         return torch.cat([embed(index_B) for index_B in batches])
-    own = [embed(index_B).cpu() for index_B in batches[processes.rank :: processes.count]]
-    parts = processes.collect(own)
-    in_order = [parts[i % processes.count][i // processes.count] for i in range(len(batches))]
-    return torch.cat(in_order).to(processes.device)
+    own = [embed(index_B).cpu() for index_B in batches[fabric.global_rank :: fabric.world_size]]
+    parts = all_gather_objects(fabric, own)
+    in_order = [parts[i % fabric.world_size][i // fabric.world_size] for i in range(len(batches))]
+    return torch.cat(in_order).to(fabric.device)
 
 
 @torch.no_grad()
@@ -85,8 +89,8 @@ def embed_captions(
 
 
 def rank_split(
-    model: MemoryNetwork, data: SplitTensors, processes: Processes | None = None, batch_size: int = 250
+    model: MemoryNetwork, data: SplitTensors, fabric: "Fabric | None" = None, batch_size: int = 250
 ) -> RetrievalRanks:
     """Ranks of a split under the standard protocol, the same in every process."""
-    image_ND, text_MD = embed_split(model, data, batch_size, processes=processes)
+    image_ND, text_MD = embed_split(model, data, batch_size, fabric=fabric)
     return retrieval_ranks(image_ND, text_MD, data.split.image_of_caption_M)

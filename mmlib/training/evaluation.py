@@ -34,7 +34,7 @@ from mmlib.training.checkpoint import (
 )
 from mmlib.training.embed import embed_captions, embed_split
 from mmlib.training.inputs import split_tensors
-from mmlib.training.processes import Processes, build_fabric
+from mmlib.training.processes import build_fabric
 from mmlib.training.runs import (
     open_run,
     require_complete,
@@ -83,7 +83,7 @@ def load_run(run: str, checkpoint: str, device: torch.device, wise_ft: float = 1
     check_fits(path, content, config.model_dump(), tokenizer.fingerprint)
     model = build_model(
         config, tokenizer.size, tokenizer.padding_id,
-        load_pretrained=False, architecture=content.get("architecture"),
+        load_pretrained=False, architecture=content["architecture"],
     )  # fmt: skip
     weights = evaluated_weights(content)
     if wise_ft < 1:
@@ -139,9 +139,7 @@ def evaluate(config: EvaluateConfig) -> list[dict]:
         read = parts.config
         if config.wise_ft < 1:  # the features on the disk are those of other weights
             read = build(TrainConfig, {**read.model_dump(), "cache_features": False})
-        data = split_tensors(
-            read, dataset, parts.tokenizer, parts.model, config.split, Processes(device=fabric.device)
-        )
+        data = split_tensors(read, dataset, parts.tokenizer, parts.model, config.split, fabric)
         data_root = parts.config.folder if config.data_root is None else config.data_root
         results.append(_evaluate_run(run, parts, data, dataset, config, data_root))
     return results

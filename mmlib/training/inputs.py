@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,7 +22,11 @@ from mmlib.data.batches import PairSource, SplitTensors
 from mmlib.data.store import Store, open_array
 from mmlib.model import DualEncoder
 from mmlib.model.encoders import Encoder
-from mmlib.training.processes import Processes, share
+from mmlib.training.processes import share
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # brings torch's compiler: a second, when a training starts
+
 
 STATISTICS = 2_000  # training items whose features give a head its mean and deviation
 COMPILED_LENGTHS = 8  # token positions of a compiled model come in multiples of this
@@ -32,7 +37,7 @@ def training_data(
     dataset: Dataset,
     tokenizer: Tokenizer,
     model: DualEncoder,
-    processes: Processes,
+    fabric: "Fabric",
     compiled: bool,
 ) -> tuple[PairSource, SplitTensors]:
     """The training pairs of this process, and the validation split.
@@ -41,15 +46,15 @@ def training_data(
         ParameterError: fewer training pairs than one batch.
         ValueError: images that cannot be packed, or features of other weights.
     """
-    val = split_tensors(config, dataset, tokenizer, model, "val", processes, compiled)
-    train = split_tensors(config, dataset, tokenizer, model, "train", processes, compiled)
+    val = split_tensors(config, dataset, tokenizer, model, "val", fabric, compiled)
+    train = split_tensors(config, dataset, tokenizer, model, "train", fabric, compiled)
     source = PairSource(
         train,
         config.batch_size,
         config.captions_per_image,
         config.seed,
         config,
-        lambda count: share(count, processes.rank, processes.count),
+        lambda count: share(count, fabric.global_rank, fabric.world_size),
     )
     return source, val
 
@@ -60,7 +65,7 @@ def split_tensors(
     tokenizer: Tokenizer,
     model: DualEncoder,
     split: str,
-    processes: Processes,
+    fabric: "Fabric",
     compiled: bool = False,
 ) -> SplitTensors:
     """A split as the model reads it: pixels and token ids, or the stored features of frozen encoders.
@@ -84,16 +89,16 @@ def split_tensors(
         settings = (config.crop_area, config.flip, config.colour, config.randaugment, config.seed)
         what = f"version {VERSION}: {settings}"
         features["image_features"] = open_features(
-            image.to(processes.device), store, views, view if views > 1 else None, what
+            image.to(fabric.device), store, views, view if views > 1 else None, what
         )
     if caches_features(config, "text"):
         features["text_features"] = open_text_features(
-            text.to(processes.device), dataset, tokenizer, config.max_tokens
+            text.to(fabric.device), dataset, tokenizer, config.max_tokens
         )
     multiple = COMPILED_LENGTHS if compiled else 1
     return SplitTensors(
         dataset, store, tokenizer, split, config.max_tokens,
-        multiple if config.padding_mask else None, processes.device, image.mean, image.std, **features,
+        multiple if config.padding_mask else None, fabric.device, image.mean, image.std, **features,
     )  # fmt: skip
 
 
@@ -103,7 +108,7 @@ def caches_features(config: TrainConfig, side: str) -> bool:
     return config.cache_features and getattr(config, f"{side}_tune") == "none" and packed
 
 
-def standardise_heads(model: DualEncoder, source: PairSource, processes: Processes) -> None:
+def standardise_heads(model: DualEncoder, source: PairSource, fabric: "Fabric") -> None:
     """Gives fresh heads of pretrained encoders the mean and deviation of their training features.
 
     Those of up to `STATISTICS` images and captions spread over the split; of images in shards, over the
@@ -113,31 +118,21 @@ def standardise_heads(model: DualEncoder, source: PairSource, processes: Process
         encoder = getattr(model, f"{side}_encoder")
         if encoder.feature_shape is None:
             continue
-        encoder.to(processes.device)
+        encoder.to(fabric.device)
         statistics = encoder.head.standardise
-        if processes.writes:
-            statistics.fit(torch.cat(list(_some_features(encoder, side, source))))
-        for name, value in processes.agree({k: v.cpu() for k, v in statistics.state_dict().items()}).items():
+        if fabric.is_global_zero:
+            statistics.fit(torch.cat(list(_some_features(encoder, side, source.data))))
+        for name, value in fabric.broadcast({k: v.cpu() for k, v in statistics.state_dict().items()}).items():
             getattr(statistics, name).copy_(value)
 
 
-@torch.no_grad()
-def _some_features(encoder: Encoder, side: str, source: PairSource) -> Iterator[torch.Tensor]:
-    was_training = encoder.training
-    encoder.eval()
-    try:
-        for inputs in _some_inputs(side, source):
-            ready = inputs[0].is_floating_point() and (side == "text" or inputs[0].ndim < 4)
-            yield inputs[0] if ready else encoder.features(*inputs)
-    finally:
-        encoder.train(was_training)
-
-
-def _some_inputs(side: str, source: PairSource) -> Iterator[tuple[torch.Tensor, ...]]:
-    data = source.data
+def _some_features(encoder: Encoder, side: str, data: SplitTensors) -> Iterator[torch.Tensor]:
     count = data.images_at_hand if side == "image" else data.captions
-    for index_B in torch.linspace(0, count - 1, min(STATISTICS, count)).long().split(100):
-        yield (data.image_batch(index_B),) if side == "image" else data.caption_batch(index_B)
+    with _reading(encoder) as read:
+        for index_B in torch.linspace(0, count - 1, min(STATISTICS, count)).long().split(100):
+            inputs = (data.image_batch(index_B),) if side == "image" else data.caption_batch(index_B)
+            ready = inputs[0].is_floating_point() and (side == "text" or inputs[0].ndim < 4)
+            yield inputs[0] if ready else read(*inputs)
 
 
 CAPTIONS = 1024  # read at once, in order of length, so that a batch has little padding
@@ -153,9 +148,7 @@ def open_features(
     augment: View | None = None,
     augmentation: str = "",
     batch_size: int = 64,
-    bf16: bool = False,
     cache: Path | None = None,
-    progress: bool | None = None,
 ) -> Store:
     """The features of all packed images, (N, V, F) or (N, V, P, F), computed where they are not stored yet.
 
@@ -171,9 +164,7 @@ def open_features(
             interrupted computation goes on as if it never was.
         augmentation: names what `augment` does, seed included; keys the features.
         batch_size: images at once.
-        bf16: compute in bfloat16 where that is safe; changes the features slightly.
         cache: folder of the store, by default `data/cache/`.
-        progress: show a progress bar; by default if the error stream is a terminal.
 
     Raises:
         ValueError: an encoder that has no backbone or whose backbone is tuned, views without an
@@ -192,9 +183,8 @@ def open_features(
         "images": store.path.stem,
         "shape": [len(store.array), views, *encoder.feature_shape],
         "augmentation": augmentation if views > 1 else "",
-        "precision": "bf16" if bf16 else "fp32",
     }
-    name = f"{store.path.stem}-{fingerprint}-{header['precision']}-{views}-{key}.npy"
+    name = f"{store.path.stem}-{fingerprint}-{views}-{key}.npy"
     is_train_N = np.zeros(len(store.array), dtype=bool)
     is_train_N[store.splits.get("train", [])] = True
 
@@ -204,18 +194,16 @@ def open_features(
         feature = read(
             normalise(pixels_BHWC, encoder.mean, encoder.std).to(memory_format=torch.channels_last)
         )
-        feature_BV = np.repeat(feature[:, None], views, axis=1)
+        feature_BV = np.repeat(feature.cpu().numpy()[:, None], views, axis=1)
         if is_train_N[start:stop].any():
             for view in range(1, views):
-                seen = read(augment(pixels_BHWC, view, start))
+                seen = read(augment(pixels_BHWC, view, start)).cpu().numpy()
                 feature_BV[is_train_N[start:stop], view] = seen[is_train_N[start:stop]]
         return feature_BV
 
-    with _reading(encoder, bf16) as read:
+    with _reading(encoder) as read:
         label = f"features of {store.path.stem.split('-')[0]}"
-        array = open_array(
-            (cache or paths.CACHE) / name, header, compute, batch_size, label, progress=progress
-        )
+        array = open_array((cache or paths.CACHE) / name, header, compute, batch_size, label)
     return Store(array, dict(store.splits), (cache or paths.CACHE) / name)
 
 
@@ -225,14 +213,12 @@ def open_text_features(
     tokenizer: Tokenizer,
     max_tokens: int,
     batch_size: int = 64,
-    bf16: bool = False,
     cache: Path | None = None,
-    progress: bool | None = None,
 ) -> Store:
     """The features of all captions, (M, F), split after split, computed where they are not stored yet.
 
     Args:
-        encoder, batch_size, bf16, cache, progress: as `open_features`.
+        encoder, batch_size, cache: as `open_features`.
         dataset: its captions key the features.
         tokenizer: of the encoder.
         max_tokens: longest caption, tokens.
@@ -251,9 +237,8 @@ def open_text_features(
         "tokenizer": tokenizer.fingerprint,
         "max_tokens": max_tokens,
         "shape": [len(captions), *encoder.feature_shape],
-        "precision": "bf16" if bf16 else "fp32",
     }
-    key = f"{digest[:16]}-{tokenizer.fingerprint}-{max_tokens}-{fingerprint}-{header['precision']}"
+    key = f"{digest[:16]}-{tokenizer.fingerprint}-{max_tokens}-{fingerprint}"
     path = (cache or paths.CACHE) / f"{dataset.name}-captions-{key}.npy"
 
     def compute(start: int, stop: int) -> np.ndarray:
@@ -263,12 +248,12 @@ def open_text_features(
         for rows in torch.argsort(length_B, stable=True).split(batch_size):
             longest = int(length_B[rows].max().clamp(min=1))
             tokens = tokens_BL[rows, :longest].to(device)
-            feature_BF[rows.numpy()] = read(tokens, length_B[rows].to(device))
+            feature_BF[rows.numpy()] = read(tokens, length_B[rows].to(device)).cpu().numpy()
         return feature_BF
 
-    with _reading(encoder, bf16) as read:
+    with _reading(encoder) as read:
         label = f"features of {dataset.name} captions"
-        array = open_array(path, header, compute, CAPTIONS, label, progress)
+        array = open_array(path, header, compute, CAPTIONS, label)
     return Store(array, _caption_rows(dataset), path)
 
 
@@ -294,13 +279,13 @@ def _frozen_fingerprint(encoder: Encoder) -> str:
 
 
 @contextmanager
-def _reading(encoder: Encoder, bf16: bool) -> Iterator[Callable[..., np.ndarray]]:
+def _reading(encoder: Encoder) -> Iterator[Callable[..., torch.Tensor]]:
     """Gives the function from a batch to its features (B, …) float32, with the encoder in evaluation mode."""
-    was_training, device = encoder.training, next(encoder.parameters()).device
+    was_training = encoder.training
 
-    def read(*inputs: torch.Tensor) -> np.ndarray:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return encoder.features(*inputs).float().cpu().numpy()
+    def read(*inputs: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return encoder.features(*inputs).float()
 
     encoder.eval()
     try:

@@ -178,14 +178,10 @@ def keep_optimizer_state(optimizer: Optimizer, parent: Mapping, modules: Iterabl
             parent did not train start afresh, and what it alone trained is left behind.
         parent: checkpoint with the parent's `optimizer` (its `state_dict()`) and `optimizer_names`.
         modules: those that the optimizer was built for.
-
-    Raises:
-        ValueError: the checkpoint has no names, and an optimizer of other parameters as far as their
-            number tells.
     """
     own = optimizer.state_dict()
     names = optimizer_names(optimizer, modules)
-    there = parent.get("optimizer_names") or _names_by_order(parent["optimizer"], own, names)
+    there = parent["optimizer_names"]
     state_of = {name: parent["optimizer"]["state"].get(place) for place, name in enumerate(there)}
     state = dict(own["state"])  # adagrad has a state from the beginning
     state |= {place: state_of[name] for place, name in enumerate(names) if state_of.get(name)}
@@ -205,20 +201,6 @@ def _complete_momentum(optimizer: Optimizer, state: dict[int, dict]) -> None:
     for place, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         if is_sgd or place in state:
             state[place] = {"momentum_buffer": torch.zeros_like(parameter)} | state.get(place, {})
-
-
-def _names_by_order(parent: dict, own: dict, names: list[str]) -> list[str]:
-    """Names for a checkpoint from before they were kept: matrices, then the rest, as today without scales.
-
-    The one parameter that a run could have more than its parent is a learned temperature, the last.
-    """
-    there, here = ([len(group["params"]) for group in x["param_groups"]] for x in (parent, own))
-    if len(here) != len(there) or here[:-1] != there[:-1] or not 0 <= here[-1] - there[-1] <= 1:
-        raise ValueError(
-            f"the parent's optimizer state has no names of parameters, and groups of {there} of them:"
-            f" expected {here}; use optimizer_state='reset'"
-        )
-    return names[: sum(there)]
 
 
 def learning_rate(config: OptimConfig, epoch: int, step: int, steps: int) -> float:
@@ -270,17 +252,10 @@ class WeightAverage:
         self.decay = decay
         self.updates = 0
         self.average = {name: p.detach().clone() for name, p in _trained(model).items()}
-        self._is_applied = False
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Moves the average towards the model's weights; the host does not wait for the device.
-
-        Raises:
-            RuntimeError: called inside `applied`, where the model's weights are the average itself.
-        """
-        if self._is_applied:
-            raise RuntimeError("the average cannot be updated while it is applied: leave `applied` first")
+        """Moves the average towards the model's weights; the host does not wait for the device."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         weights = _trained(model)
         torch._foreach_lerp_(list(self.average.values()), [weights[name] for name in self.average], 1 - decay)
@@ -292,21 +267,14 @@ class WeightAverage:
 
         Values are copied and tensors stay where they are, so that what holds on to them (an optimizer,
         a compiled step, other processes) does not notice.
-
-        Raises:
-            RuntimeError: the average is applied already.
         """
-        if self._is_applied:
-            raise RuntimeError("the average is applied already: leave `applied` before entering it again")
         weights = _trained(model)
         own = {name: p.detach().clone() for name, p in weights.items()}
         _copy(self.average, weights)
-        self._is_applied = True
         try:
             yield model
         finally:
             _copy(own, weights)
-            self._is_applied = False
 
     def state_dict(self) -> dict:
         """All that the next update depends on, the decay aside.

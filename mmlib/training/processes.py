@@ -8,12 +8,12 @@ Shapes: R rows of this process, B rows of all processes, D width.
 
 import contextlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from mmlib.config import ParameterError, TrainConfig
 from mmlib.locks import InUse
@@ -110,128 +110,68 @@ def share(count: int, rank: int, processes: int) -> slice:
     return slice(start, start + small + (rank < larger))
 
 
-@dataclass(frozen=True)
-class Processes:
-    """The processes of one training, seen from one of them.
+@contextlib.contextmanager
+def all_or_none(fabric: "Fabric") -> Iterator[None]:
+    """Ends a block in which the processes do not talk to each other: an error of one is an error of all.
 
-    Attributes:
-        rank, count: this process, from 0, and the number of all.
-        device: of this process.
+    So none goes on to wait for one that has left, and all end with the same exit code.
+
+    Raises:
+        Exception: this process's own; or, of the same family, that of the first that has one.
     """
-
-    rank: int = 0
-    count: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    @classmethod
-    def of(cls, fabric: "Fabric") -> "Processes":
-        """Those that were launched with `fabric`."""
-        return cls(fabric.global_rank, fabric.world_size, fabric.device)
-
-    @property
-    def writes(self) -> bool:
-        """Whether this one writes files and lines; one of them does."""
-        return self.rank == 0
-
-    @contextlib.contextmanager
-    def all_or_none(self) -> Iterator[None]:
-        """Ends a block in which the processes do not talk to each other: an error of one is an error of all.
-
-        So none goes on to wait for one that has left, and all end with the same exit code.
-
-        Raises:
-            Exception: this process's own; or, of the same family, that of the first that has one.
-        """
-        error = None
-        try:
-            yield
-        except Exception as own:
-            error = own
-        try:
-            # their families, since not every error can be made from a text
-            errors = self.collect(error and (next(k for k in _FAMILIES if isinstance(error, k)), str(error)))
-        except Exception as lost:
-            raise error or lost from None
-        if error:
-            raise error
-        for rank, theirs in enumerate(errors):
-            if theirs:
-                kind, text = theirs
-                raise kind(f"process {rank} of {self.count}: {text}")
-
-    def has_lost(self, error: BaseException) -> bool:
-        """Whether an error says that another process is gone, not that something is wrong in this one."""
-        # gloo has no error of its own: its messages begin with the place in its source
-        return self.count > 1 and (isinstance(error, dist.DistError) or "gloo/" in str(error))
-
-    def wait(self) -> None:
-        """Returns when all processes have come here."""
-        if self.count > 1:
-            dist.barrier()
-
-    def agree(self, value: Any) -> Any:
-        """The value of process 0 (any that can be pickled), in every process."""
-        if self.count == 1:
-            return value
-        holder = [value]
-        dist.broadcast_object_list(holder, src=0)
-        return holder[0]
-
-    def collect(self, value: Any) -> list:
-        """The values of all processes in the order of their ranks, in every process."""
-        if self.count == 1:
-            return [value]
-        values = [None] * self.count
-        dist.all_gather_object(values, value)
-        return values
-
-    def total(self, value: torch.Tensor) -> torch.Tensor:
-        """Sum of a tensor over the processes."""
-        if self.count > 1:
-            value = value.clone()
-            dist.all_reduce(value)
-        return value
-
-    def gather(self, x_RD: torch.Tensor, batch: int) -> torch.Tensor:
-        """The rows of all processes in order, (B, …), with gradients for this one's from all losses.
-
-        Args:
-            x_RD: this process's `share` of a batch.
-            batch: B.
-        """
-        if self.count == 1:
-            return x_RD
-        return _Gather.apply(x_RD, batch, self.rank, self.count)
-
-    def rows(self, batch: int) -> slice:
-        """The rows of a batch that are this process's."""
-        return share(batch, self.rank, self.count)
-
-    def sum_gradients(self, parameters) -> None:
-        """Adds up gradients of weights that no wrapper keeps equal (those of the loss)."""
-        if self.count > 1:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    dist.all_reduce(parameter.grad)
-                    parameter.grad /= self.count  # as the wrapper's mean does for the model's
+    error = None
+    try:
+        yield
+    except Exception as own:
+        error = own
+    try:
+        # their families, since not every error can be made from a text
+        family = error and next(kind for kind in _FAMILIES if isinstance(error, kind))
+        errors = all_gather_objects(fabric, error and (family, str(error)))
+    except Exception as lost:
+        raise error or lost from None
+    if error:
+        raise error
+    for rank, theirs in enumerate(errors):
+        if theirs:
+            kind, text = theirs
+            raise kind(f"process {rank} of {fabric.world_size}: {text}")
 
 
-class _Gather(torch.autograd.Function):
-    """Every process sees all rows; back come the gradients of all processes' losses, added up."""
+def has_lost_another(fabric: "Fabric", error: BaseException) -> bool:
+    """Whether an error says that another process is gone, not that something is wrong in this one."""
+    # gloo has no error of its own: its messages begin with the place in its source
+    return fabric.world_size > 1 and (isinstance(error, dist.DistError) or "gloo/" in str(error))
 
-    @staticmethod
-    def forward(ctx, x_RD, batch, rank, count):
-        ctx.rows = share(batch, rank, count)
-        largest = -(-batch // count)
-        padded = x_RD.new_zeros(largest, *x_RD.shape[1:])
-        padded[: len(x_RD)] = x_RD
-        parts = [torch.empty_like(padded) for _ in range(count)]
-        dist.all_gather(parts, padded)
-        sizes = [share(batch, r, count) for r in range(count)]
-        return torch.cat([part[: s.stop - s.start] for part, s in zip(parts, sizes)])
 
-    @staticmethod
-    def backward(ctx, gradient_BD):
-        gradient_BD = gradient_BD.contiguous()
-        dist.all_reduce(gradient_BD)
-        return gradient_BD[ctx.rows], None, None, None
+def all_gather_objects(fabric: "Fabric", value: Any) -> list:
+    """The values of all processes (any that can be pickled) by rank, in every process."""
+    if fabric.world_size == 1:
+        return [value]
+    values = [None] * fabric.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def all_gather_batch(fabric: "Fabric", x_RD: torch.Tensor, batch: int) -> torch.Tensor:
+    """The rows of all processes in order, (B, …), with gradients for this one's from all losses.
+
+    Args:
+        fabric: of this process.
+        x_RD: this process's `share` of a batch.
+        batch: B.
+    """
+    if fabric.world_size == 1:
+        return x_RD
+    sizes = [len(range(batch)[share(batch, rank, fabric.world_size)]) for rank in range(fabric.world_size)]
+    padding = x_RD.new_zeros(max(sizes) - len(x_RD), *x_RD.shape[1:])
+    parts = fabric.all_gather(torch.cat([x_RD, padding]), sync_grads=True)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes)])
+
+
+def sum_gradients(fabric: "Fabric", parameters: Iterable[nn.Parameter]) -> None:
+    """Adds up gradients of weights that no wrapper keeps equal (those of the loss)."""
+    for parameter in parameters if fabric.world_size > 1 else ():
+        if parameter.grad is not None:
+            # as the wrapper's mean does for the model's
+            parameter.grad = fabric.all_reduce(parameter.grad, reduce_op="mean")

@@ -20,15 +20,12 @@ from mmlib import paths
 from mmlib.config import ParameterError, TrainConfig, build
 from mmlib.files import checked_name, explained, parse_json, read_bounded, read_json, write_bytes_atomic
 from mmlib.locks import FolderLock, holder, locked
-from mmlib.training.stored import Environment, Epoch, Parameters, Result, checked, read_stored
+from mmlib.training.stored import Environment, Epoch, Parameters, Result, Status, checked, read_stored
 
 _OF_WEIGHTS = (
     "best.pt", "model.safetensors", "results.json", "ranks.npz", "diagnosis.json", "slots.npz", "gallery.npz",
     "queries.json",
 )  # fmt: skip
-STATES = ("running", "complete", "failed", "interrupted", "killed")
-
-
 _TRAIN_AGAIN = "bring it back from a copy, or train again with overwrite=True"
 
 
@@ -148,17 +145,7 @@ def read_status(run: str) -> dict:
     Raises:
         FileNotFoundError, ValueError: there is no such run, or the file is damaged.
     """
-    path = run_folder(run) / "status.json"
-    status = read_json(path)
-    state, reason = status.get("state"), status.get("reason")
-    if state not in STATES:
-        expected = f"expected one of {', '.join(STATES)} as its state, found {state!r:.80}"
-        raise ValueError(f"{paths.shown(path)} is damaged: {expected}")
-    if not (reason is None or isinstance(reason, str)):
-        raise ValueError(
-            f"{paths.shown(path)} is damaged: expected a text as its reason, found {reason!r:.80}"
-        )
-    return status
+    return read_stored(run_folder(run) / "status.json", Status)
 
 
 def run_state(run: str) -> tuple[str, str | None]:

@@ -6,7 +6,7 @@ Everything that can be wrong with the input is found before the run folder is to
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +18,7 @@ from mmlib.data import Dataset, Tokenizer, load_dataset, restore_tokenizer, toke
 from mmlib.data.batches import PairSource, SplitTensors
 from mmlib.data.tokenizers import count_losses, loss_shares, losses_warning
 from mmlib.locks import InUse
-from mmlib.model import build_loss, build_model, load_learned
+from mmlib.model import DualEncoder, build_loss, build_model, load_learned
 from mmlib.training.checkpoint import (
     Parent,
     check_fits,
@@ -31,9 +31,16 @@ from mmlib.training.checkpoint import (
     stored_tokenizer,
 )
 from mmlib.training.inputs import standardise_heads, training_data
-from mmlib.training.loop import Training, stop_requests
+from mmlib.training.loop import Learner, run, stop_requests
 from mmlib.training.optimisation import build_optimizer, keep_optimizer_state, rate_scales
-from mmlib.training.processes import Processes, build_fabric, check_divides, compiles, process_count
+from mmlib.training.processes import (
+    all_or_none,
+    build_fabric,
+    check_divides,
+    compiles,
+    has_lost_another,
+    process_count,
+)
 from mmlib.training.runs import (
     RunFolder,
     describe_environment,
@@ -127,16 +134,20 @@ def _ensure_parent(parent: str, log: Log) -> None:
 def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: str) -> list[dict]:
     check_divides(config.batch_size, process_count())  # before one could wait for another that has left
     fabric = build_fabric(config)
-    processes = Processes.of(fabric)
-    log = log if processes.writes else _silent
+    log = log if fabric.is_global_zero else _silent
     try:
-        with processes.all_or_none():
-            ready = _prepare(config, parent, log, if_complete, fabric, processes)
-        if ready:
-            _work(config, parent, log, if_complete, fabric, processes, ready)
-            processes.wait()
+        with all_or_none(fabric):
+            start = _find_start(config, parent, log, if_complete)
+            inputs = start and _open_inputs(start, fabric)
+        if start:
+            if not start.content:
+                standardise_heads(inputs.model, inputs.source, fabric)
+            with _open_folder(start, fabric, log, if_complete) as folder:
+                if folder:
+                    _run(_build_learner(start, inputs, folder, fabric, log))
+            fabric.barrier()
     except Exception as error:
-        if processes.has_lost(error):
+        if has_lost_another(fabric, error):
             raise RuntimeError(
                 f"another process of run {config.run!r} has ended, its own output says why; the same command"
                 " goes on"
@@ -146,152 +157,190 @@ def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: st
 
 
 @dataclass
-class _Ready:
-    """All that a training needs besides its folder."""
+class _Start:
+    """What a run starts from: nothing, its own checkpoint (resumed) or its parent's (continued)."""
 
+    config: TrainConfig
+    parent: Parent | None
     found: dict  # what was in the folder, by `traces`
-    path: Path | None
-    resumed: dict | None
-    data_identity: dict
+    dataset: Dataset
     tokenizer: Tokenizer
-    model: torch.nn.Module
+    path: Path | None  # of the checkpoint
+    content: dict | None  # of the checkpoint
+    resumed: bool
+
+
+@dataclass
+class _Inputs:
+    """What is trained, and what on."""
+
+    model: DualEncoder
     loss: torch.nn.Module
     compiled: bool
     source: PairSource
     val_data: SplitTensors
 
 
-def _prepare(
-    config: TrainConfig,
-    parent: Parent | None,
-    log: Log,
-    if_complete: str,
-    fabric: "Fabric",
-    processes: Processes,
-) -> _Ready | None:
-    """Reads and checks everything and touches nothing; None if the run is complete."""
+def _find_start(config: TrainConfig, parent: Parent | None, log: Log, if_complete: str) -> _Start | None:
+    """Reads and checks everything that was there before, and touches nothing; None if the run is complete."""
     found = traces(config.run)
     if not config.overwrite and _is_finished(config, parent, if_complete, log):
         return None
     dataset = load_dataset(config)
     for note in dataset.notes:
         log(f"{dataset.name}: {note}")
-    for run in [config.run] * (not config.overwrite) + ([parent.run] if parent else []):
-        check_same_data(run, dataset.name, dataset.fingerprint)
-
-    path, resumed = last_checkpoint(config) or (_parent_path(parent), None)
-    content = resumed or (parent and parent.content)
-    tokenizer = restore_tokenizer(content["tokenizer"]) if content else _new_tokenizer(config, dataset)
+    for there in [config.run] * (not config.overwrite) + ([parent.run] if parent else []):
+        check_same_data(there, dataset.name, dataset.fingerprint)
+    path, content = last_checkpoint(config) or (None, None)
+    resumed = content is not None
+    if parent and not resumed:
+        path, content = run_folder(parent.run) / f"{parent.checkpoint}.pt", parent.content
+    if content:
+        tokenizer = restore_tokenizer(content["tokenizer"])
+    else:
+        tokenizer = tokenizer_for(config, dataset.splits["train"].captions, config.text_encoder)
     if resumed:
-        check_fits(path, resumed, config.model_dump(), tokenizer.fingerprint)
+        check_fits(path, content, config.model_dump(), tokenizer.fingerprint)
+    return _Start(config, parent, found, dataset, tokenizer, path, content, resumed)
+
+
+def _open_inputs(start: _Start, fabric: "Fabric") -> _Inputs:
+    """Model and loss with their weights, the training pairs of this process and the validation split."""
     from lightning_fabric import seed_everything
 
+    config, content, tokenizer = start.config, start.content, start.tokenizer
     seed_everything(config.seed, verbose=False)
     model = build_model(
         config, tokenizer.size, tokenizer.padding_id,
-        load_pretrained=not content, architecture=content and content.get("architecture"),
+        load_pretrained=not content, architecture=content and content["architecture"],
     )  # fmt: skip
     loss = build_loss(config)
-    _load_modules(path, content, model, loss, bool(resumed))
-    compiled = compiles(config, fabric, len(dataset.splits["train"].captions))
-    source, val_data = training_data(config, dataset, tokenizer, model, processes, compiled)
-    return _Ready(found, path, resumed, dataset.identity, tokenizer, model, loss, compiled, source, val_data)
+    if start.resumed:
+        load_weights(start.path, model, content["model"])
+        load_weights(start.path, loss, content["loss"])
+    elif content:  # the weights that the parent was evaluated with
+        load_weights(start.path, model, evaluated_weights(content))
+        load_learned(loss, content["loss"], content["config"])
+    compiled = compiles(config, fabric, len(start.dataset.splits["train"].captions))
+    source, val_data = training_data(config, start.dataset, tokenizer, model, fabric, compiled)
+    return _Inputs(model, loss, compiled, source, val_data)
 
 
-def _work(
-    config: TrainConfig,
-    parent: Parent | None,
-    log: Log,
-    if_complete: str,
-    fabric: "Fabric",
-    processes: Processes,
-    ready: _Ready,
-) -> None:
-    """Opens the folder, if nobody wrote to it since it was looked at, and trains."""
-    path, resumed, model, loss = ready.path, ready.resumed, ready.model, ready.loss
-    if not (resumed or parent):
-        standardise_heads(model, ready.source, processes)
+@contextlib.contextmanager
+def _open_folder(start: _Start, fabric: "Fabric", log: Log, if_complete: str) -> Iterator[RunFolder | None]:
+    """The run's folder, held by process 0; None if another process has completed the run meanwhile.
+
+    Raises:
+        FileExistsError: it completed it and `if_complete` is `refuse`, or it began another run there.
+        InUse: it is at work there, or trained a part of the run.
+    """
+    config = start.config
+    folder, finished = RunFolder(run_folder(config.run)), False
     with contextlib.ExitStack() as held:
-        folder, finished = RunFolder(run_folder(config.run)), False
-        with processes.all_or_none():
-            if processes.writes:
+        with all_or_none(fabric):
+            if fabric.is_global_zero:
                 folder = held.enter_context(open_run(config.run, config.overwrite))
-                finished = not config.overwrite and _finished_since(
-                    config, parent, if_complete, log, ready.found
-                )
-        if processes.agree(finished):
-            return
-        model.to(fabric.device)
-        loss.to(fabric.device)
-        rates = {}
-        for side in ("image", "text"):
-            blocks = [parameters for _, parameters in getattr(model, f"{side}_encoder").blocks]
-            rates |= rate_scales(blocks, getattr(config, f"{side}_lr_scale"), config.layer_decay)
-        training = Training(
-            folder, config, fabric, model, loss, build_optimizer(config, (model, loss), rates),
-            ready.tokenizer, ready.source, ready.val_data,
-            phase=1 + (parent.content["phase"] if parent else 0),
-            parent_epoch=parent.epoch if parent else 0,
-            log=log,
-            compiled=ready.compiled,
-        )  # fmt: skip
-        if processes.rank:
-            torch.manual_seed(config.seed + processes.rank)  # another dropout than the first process's
-        if resumed:
-            training.restore(resumed)
-            if processes.writes:
-                folder.keep_history(training.position.epoch - 1)
-            position = training.position
-            source = "" if path.name == "last.pt" else f" from {path.name}, as its last.pt is missing"
-            log(f"run {config.run!r} goes on in epoch {position.epoch}, step {position.step + 1}{source}")
-        else:
-            if processes.writes:
-                _start_folder(training, parent, ready.data_identity)
-            if parent and parent.optimizer_state == "keep":
-                keep_optimizer_state(training.optimizer, parent.content, (model, loss))
-        _run(training)
+                if not config.overwrite and traces(config.run) != start.found:
+                    finished = _is_finished(config, start.parent, if_complete, log)
+                    if not finished:
+                        raise InUse(
+                            f"run {config.run!r} was changed by another process while this one got ready;"
+                            " start again: it goes on from there"
+                        )
+        yield None if fabric.broadcast(finished) else folder
 
 
-def _new_tokenizer(config: TrainConfig, dataset: Dataset) -> Tokenizer:
-    return tokenizer_for(config, dataset.splits["train"].captions, config.text_encoder)
+def _build_learner(start: _Start, inputs: _Inputs, folder: RunFolder, fabric: "Fabric", log: Log) -> Learner:
+    """The run in memory, where it stands, and its folder as it has to be then."""
+    config, parent, modules = start.config, start.parent, (inputs.model, inputs.loss)
+    rates = {}
+    for module in modules:
+        module.to(fabric.device)
+    for side in ("image", "text"):
+        blocks = [parameters for _, parameters in getattr(inputs.model, f"{side}_encoder").blocks]
+        rates |= rate_scales(blocks, getattr(config, f"{side}_lr_scale"), config.layer_decay)
+    learner = Learner(
+        folder, config, fabric, *modules, build_optimizer(config, modules, rates),
+        start.tokenizer, inputs.source, inputs.val_data,
+        phase=1 + (parent.content["phase"] if parent else 0),
+        parent_epoch=parent.epoch if parent else 0,
+        log=log,
+        compiled=inputs.compiled,
+    )  # fmt: skip
+    if fabric.global_rank:
+        torch.manual_seed(config.seed + fabric.global_rank)  # another dropout than the first process's
+    if start.resumed:
+        learner.restore(start.content)
+        position = learner.position
+        if fabric.is_global_zero:
+            folder.keep_history(position.epoch - 1)
+        source = "" if start.path.name == "last.pt" else f" from {start.path.name}, as its last.pt is missing"
+        log(f"run {config.run!r} goes on in epoch {position.epoch}, step {position.step + 1}{source}")
+        return learner
+    if fabric.is_global_zero:
+        _start_folder(learner, parent, start.dataset.identity)
+    if parent and parent.optimizer_state == "keep":
+        keep_optimizer_state(learner.optimizer, parent.content, modules)
+    return learner
 
 
-def _silent(line: str) -> None:
-    """The log of processes that write nothing."""
+def _start_folder(learner: Learner, parent: Parent | None, data_identity: dict) -> None:
+    folder, config = learner.folder, learner.config
+    losses = count_losses(learner.tokenizer, learner.val_data.split.captions, config.max_tokens)
+    _log_losses(losses, learner.log)
+    described = describe_environment(
+        config.seed,
+        learner.fabric.device,
+        data_identity,
+        parent.lineage if parent else None,
+        sum(p.numel() for group in learner.optimizer.param_groups for p in group["params"]),
+        losses,
+    )
+    folder.clear()
+    folder.write_json("environment.json", described)
+    folder.write_json("tokenizer.json", learner.tokenizer.state)
+    rows = read_history(parent.run) if parent else []
+    folder.write_history([row for row in rows if row["epoch"] <= parent.epoch])
+    # Last, since its presence says that the folder holds a run.
+    folder.write_json("config.json", config.model_dump(mode="json"))
 
 
-def _run(training: Training) -> None:
+def _run(learner: Learner) -> None:
     """Runs, and leaves the truth in `status.json` whatever happens, and whoever notices it first.
 
     A process that fails says so.  One that only loses another says nothing: the state is then `killed`, or
     what the other one said.  Each word is written once, so none can replace a later one.
     """
-    folder, last_epoch, processes = training.folder, training.last_epoch, training.processes
+    fabric = learner.fabric
 
     def status(state: str, reason: str | None = None) -> None:
-        folder.write_status(state, training.position.epoch - 1, last_epoch, reason)
+        learner.folder.write_status(state, learner.position.epoch - 1, learner.last_epoch, reason)
 
     # Until the last word is written: torchrun signals the processes that are left when one has ended.
-    with stop_requests(patient=processes.count > 1) as stop:
-        if processes.writes:
+    with stop_requests(patient=fabric.world_size > 1) as stop:
+        if fabric.is_global_zero:
             status("running")
         try:
-            training.run(stop)
+            run(learner, stop)
         except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt)
             # On a full disk the status cannot be written either; what went wrong first is what counts.
             with contextlib.suppress(OSError, RuntimeError):
-                if interrupted and processes.writes:
-                    without = " without overwrite" if training.config.overwrite else ""
+                if not isinstance(error, KeyboardInterrupt):
+                    if not has_lost_another(fabric, error):
+                        status("failed", f"{type(error).__name__}: {error}")
+                elif fabric.is_global_zero:
+                    without = " without overwrite" if learner.config.overwrite else ""
                     status(
                         "interrupted",
                         f"stopped on request (Ctrl-C or SIGTERM); the same call{without} goes on",
                     )
-                elif not interrupted and not processes.has_lost(error):
-                    status("failed", f"{type(error).__name__}: {error}")
             raise
-        if processes.writes:
+        if fabric.is_global_zero:
             status("complete")
+
+
+def _silent(line: str) -> None:
+    """The log of processes that write nothing."""
 
 
 def _is_finished(config: TrainConfig, parent: Parent | None, if_complete: str, log: Log) -> bool:
@@ -334,61 +383,3 @@ def _log_losses(losses: dict | None, log: Log) -> None:
         )
         if warning := losses_warning(losses):
             log(warning)
-
-
-def _finished_since(
-    config: TrainConfig, parent: Parent | None, if_complete: str, log: Log, found: dict
-) -> bool:
-    """Whether another process has completed this very run while this one prepared; asked under the lock.
-
-    Raises:
-        FileExistsError: it completed it and `if_complete` is `refuse`, or it began another run there.
-        InUse: it trained a part of it.
-    """
-    if traces(config.run) == found:
-        return False
-    if _is_finished(config, parent, if_complete, log):
-        return True
-    raise InUse(
-        f"run {config.run!r} was changed by another process while this one got ready; start again: it goes on"
-        " from there"
-    )
-
-
-def _parent_path(parent: Parent | None) -> Path | None:
-    return run_folder(parent.run) / f"{parent.checkpoint}.pt" if parent else None
-
-
-def _load_modules(
-    path: Path | None, content: dict | None, model: torch.nn.Module, loss: torch.nn.Module, resumed: bool
-) -> None:
-    """Weights of a checkpoint; a continued run starts from those that its parent was evaluated with."""
-    if not content:
-        return
-    if resumed:
-        load_weights(path, model, content["model"])
-        load_weights(path, loss, content["loss"])
-    else:
-        load_weights(path, model, evaluated_weights(content))
-        load_learned(loss, content["loss"], content["config"])
-
-
-def _start_folder(training: Training, parent: Parent | None, data_identity: dict) -> None:
-    folder, config = training.folder, training.config
-    losses = count_losses(training.tokenizer, training.val_data.split.captions, config.max_tokens)
-    _log_losses(losses, training.log)
-    described = describe_environment(
-        config.seed,
-        training.fabric.device,
-        data_identity,
-        parent.lineage if parent else None,
-        sum(p.numel() for group in training.optimizer.param_groups for p in group["params"]),
-        losses,
-    )
-    folder.clear()
-    folder.write_json("environment.json", described)
-    folder.write_json("tokenizer.json", training.tokenizer.state)
-    rows = read_history(parent.run) if parent else []
-    folder.write_history([row for row in rows if row["epoch"] <= parent.epoch])
-    # Last, since its presence says that the folder holds a run.
-    folder.write_json("config.json", config.model_dump(mode="json"))

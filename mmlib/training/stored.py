@@ -133,6 +133,13 @@ class Environment(Stored):
     tokenizer_losses: TokenizerLosses | None = None  # older runs did not count
 
 
+class Status(Stored):
+    """`status.json`."""
+
+    state: Literal["running", "complete", "failed", "interrupted", "killed"]
+    reason: str | None = None
+
+
 class Epoch(Stored):
     """A row of `history.jsonl`."""
 

@@ -101,7 +101,7 @@ def _training_calls() -> list[tuple[object, str, str]]:
     from mmlib.training import loop
 
     return [
-        (loop.Training, "_step", "step"),
+        (loop.Learner, "backward", "step"),
         (Loss, "forward", "loss"),
         (Fabric, "backward", "backward"),
         (loop, "rank_split", "validate"),

@@ -5,18 +5,18 @@ import signal
 import sys
 
 from mmlib.cli import main
-from mmlib.training.loop import Training
+from mmlib.training.loop import Learner
 
 
 def train_until_killed(rank: str, epoch: int, command: list[str]) -> int:
-    step = Training._step
+    step = Learner.backward
 
     def mortal(training, batch):
         if training.position.epoch == epoch and os.environ["RANK"] == rank:
             os.kill(os.getpid(), signal.SIGKILL)
         return step(training, batch)
 
-    Training._step = mortal
+    Learner.backward = mortal
     return main(command)
 
 

@@ -203,9 +203,9 @@ def test_rows_are_read_up_to_the_last_line_that_is_whole(tmp_path):
         ("", "is damaged: expected JSON"),
         ("garbage", "is damaged: expected JSON"),
         ("[]", "expected a JSON object, found list"),
-        ("{}", "expected one of running, complete, failed, interrupted, killed as its state, found None"),
-        ('{"state": "done"}', "as its state, found 'done'"),
-        ('{"state": ["complete"]}', "as its state, found ['complete']"),
+        ("{}", "is damaged: state: expected it, found nothing"),
+        ('{"state": "done"}', "'interrupted' or 'killed', found 'done'"),
+        ('{"state": ["complete"]}', "'interrupted' or 'killed', found ['complete']"),
         (None, "expected the file"),
     ],
 )

@@ -25,7 +25,7 @@ from mmlib.reporting.pipeline import run_experiment
 from mmlib.reporting.plan import check_data_roots, plan
 from mmlib.reporting.report import write_report
 from mmlib.reporting.style import alt_text
-from mmlib.training.ablation import judge_claims, write_ablation
+from mmlib.training.ablation import judge_claims
 from mmlib.training.runs import run_folder
 
 REASON = "FloatingPointError: the loss became nan"
@@ -109,7 +109,7 @@ def ablation() -> dict:
 def folders(repository, ablation):
     """The run folders that `ablation` says it was made from."""
     (paths.RUNS / "abl").mkdir(parents=True)
-    write_ablation(ablation)
+    write_json(run_folder("abl") / "ablation.json", ablation)
     write_json(run_folder("abl") / "status.json", {"state": "complete", "reason": None})
     for arm in ablation["arms"]:
         for one in (*arm["runs"], *arm["tried"]):

@@ -39,7 +39,7 @@ from mmlib.reporting import (
 )
 from mmlib.reporting.index import write_index
 from mmlib.reporting.report import write_report
-from mmlib.training.ablation import read_ablation, write_ablation
+from mmlib.training.ablation import read_ablation
 from mmlib.training.runs import read_history, read_result, run_folder, stored_environment
 from mmlib.training.stored_analysis import read_arrays, read_diagnosis, read_queries
 
@@ -74,7 +74,7 @@ def world(repository):
     ablation = record()
     (paths.RUNS / "abl").mkdir()
     (paths.RUNS / "abl" / "status.json").write_text('{"state": "complete", "reason": null}')
-    write_ablation(ablation)
+    write_json(run_folder("abl") / "ablation.json", ablation)
     for arm in ablation["arms"]:
         for run in arm["runs"]:
             repository.run(run["run"], run["state"])

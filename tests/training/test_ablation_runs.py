@@ -12,7 +12,6 @@ from mmlib.config import ParameterError
 from mmlib.locks import InUse
 from mmlib.training import (
     evaluation,
-    plan_grid,
     read_ablation,
     read_history,
     read_result,
@@ -21,8 +20,7 @@ from mmlib.training import (
     run_state,
     start,
 )
-from mmlib.training.ablation import is_evaluated
-from mmlib.training.loop import Training
+from mmlib.training.loop import Learner
 from mmlib.training.runs import open_run
 
 pytestmark = pytest.mark.usefixtures("tiny_place")
@@ -107,17 +105,6 @@ def test_another_split_is_evaluated_without_training_again(base, work):
     assert work == ["test grid.memory.s0", "test grid.no-memory.s0"]
 
 
-def test_results_of_other_weights_do_not_count(base):
-    config = tiny_grid(base, arms={"a": {}})
-    run_grid(config, quiet)
-    (planned,) = plan_grid(config)
-    assert is_evaluated(planned, "val")
-    weights = run_folder(planned.name) / "best.pt"
-    later = weights.stat().st_mtime + 1000
-    os.utime(weights, (later, later))
-    assert not is_evaluated(planned, "val")
-
-
 def test_a_diverging_run_is_a_row_and_not_the_end(base, work):
     lines = []
     arms = {"wild": DIVERGING, "tame": {}}
@@ -161,7 +148,7 @@ def test_an_interrupted_grid_goes_on_to_the_same_end(base, monkeypatch):
 
 def test_an_error_that_is_no_result_ends_the_grid_and_is_tried_again(base, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_step", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        patch.setattr(Learner, "backward", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
         with pytest.raises(RuntimeError, match="out of memory"):
             run_grid(tiny_grid(base), quiet)
     assert run_state("grid") == ("failed", "RuntimeError: out of memory")
@@ -208,5 +195,5 @@ def test_what_a_killed_process_leaves_is_finished_by_the_next(base, tiny_place, 
 
 def _die_in_a_step(runs, cache, config):
     settle(runs, cache)
-    Training._step = lambda *_: os.kill(os.getpid(), 9) or torch.zeros(())
+    Learner.backward = lambda *_: os.kill(os.getpid(), 9) or torch.zeros(())
     run_grid(config, quiet)

@@ -20,10 +20,11 @@ from tiny_runs import (
 
 from mmlib import files, paths
 from mmlib.training import loop, run_state
-from mmlib.training.checkpoint import check_fits, checkpoint_bytes, load_checkpoint, load_weights
+from mmlib.training.checkpoint import PARTS, check_fits, checkpoint_bytes, load_checkpoint, load_weights
 from mmlib.training.runs import RunFolder
 
-CONTENT = {"config": {}, "model": {"weight": torch.arange(1000.0)}, "tokenizer_fingerprint": "0" * 16}
+CONTENT = {name: {} for name in PARTS[""]} | {part: dict.fromkeys(PARTS[part], 0) for part in PARTS if part}
+CONTENT |= {"model": {"weight": torch.arange(1000.0)}, "tokenizer_fingerprint": "0" * 16}
 
 
 class Malicious:
@@ -87,6 +88,24 @@ def test_a_file_of_torch_that_is_no_checkpoint(value, found, saved):
     torch.save(value, saved)
     with pytest.raises(ValueError, match=f"no checkpoint of this project: expected format 1, found {found}"):
         load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("name", ["position", "best", "rng", "optimizer_names"])
+def test_a_strangers_checkpoint_that_lacks_a_part_is_refused_by_name(name, saved):
+    content = {"format": 1, **CONTENT}
+    del content[name]
+    torch.save(content, saved)
+    message = rf"last\.pt is damaged or no checkpoint .*: expected {name}, found nothing of that name\. Use"
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("part", ["position", "best", "rng", "optimizer"])
+def test_a_part_that_is_not_what_it_should_be_is_refused_by_name(part, saved):
+    for wrong in (7, dict.fromkeys(PARTS[part][1:], 0)):
+        torch.save({"format": 1, **CONTENT, part: wrong}, saved)
+        with pytest.raises(ValueError, match=f"expected {PARTS[part][0]}.* in its part '{part}', found noth"):
+            load_checkpoint(saved)
 
 
 def test_code_in_a_checkpoint_is_refused_and_does_not_run(saved, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ from tiny_runs import STEPS, before_step, checkpoint, left_behind, tiny_evaluate
 
 from mmlib import paths
 from mmlib.training import run_state
-from mmlib.training.loop import LossWatch, Training
-from mmlib.training.processes import Processes
+from mmlib.training.loop import Learner, LossWatch
 
+ALONE = SimpleNamespace(world_size=1)
 pytestmark = pytest.mark.usefixtures("tiny_place")
 
 
@@ -50,7 +51,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_with_epoch_step_and_lr(monkey
 
 
 def test_weights_that_a_finite_loss_ruined_are_never_saved(monkeypatch):
-    step, calls = Training._step, []
+    step, calls = Learner.backward, []
 
     def ruin_at_the_third(training, caption_B):
         loss = step(training, caption_B)
@@ -59,7 +60,7 @@ def test_weights_that_a_finite_loss_ruined_are_never_saved(monkeypatch):
             training.model.central_memory.slots_SD.data[0, 0] = math.inf
         return loss
 
-    monkeypatch.setattr(Training, "_step", ruin_at_the_third)
+    monkeypatch.setattr(Learner, "backward", ruin_at_the_third)
     with pytest.raises(FloatingPointError, match=r"weights became NaN or infinite in epoch 1 at step 3 \(lr"):
         tiny_train(checkpoint_steps=1)
     assert all(loss.isfinite() for loss in calls)
@@ -69,7 +70,7 @@ def test_weights_that_a_finite_loss_ruined_are_never_saved(monkeypatch):
 
 
 def test_weights_ruined_in_the_last_step_of_an_epoch_are_found_before_the_validation(monkeypatch):
-    step, calls = Training._step, []
+    step, calls = Learner.backward, []
 
     def ruin_at_the_last(training, caption_B):
         loss = step(training, caption_B)
@@ -78,7 +79,7 @@ def test_weights_ruined_in_the_last_step_of_an_epoch_are_found_before_the_valida
             training.model.central_memory.slots_SD.data[0, 0] = math.nan
         return loss
 
-    monkeypatch.setattr(Training, "_step", ruin_at_the_last)
+    monkeypatch.setattr(Learner, "backward", ruin_at_the_last)
     with pytest.raises(FloatingPointError, match="weights became NaN or infinite in epoch 2 at step 4"):
         tiny_train()
     assert_finite("tiny")
@@ -86,16 +87,16 @@ def test_weights_ruined_in_the_last_step_of_an_epoch_are_found_before_the_valida
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_the_watch_names_the_first_step_that_was_not_finite_and_its_rate(value):
-    watch = LossWatch(torch.device("cpu"), 0.0, 0)
+    watch = LossWatch(0.0)
     for step, loss in enumerate([1.0, 2.0, value, math.nan, 3.0]):
         watch.add(torch.tensor(loss), 30, step, lr=0.1 * (step + 1))
     with pytest.raises(FloatingPointError, match=rf"became {value} in epoch 7 at step 3 \(lr 0\.3\)"):
-        watch.check(epoch=7, processes=Processes())
+        watch.check(7, ALONE)
 
 
 def test_the_watch_sums_over_pairs():
-    watch = LossWatch(torch.device("cpu"), loss_sum=5.0, pairs=10)
+    watch = LossWatch(loss_sum=5.0)
     watch.add(torch.tensor(2.0), 30, 0, lr=0.1)
     watch.add(torch.tensor(4.0), 5, 1, lr=0.1)
-    watch.check(epoch=1, processes=Processes())
-    assert watch.totals(Processes()) == ([85.0], 45)
+    watch.check(1, ALONE)
+    assert watch.sum == 85.0

@@ -334,30 +334,3 @@ def test_a_tower_that_is_frozen_leaves_its_state_behind():
     keep_optimizer_state(ours, checkpoint(theirs, parent), (child,))
     there, here = state_by_name(theirs, parent), state_by_name(ours, child)
     assert_same(here, {name: there[name] for name in ("head.weight", "head.bias")})
-
-
-def test_a_state_from_before_names_were_kept_is_matched_by_order():
-    """And a temperature that is newly learned, the last, starts without."""
-    parent = Tower()
-    theirs = build(parent, optimizer="adamw")
-    trained(parent, theirs)
-    child, loss = Tower(), nn.Module()
-    loss.log_scale = nn.Parameter(torch.zeros(()))
-    ours = build((child, loss), optimizer="adamw")
-    keep_optimizer_state(ours, {"optimizer": theirs.state_dict()}, (child, loss))
-    there, here = state_by_name(theirs, parent), state_by_name(ours, child, loss)
-    assert_same(here, there | {"log_scale": None})
-
-
-def test_a_state_without_names_of_other_parameters_is_refused():
-    parent = Tower()
-    theirs = build(parent, optimizer="adamw")
-    trained(parent, theirs)
-    child = Tower()
-    child.blocks[0].requires_grad_(False)
-    ours = build(child, optimizer="adamw")
-    message = (
-        r"no names of parameters, and groups of \[3, 3\] of them: expected \[2, 2\]; use optimizer_state"
-    )
-    with pytest.raises(ValueError, match=message):
-        keep_optimizer_state(ours, {"optimizer": theirs.state_dict()}, (child,))

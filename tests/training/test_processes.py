@@ -36,11 +36,11 @@ def two(place: Path, cache: Path, **changes) -> list[int]:
 
 def watch_gradients(runs, cache, changes, out):
     """Trains one epoch and keeps each step's part of the loss, gradient, and images seen."""
-    from mmlib.training.loop import Training
+    from mmlib.training.loop import Learner
 
     settle(runs, cache)
     kept = {"loss": [], "images": []}
-    step = Training._step
+    step = Learner.backward
 
     def watched(training, batch):
         loss = step(training, batch)
@@ -51,7 +51,7 @@ def watch_gradients(runs, cache, changes, out):
             kept["temperature"] = [p.grad.tolist() for p in training.loss.parameters() if p.grad is not None]
         return loss
 
-    Training._step = watched
+    Learner.backward = watched
     tiny_train(**changes)
     Path(out, f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(kept))
 
@@ -105,10 +105,10 @@ def test_history_and_weights_are_those_of_one_process(tiny_place, tiny_cache, tm
 
 
 def die_in_the_middle(runs, cache, changes, rank, signalled=False):
-    from mmlib.training.loop import Training
+    from mmlib.training.loop import Learner
 
     settle(runs, cache)
-    step = Training._step
+    step = Learner.backward
 
     def mortal(training, batch):
         if training.position.epoch == 2 and os.environ["RANK"] == rank:
@@ -117,7 +117,7 @@ def die_in_the_middle(runs, cache, changes, rank, signalled=False):
             signal.raise_signal(signal.SIGTERM)  # torchrun's, before the loss of the other one is seen
         return step(training, batch)
 
-    Training._step = mortal
+    Learner.backward = mortal
     try:
         tiny_train(**changes)
     except Exception as error:
@@ -163,17 +163,17 @@ def test_a_run_goes_on_with_another_number_of_processes(tiny_place, tiny_cache):
 
 
 def fail_in_one(runs, cache, changes, rank):
-    from mmlib.training.loop import Training
+    from mmlib.training.loop import Learner
 
     settle(runs, cache)
-    step = Training._step
+    step = Learner.backward
 
     def failing(training, batch):
         if training.position.epoch == 2 and os.environ["RANK"] == rank:
             raise MemoryError("the cable came loose")
         return step(training, batch)
 
-    Training._step = failing
+    Learner.backward = failing
     try:
         tiny_train(**changes)
     except Exception:
@@ -187,10 +187,10 @@ def test_a_process_that_fails_says_why_and_the_other_does_not_contradict(rank, t
 
 
 def stop_one(runs, cache, changes, rank):
-    from mmlib.training.loop import Training
+    from mmlib.training.loop import Learner
 
     settle(runs, cache)
-    step = Training._step
+    step = Learner.backward
 
     def stopping(training, batch):
         if training.position.epoch == 2 and os.environ["RANK"] == rank:
@@ -198,7 +198,7 @@ def stop_one(runs, cache, changes, rank):
             signal.raise_signal(signal.SIGTERM)  # as torchrun does after the terminal did
         return step(training, batch)
 
-    Training._step = stopping
+    Learner.backward = stopping
     try:
         tiny_train(**changes)
     except KeyboardInterrupt:

@@ -33,7 +33,7 @@ from mmlib.data import shards as shards_module
 from mmlib.data.shards import write_shards
 from mmlib.files import read_json
 from mmlib.training import read_history, run_state
-from mmlib.training.loop import Training
+from mmlib.training.loop import Learner
 
 pytestmark = pytest.mark.usefixtures("tiny_place", "tolerant")
 IMAGES = 24
@@ -83,8 +83,8 @@ def cold(tiny_place, tmp_path, monkeypatch):
 
 def test_it_trains_validates_and_is_evaluated(shards, tiny_place, monkeypatch):
     seen = []
-    step = Training._step
-    monkeypatch.setattr(Training, "_step", lambda t, b: (seen.append(b.image_id_R.tolist()), step(t, b))[1])
+    step = Learner.backward
+    monkeypatch.setattr(Learner, "backward", lambda t, b: (seen.append(b.image_id_R.tolist()), step(t, b))[1])
     history = tiny_train(**shards)
     assert [(row["epoch"], row["steps"], row["val"]["split"]) for row in history] == [
         (1, STEPS, "val"),
@@ -111,8 +111,8 @@ def test_it_trains_validates_and_is_evaluated(shards, tiny_place, monkeypatch):
 
 def test_an_epoch_may_have_one_caption_of_each_image(shards, monkeypatch):
     seen = []
-    step = Training._step
-    monkeypatch.setattr(Training, "_step", lambda t, b: (seen.append(b.image_id_R.tolist()), step(t, b))[1])
+    step = Learner.backward
+    monkeypatch.setattr(Learner, "backward", lambda t, b: (seen.append(b.image_id_R.tolist()), step(t, b))[1])
     tiny_train(**shards | ADAMW_ONE, epochs=1)
     assert sorted(chain(*seen)) == list(range(IMAGES))
 
@@ -224,7 +224,7 @@ def train_and_watch(runs, cache, changes, out, last):
     """Trains; keeps the images of each step; stops training in the way of a crash before step `last`."""
     settle(runs, cache)
     shards_module.MOST_BROKEN = 0.1
-    seen, step = [], Training._step
+    seen, step = [], Learner.backward
 
     def watched(training, batch):
         if len(seen) + 1 == last:
@@ -233,7 +233,7 @@ def train_and_watch(runs, cache, changes, out, last):
         seen.append(batch.image_id_R.tolist())
         return step(training, batch)
 
-    Training._step = watched
+    Learner.backward = watched
     tiny_train(**changes)
     Path(out, f"{os.environ['RANK']}.json").write_text(json.dumps(seen))
     sys.exit(0)
