@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
-from mmlib import paths
+from mmlib import files
 from mmlib.arrays import read_npz
 from mmlib.files import parse_json
 from mmlib.training.runs import evaluated_file, read_result
@@ -279,7 +279,7 @@ def read_arrays(run: str, name: str) -> dict[str, np.ndarray]:
         arrays = read_npz(path)
     except ValueError as error:
         raise ValueError(
-            f"{paths.shown(path)} is damaged ({error.__cause__}); evaluate the run again"
+            f"{files.shown(path)} is damaged ({error.__cause__}); evaluate the run again"
         ) from None
-    {"gallery": check_gallery, "slots": check_slots}[name](arrays, paths.shown(path))
+    {"gallery": check_gallery, "slots": check_slots}[name](arrays, files.shown(path))
     return arrays

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from mmlib import paths
+from mmlib import files
 from mmlib.analysis.diagnosis import diagnose, queries_of
 from mmlib.analysis.groups import image_clusters
 from mmlib.analysis.people import agreement_with_people
@@ -140,7 +140,7 @@ def test_ranks_of_something_else_are_refused(dataset, embeddings):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, diagnosis) -> str:
-    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    monkeypatch.setattr(files, "RUNS", tmp_path)
     (tmp_path / "tiny").mkdir()
     result = {"run": "tiny", "checkpoint": "best", "epoch": 1, "split": "test", "pretraining": "none"}
     result |= {"data": diagnosis["data"], "protocols": {"standard": diagnosis["standard"]}}
