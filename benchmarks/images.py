@@ -63,7 +63,7 @@ def packed(count: int, size: int):
 
 
 def packing(count: int, size: int) -> Callable[[], None]:
-    """One call packs all images anew, in a process for each core."""
+    """One call packs all images anew, in a thread for each core."""
     from mmlib import paths
 
     jpegs(count)

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
-from mmlib import paths
+from mmlib import files
 
 PEERS = Path(__file__).resolve().parent.parent / ".bench"
 
@@ -33,7 +33,7 @@ def scratch() -> Path:
     """The folder; from the first call on, this process's run folders and packed images lie in it."""
     folder = Path(tempfile.mkdtemp(prefix="mmlib-benchmarks-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    paths.RUNS, paths.CACHE = folder / "runs", folder / "cache"
+    files.RUNS, files.CACHE = folder / "runs", folder / "cache"
     return folder
 
 

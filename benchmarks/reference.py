@@ -12,7 +12,7 @@ import torch
 from benchmarks.harness import alone
 from benchmarks.places import scratch
 from benchmarks.steps import CAPTIONS, SKIP
-from mmlib import paths
+from mmlib import files
 from mmlib.config import ContinueConfig, TrainConfig, build, read_values, read_yaml
 from mmlib.training import continue_training, train
 
@@ -64,7 +64,7 @@ def rows(quick: bool, device: str = "cpu") -> list[dict]:
 def recipe(device: str, quick: bool) -> tuple[dict, dict]:
     """Parameters of both phases: those of params/flickr8k-reference, with drawn scenes in place of photos."""
     scratch()
-    folder = paths.PARAMS / "flickr8k-reference"
+    folder = files.PARAMS / "flickr8k-reference"
     size = REAL if device == "cuda" and not quick else TINY
     place = {"device": device, "overwrite": True}
     first = (

@@ -112,11 +112,6 @@ def _parser() -> argparse.ArgumentParser:
     arrays.add_argument("--protocol", help="a name of mmlib.metrics.PROTOCOLS; standard if not given")
     arrays.add_argument("--data", metavar="TEXT", help="data set and split, to stand beside the numbers")
     arrays.add_argument("--out", type=Path, metavar="JSON", help="writes the result")
-    arrays.add_argument(
-        "--distractors",
-        action="store_true",
-        help="images without a caption are only there to be confused with",
-    )
     arrays.add_argument("--ranks", type=Path, metavar="NPZ", help="writes the rank of every query")
     arrays.add_argument(
         "--compare",
@@ -243,14 +238,7 @@ def _speaks() -> bool:
 
 def _evaluate(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in ("images", "texts", "image_of_text")}
-    extras = [
-        options.protocol,
-        options.data,
-        options.out,
-        options.ranks,
-        options.compare,
-        options.distractors,
-    ]
+    extras = [options.protocol, options.data, options.out, options.ranks, options.compare]
     if options.params is None and any(given.values()):
         return _evaluate_files(options, given)
     if options.params is None or any((*given.values(), *extras)):
@@ -292,8 +280,7 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
     protocol, data = options.protocol or "standard", options.data or "data not named"
     try:
         arrays = [read_array(place) for place in given.values()]
-        alone = options.distractors
-        ranks, summary = evaluate_embeddings(*arrays, protocol=protocol, distractors=alone)
+        ranks, summary = evaluate_embeddings(*arrays, protocol=protocol)
         comparison = compare_with(options.compare, ranks) if options.compare else None
         if options.ranks and ranks is None:
             raise ValueError(f"--ranks: protocol {protocol!r} ranks in folds, which have no file of ranks")

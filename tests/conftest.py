@@ -18,13 +18,13 @@ def tiny_place(tmp_path, tiny_cache, monkeypatch):
     """Run folders under `tmp_path / "runs"`, one thread; returns that folder."""
     import torch
 
-    from mmlib import paths
+    from mmlib import files
 
-    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(paths, "CACHE", tiny_cache)
+    monkeypatch.setattr(files, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(files, "CACHE", tiny_cache)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield paths.RUNS
+    yield files.RUNS
     torch.set_num_threads(threads)
 
 

@@ -297,7 +297,7 @@ def test_ranks_of_another_width_come_back_as_they_are(stored):
 
 
 def test_arrays_of_a_run_are_read_in_the_same_way(folder, monkeypatch):
-    monkeypatch.setattr("mmlib.paths.RUNS", folder)
+    monkeypatch.setattr("mmlib.files.RUNS", folder)
     run_folder("r").mkdir()
     (folder / "r" / "slots.npz").write_bytes(npz(a=npy(claim((2**40, 256)))))
     with pytest.raises(ValueError, match=r"slots\.npz is damaged \(shape .* bytes, where 0 are\); evaluate"):

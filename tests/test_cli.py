@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmlib import cli, paths
+from mmlib import cli, files
 from mmlib.config import ContinueConfig, TrainConfig
 
 COMMANDS = ["run", "train", "evaluate", "report", "publish", "shard"]
@@ -155,8 +155,8 @@ def test_paths_are_found_from_the_current_folder_and_from_the_root(tmp_path, mon
     read, ran = [], []
     monkeypatch.setattr(cli, "read_yaml", lambda path: read.append(path) or {"epochs": -1})
     monkeypatch.setattr("mmlib.reporting.pipeline.run_experiment", lambda name, *_: ran.append(name) or 0)
-    demo = paths.PARAMS / "demo"
-    for folder, text in ((paths.ROOT, "params/demo/01_train.yaml"), (demo, "01_train.yaml")):
+    demo = files.PARAMS / "demo"
+    for folder, text in ((files.ROOT, "params/demo/01_train.yaml"), (demo, "01_train.yaml")):
         monkeypatch.chdir(folder)
         assert cli.main(["train", text]) == 2  # of its epochs, once it was read
         assert read.pop().resolve() == demo / "01_train.yaml"
@@ -167,15 +167,15 @@ def test_paths_are_found_from_the_current_folder_and_from_the_root(tmp_path, mon
     capsys.readouterr()
     assert cli.main(["train", "01_train.yaml"]) == 2
     error = capsys.readouterr().err
-    assert f"found neither {tmp_path / '01_train.yaml'} nor {paths.ROOT / '01_train.yaml'}" in error
+    assert f"found neither {tmp_path / '01_train.yaml'} nor {files.ROOT / '01_train.yaml'}" in error
     assert [cli.main(["run", name]) for name in ("demo", "params/demo", "./demo")] == [0, 0, 0]
     assert ran == ["demo", "params/demo", str(tmp_path / "demo")]
 
 
 def test_an_unknown_experiment_offers_the_nearest(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "PARAMS", tmp_path / "params")
+    monkeypatch.setattr(files, "PARAMS", tmp_path / "params")
     for name in ("demo", "flickr8k-cpu"):
-        (paths.PARAMS / name).mkdir(parents=True)
+        (files.PARAMS / name).mkdir(parents=True)
     assert cli.main(["run", "flikr8k-cpu"]) == 2
     said = capsys.readouterr()
     assert "no experiment 'flikr8k-cpu'" in said.err
@@ -299,7 +299,7 @@ def test_train_continue_and_evaluate(capsys, write, tiny_place):
         "epoch 1/1",
         "epoch 2/2",
     ]
-    assert f"complete: {paths.shown(tiny_place / 'child')}" in said.out.splitlines()
+    assert f"complete: {files.shown(tiny_place / 'child')}" in said.out.splitlines()
     history = [json.loads(line) for line in (tiny_place / "child/history.jsonl").read_text().splitlines()]
     assert [(row["epoch"], row["phase"], row["lr"]) for row in history] == [(1, 1, 0.001), (2, 2, 0.005)]
     assert json.loads((tiny_place / "child/environment.json").read_text())["parent"]["run"] == "tiny"
@@ -327,7 +327,7 @@ def test_shard_writes_the_data_of_a_parameter_file(capsys, write, tmp_path):
         ["val-000000.tar", "2 images", "10 captions"],
         ["test-000000.tar", "4 images", "20 captions"],
     ]
-    assert said[-1] == f"complete: {paths.shown(out)}"
+    assert said[-1] == f"complete: {files.shown(out)}"
     assert sorted(path.name for path in out.iterdir()) == sorted(
         ["shards.json", *(line.split("  ")[0] for line in said[:-1])]
     )

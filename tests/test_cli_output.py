@@ -25,7 +25,7 @@ SAVED = [*FILES, "--out", "new/r.json", "--ranks", "new/r.npz"]
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("RUNS", "CACHE", "REPORTS"):
-        monkeypatch.setattr(f"mmlib.paths.{name}", tmp_path / name.lower())
+        monkeypatch.setattr(f"mmlib.files.{name}", tmp_path / name.lower())
         monkeypatch.setenv(f"MMLIB_{name}", str(tmp_path / name.lower()))
     rng = np.random.default_rng(0)
     np.save("i.npy", rng.normal(size=(6, 4)))

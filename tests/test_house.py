@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import CONFIG_OF_NOTEBOOK, TrainConfig, build, defaults, read_values, read_yaml
 from mmlib.reporting.notebook import cell_parameters, read_notebook
 from mmlib.reporting.plan import plan
 
-NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
-EXPERIMENTS = sorted(path.name for path in paths.PARAMS.iterdir() if path.is_dir())
+NOTEBOOKS = sorted(files.NOTEBOOKS.glob("*.ipynb"))
+EXPERIMENTS = sorted(path.name for path in files.PARAMS.iterdir() if path.is_dir())
 # Each room may import those of its own line and the lines above; metrics needs the first line alone.
 ORDER = (
     {"arrays", "files", "locks", "paths"},
@@ -30,8 +30,8 @@ ORDER = (
     {"cli", "__main__"},
 )
 MODULES = {
-    ".".join(part for part in path.relative_to(paths.ROOT).with_suffix("").parts if part != "__init__"): path
-    for path in sorted((paths.ROOT / "mmlib").rglob("*.py"))
+    ".".join(part for part in path.relative_to(files.ROOT).with_suffix("").parts if part != "__init__"): path
+    for path in sorted((files.ROOT / "mmlib").rglob("*.py"))
 }
 
 
@@ -90,7 +90,7 @@ def test_a_kernel_that_trains_loads_nothing_slow_beside_torch():
     """The first cell of notebook 01, and the training itself, without what they use later or never."""
     slow = ["cv2", "faiss", "lightning_fabric", "open_clip", "scipy", "seaborn", "timm", "torch._dynamo"]
     slow += ["torchmetrics", "torchvision", "transformers", "webdataset", "papermill", "nbconvert"]
-    imports = "".join(code_cells(paths.NOTEBOOKS / "01_train.ipynb")[1]["source"]).split("\n\n")[0]
+    imports = "".join(code_cells(files.NOTEBOOKS / "01_train.ipynb")[1]["source"]).split("\n\n")[0]
     code = f"{imports}\nimport sys, mmlib.training.start\nprint(*(n for n in {slow} if n in sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""
 
@@ -140,14 +140,14 @@ def test_a_cell_repeats_the_defaults_of_its_config(path):
 
 
 def test_the_quick_run_is_what_notebook_01_trains():
-    path = paths.NOTEBOOKS / "01_train.ipynb"
+    path = files.NOTEBOOKS / "01_train.ipynb"
     quick, cell = read_yaml("params/quick/01_train.yaml"), cell_parameters(path, read_notebook(path))
     assert build(TrainConfig, quick) == build(TrainConfig, cell)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_parameter_files_give_only_what_differs_from_the_config(experiment):
-    for path in (paths.PARAMS / experiment).glob("*.yaml"):
+    for path in (files.PARAMS / experiment).glob("*.yaml"):
         config_class = CONFIG_OF_NOTEBOOK[path.stem]
         known, given = defaults(config_class), read_values(config_class, read_yaml(path))
         shown = SHOWN_IN_THE_CELL.get(path.stem, set())
@@ -165,7 +165,7 @@ def test_every_experiment_can_be_built_from_its_files(experiment):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_parameter_files_open_with_the_command_that_runs_them(experiment):
-    for path in (paths.PARAMS / experiment).glob("*.yaml"):
+    for path in (files.PARAMS / experiment).glob("*.yaml"):
         head = path.read_text(encoding="utf-8").split("\n\n")[0]
         comments = "\n".join(line for line in head.splitlines() if line.startswith("#"))
         assert "papermill notebooks/" in comments or "make report" in comments, path
@@ -174,11 +174,11 @@ def test_parameter_files_open_with_the_command_that_runs_them(experiment):
 
 def test_nothing_of_flickr8k_is_committed():
     try:
-        files = subprocess.check_output(["git", "ls-files"], cwd=paths.ROOT, text=True).splitlines()
+        tracked = subprocess.check_output(["git", "ls-files"], cwd=files.ROOT, text=True).splitlines()
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
-    assert files
-    for file in files:
+    assert tracked
+    for file in tracked:
         assert not file.endswith((".jpg", ".jpeg", ".private.html")), file
         assert "/private/" not in file, file
         assert "gallery" not in Path(file).name or "flickr" not in file, file

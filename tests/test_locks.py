@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from mmlib import paths
+from mmlib import files
 from mmlib.locks import FolderLock, InUse, holder, locked
 from mmlib.training import run_state
 from mmlib.training import runs as run_folders
@@ -14,7 +14,7 @@ from mmlib.training.runs import open_run
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    monkeypatch.setattr(files, "RUNS", tmp_path)
     (tmp_path / "a").mkdir()
     return tmp_path / "a"
 
@@ -43,7 +43,7 @@ def test_a_lock_that_is_no_file_is_refused_and_what_a_link_leads_to_is_untouched
 
 @pytest.mark.parametrize("kind", ["file", "pipe", "link to itself"])
 def test_what_is_no_folder_is_refused_by_name(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    monkeypatch.setattr(files, "RUNS", tmp_path)
     path = tmp_path / "a"
     {"file": path.touch, "pipe": lambda: os.mkfifo(path), "link to itself": lambda: path.symlink_to(path)}[
         kind

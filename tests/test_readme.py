@@ -13,7 +13,7 @@ import pytest
 import yaml
 from tiny_runs import TINY
 
-from mmlib import paths
+from mmlib import files
 from mmlib.cli import main
 from mmlib.config import CONFIG_OF_NOTEBOOK, TrainConfig, build
 from mmlib.reporting.notebook import cell_parameters, read_notebook
@@ -21,8 +21,8 @@ from mmlib.reporting.plan import plan
 from mmlib.reporting.publish import QUOTED, QUOTING, renewed
 from mmlib.training import train
 
-README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-DOCS = {path.name: path.read_text(encoding="utf-8") for path in sorted((paths.ROOT / "docs").glob("*.md"))}
+README = (files.ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in sorted((files.ROOT / "docs").glob("*.md"))}
 DOCS["README.md"] = README
 TEXT = "\n".join(DOCS.values())
 YAML = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.M | re.S)
@@ -45,11 +45,11 @@ def of_mmlib(command: str) -> list[str] | None:
 
 def test_quoted_numbers_are_those_of_the_published_reports():
     for page in QUOTING:
-        text = (paths.ROOT / page).read_text(encoding="utf-8")
+        text = (files.ROOT / page).read_text(encoding="utf-8")
         quoted = [found[3] for found in QUOTED.finditer(text)]
         assert len(quoted) == len(set(quoted)) == text.count("<!-- end -->")
         assert renewed(text, {}, page) == text
-    assert set(quoted) == {path.name for path in paths.PUBLISHED.iterdir() if path.is_dir()}
+    assert set(quoted) == {path.name for path in files.PUBLISHED.iterdir() if path.is_dir()}
 
 
 def test_readme_is_two_screens():
@@ -95,7 +95,7 @@ def test_commands_of_mmlib_reach_their_work(command, tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("make ")])
 def test_targets_and_experiments_exist(command):
     _, target, *settings = shlex.split(command)
-    makefile = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
+    makefile = (files.ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:.*## ", makefile, re.M)
     given = dict(setting.split("=", 1) for setting in settings)
     if given.get("EXPERIMENT", "<").startswith("<"):
@@ -109,7 +109,7 @@ def test_targets_and_experiments_exist(command):
 def test_papermill_commands_name_notebooks_and_parameters(command):
     _, notebook, _, *words = shlex.split(command)
     given = {name: yaml.safe_load(value) for name, value in zip(words[1::3], words[2::3])}
-    path = paths.ROOT / notebook
+    path = files.ROOT / notebook
     build(CONFIG_OF_NOTEBOOK[path.stem], cell_parameters(path, read_notebook(path)) | given)
 
 
@@ -129,8 +129,8 @@ def test_examples_of_parameter_files_run(text, tmp_path, monkeypatch):
     local = {n: [w for w in v if "://" not in w] if isinstance(v, list) else v for n, v in example.items()}
     build(TrainConfig, sizes | example)
     few = [word for split in ("train", "val", "test") for word in ("-p", f"shapes_{split}", "24")]
-    source = str(paths.PARAMS / "demo" / "01_train.yaml")
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    source = str(files.PARAMS / "demo" / "01_train.yaml")
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     assert main(["shard", source, *few, "--out", str(tmp_path / "data" / "shards")]) == 0
     history = train(build(TrainConfig, sizes | local | {"epochs": 1, "batch_size": 24}), print)
     assert history[-1]["val"]["i2t"]["n"] == 24
@@ -138,15 +138,29 @@ def test_examples_of_parameter_files_run(text, tmp_path, monkeypatch):
 
 def test_links_lead_somewhere():
     for name, text in DOCS.items():
-        folder = paths.ROOT if name == "README.md" else paths.ROOT / "docs"
+        folder = files.ROOT if name == "README.md" else files.ROOT / "docs"
         for link in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (folder / link).exists(), (name, link)
 
 
 def test_every_dependency_is_explained():
-    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((files.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     table = DOCS["install.md"].split("## Dependencies")[1]
     for requirement in (*project["dependencies"], *extras["dev"], *extras["bench"]):
         name = re.match(r"[\w-]+", requirement)[0]
         assert re.search(rf"\b{name}\b", table), name
+
+
+def test_the_architecture_names_every_module_and_no_other_file():
+    text = DOCS["architecture.md"]
+    tree = re.search(r"```\n(.*?)```", text, re.S)[1]
+    room, named = "mmlib/", []
+    for line in tree.splitlines():
+        room = f"mmlib/{line.split()[0]}".replace("mmlib/mmlib/", "mmlib/") if line[0] != " " else room
+        named += [room + line.split()[0]] if line[0] == " " else []
+    modules = [str(p.relative_to(files.ROOT)) for p in sorted((files.ROOT / "mmlib").rglob("*.py"))]
+    alone = ("__init__.py", "__main__.py")
+    assert sorted(named) == [m for m in modules if not m.endswith(alone) and m != "mmlib/paths.py"]
+    for path in re.findall(r"`((?:mmlib|tests)/[\w/.]+)`", text):
+        assert (files.ROOT / path).is_file(), path

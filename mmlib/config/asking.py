@@ -18,12 +18,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from mmlib import files
-from mmlib.config.parameters import IDENTITY, PLACE, TrainConfig, is_pretrained
+from mmlib.config.parameters import DATASETS, IDENTITY, PLACE, TrainConfig, is_pretrained
 from mmlib.config.reading import ParameterError, build, read_yaml, required, shown
 
 INJECTED = "# Parameters\n"  # how papermill's cell begins
 
-PHOTOS = ("flickr8k", "flickr30k", "coco")
+PHOTOS = tuple(name for name in DATASETS if name not in ("shapes", "shards"))
 ABOVE_0, ABOVE_1, BELOW_1 = "above 0", "above 1", "below 1"
 PRETRAINED, NOT_VIT, TUNED = "<library>:<name>", "other than 'vit'", "other than 'none'"
 

@@ -27,10 +27,13 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Tuned = Annotated[str, Field(pattern=r"^(all|none|last-[1-9][0-9]*)$")]
 
 
+DATASETS = ("shapes", "flickr8k", "flickr30k", "coco", "shards")
+
+
 class DataConfig(Config):
     """Which images and captions."""
 
-    dataset: Literal["shapes", "flickr8k", "flickr30k", "coco", "shards"] = Field(
+    dataset: Literal[DATASETS] = Field(
         "shapes", description="data set; shapes is drawn from a seed, shards are webdataset tar files"
     )
     data_root: str | None = Field(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import DataConfig, TokenizerConfig
 from mmlib.data.dataset import SPLITS, Dataset, ImageSource, Split
 from mmlib.data.store import Store, open_store
@@ -54,7 +54,7 @@ def load_dataset(config: DataConfig) -> Dataset:
 def _on_disk(name: str, folder: str) -> Dataset:
     from mmlib.data.photos import LOADERS
 
-    return LOADERS[name](paths.from_root(folder))
+    return LOADERS[name](files.from_root(folder))
 
 
 def tokenizer_for(

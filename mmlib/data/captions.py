@@ -15,8 +15,7 @@ from typing import Any
 
 from mmlib.data.dataset import SPLITS
 from mmlib.data.decoding import SUFFIXES
-from mmlib.files import parse_json, printable, read_text
-from mmlib.paths import shown
+from mmlib.files import parse_json, printable, read_text, shown
 
 Splits = dict[str, tuple[str, ...]]  # image names by split
 

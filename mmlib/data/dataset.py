@@ -23,8 +23,7 @@ from pydantic import Field, TypeAdapter
 from tqdm import tqdm
 
 from mmlib.config import ParameterError
-from mmlib.files import write_text_atomic
-from mmlib.paths import shown
+from mmlib.files import shown, write_text_atomic
 
 SPLITS = ("train", "val", "test")
 

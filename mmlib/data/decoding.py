@@ -2,7 +2,6 @@
 
 import io
 import re
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,8 +129,13 @@ def resize_image(image: Image.Image, size: int, resize: Resize) -> np.ndarray:
 @contextmanager
 def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
     """The image, opened within bounds; whatever goes wrong with it becomes an error that names the file."""
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise ValueError(
+            "expected PIL.ImageFile.LOAD_TRUNCATED_IMAGES to be False, found True, with which Pillow fills"
+            " what is missing of a picture with grey; set it to False"
+        )
     try:
-        with _strict(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_bounds(image, content)
             yield image
             return
@@ -202,30 +206,3 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
     if "exif" in image.info:
         grey.info["exif"] = image.info["exif"]  # with the orientation
     return grey
-
-
-_lock = threading.Lock()
-_decoding = 0
-_kept: tuple = ()
-
-
-@contextmanager
-def _strict() -> Iterator[None]:
-    """Set Pillow's two global settings while any thread decodes; then put them back.
-
-    Pillow must not fill with grey what is missing.  Its own bound on pixels raises at twice the number
-    that it is given, before WebP's decoder makes its canvas; `_check_bounds` is the exact one.
-    """
-    global _decoding, _kept
-    with _lock:
-        if not _decoding:
-            _kept = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
-            ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, MAX_PIXELS
-        _decoding += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _decoding -= 1
-            if not _decoding:
-                ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = _kept

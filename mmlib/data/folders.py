@@ -11,8 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from mmlib.data.decoding import MAX_BYTES, SUFFIXES, decode_image
-from mmlib.files import printable, read_bounded
-from mmlib.paths import shown
+from mmlib.files import printable, read_bounded, shown
 
 DEPTH = 3  # folders below the root that are searched; zips unpacked into themselves are 2 deep
 SYSTEM_FOLDERS = (".", "@", "#", "$", "__MACOSX")  # how those begin that systems and NAS boxes put there

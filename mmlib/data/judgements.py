@@ -10,7 +10,7 @@ from pathlib import Path
 from mmlib.data.captions import read_numbered_captions
 from mmlib.data.dataset import Dataset
 from mmlib.data.photos import FLICKR8K_TOKENS, find_file
-from mmlib.paths import from_root
+from mmlib.files import from_root
 
 EXPERT_FILE = "ExpertAnnotations.txt"
 CROWDFLOWER_FILE = "CrowdFlowerAnnotations.txt"

@@ -319,7 +319,7 @@ def _note_sizes(splits: Splits, usual: dict[str, int], of: str) -> list[str]:
 
 
 def _build(
-    name_of: str,
+    data_set: str,
     splits: Splits,
     captions: Sequence[CaptionFile],
     folder: Path,
@@ -332,7 +332,7 @@ def _build(
     matched to them as a person would (`match_names`), so the fingerprint is the same on every disk.
 
     Args:
-        name_of: the data set.
+        data_set: its name.
         splits: image names by split, in order.
         captions: the file to use first; others only make notes where they disagree.
         folder: of the images.
@@ -371,7 +371,7 @@ def _build(
         says = says if different else "the same captions of the splits"
         notes.append(f"Captions are read from {used.path.name}; {other.path.name} has {says}.")
     sha256 = file_digests(
-        [folder / on_disk[name] for name in wanted], paths.CACHE / f"{name_of}-digests.json"
+        [folder / on_disk[name] for name in wanted], paths.CACHE / f"{data_set}-digests.json"
     )
     digests = dict(zip(wanted, sha256))
     built = {}
@@ -381,7 +381,7 @@ def _build(
         built[split] = Split(split, images, sum(texts, ()), image_of_caption_M)
     renamed = {image: file for image, file in on_disk.items() if image != file}
     source = ImageFolder(folder, digests, renamed)
-    return Dataset(name_of, built, source, dataset_fingerprint(built, digests), tuple(notes))
+    return Dataset(data_set, built, source, dataset_fingerprint(built, digests), tuple(notes))
 
 
 def _by_image(source: CaptionFile, wanted: list[str]) -> CaptionFile:

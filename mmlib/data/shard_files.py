@@ -28,10 +28,9 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from mmlib import paths
+from mmlib import files
 from mmlib.data.decoding import decode_image
-from mmlib.files import explained, printable, replace_flushed, write_text_atomic
-from mmlib.paths import shown
+from mmlib.files import explained, printable, replace_flushed, shown, write_text_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ def find_shards(patterns: Sequence[str], parameter: str) -> list[Place]:
         if "\0" in pattern:
             raise ValueError(f"{parameter}: expected a path or a URL, found {pattern!r}")
         scheme = _SCHEME.match(pattern)
-        scheme = scheme[1].lower() if scheme and not paths.from_root(pattern).exists() else ""
+        scheme = scheme[1].lower() if scheme and not files.from_root(pattern).exists() else ""
         if scheme not in ("", "http", "https", "file"):
             raise ValueError(
                 f"{parameter}: expected a path or a URL of http, https or file, found {pattern!r}; copy the"
@@ -104,9 +103,9 @@ def find_shards(patterns: Sequence[str], parameter: str) -> list[Place]:
             continue
         path = urllib.request.url2pathname(urllib.parse.urlsplit(pattern).path) if scheme else pattern
         folder, rest = os.path.split(path)
-        if not paths.from_root(folder).is_dir():
+        if not files.from_root(folder).is_dir():
             folder, rest = "", path
-        literal = paths.from_root(path).is_file()
+        literal = files.from_root(path).is_file()
         for one in [rest] if literal else _expanded(rest, pattern, parameter):
             found.update((place, None) for place in _matches(folder, one, pattern, parameter))
     return list(found)
@@ -139,10 +138,10 @@ def _expanded(text: str, pattern: str, parameter: str) -> list[str]:
 
 def _matches(folder: str, one: str, pattern: str, parameter: str) -> list[Place]:
     """The shards in a folder that a pattern without braces names; at least one."""
-    path = paths.from_root(os.path.join(folder, one))
+    path = files.from_root(os.path.join(folder, one))
     if path.is_file():
         return [Place(str(path))]
-    whole = os.path.join(glob.escape(str(paths.from_root(folder))), one)
+    whole = os.path.join(glob.escape(str(files.from_root(folder))), one)
     matching = sorted(match for match in glob.glob(whole) if os.path.isfile(match))
     if not matching:
         inside = f"; it is a folder, add /train-*.tar or the like: {shown(path)}" if path.is_dir() else ""
@@ -150,7 +149,7 @@ def _matches(folder: str, one: str, pattern: str, parameter: str) -> list[Place]
         part = "" if named == pattern else f" (for {named!r} of it)"
         raise FileNotFoundError(
             f"{parameter}: expected tar files that match {pattern!r}, found none{part}{inside};"
-            f" relative paths are read from {paths.ROOT}"
+            f" relative paths are read from {files.ROOT}"
         )
     return [Place(os.path.normpath(match)) for match in matching]
 
@@ -256,13 +255,13 @@ class Tar:
 
 def fetched_path(sha256: str) -> Path:
     """Where a tar with these bytes lies while it is kept on this machine."""
-    return paths.CACHE / "shards" / "fetched" / f"{sha256[:32]}.tar"
+    return files.CACHE / "shards" / "fetched" / f"{sha256[:32]}.tar"
 
 
 @contextlib.contextmanager
 def url_record(url: str) -> Iterator[Path]:
     """The file that notes the SHA-256 of what lies behind a URL, for this process alone."""
-    record = paths.CACHE / "shards" / "seen" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
+    record = files.CACHE / "shards" / "seen" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
     record.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{record}.lock"):
         yield record

@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 from filelock import FileLock
 from tqdm import tqdm
 
-from mmlib import paths
+from mmlib import files
 from mmlib.data.dataset import file_digests
 from mmlib.data.decoding import decode_image, resize_image
 from mmlib.data.folders import SYSTEM_FOLDERS
@@ -110,7 +110,7 @@ def index_shards(places: Sequence[Place]) -> list[tuple[Tar, Content]]:
         FileNotFoundError, ConnectionError, OSError: a shard that is not there or cannot be read or fetched.
     """
     local = [Path(place.where) for place in places if not place.is_url]
-    digests = dict(zip(map(str, local), file_digests(local, paths.CACHE / "shards-digests.json")))
+    digests = dict(zip(map(str, local), file_digests(local, files.CACHE / "shards-digests.json")))
     with ThreadPoolExecutor(WORKERS) as pool:
         found = pool.map(lambda place: _index(place, digests.get(place.where)), places)
         try:
@@ -127,7 +127,7 @@ def _index(place: Place, sha256: str | None) -> tuple[Tar, Content]:
                 sha256 = str(read_json(record)["sha256"])
             except (FileNotFoundError, ValueError, KeyError):
                 sha256 = fetch_tar(place.where, record)
-    path = paths.CACHE / "shards" / f"{sha256[:32]}.json"
+    path = files.CACHE / "shards" / f"{sha256[:32]}.json"
     tar = Tar(place, sha256, path.with_suffix(".looks"))
     with FileLock(f"{path}.lock"):
         content = _stored(path, tar)

@@ -25,8 +25,7 @@ from mmlib.data.decoding import image_suffix
 from mmlib.data.leaks import photo_id
 from mmlib.data.shard_files import Tar, TarImages, find_shards
 from mmlib.data.shard_index import FIRST, Content, Sample, index_shards
-from mmlib.files import printable, replace_flushed, write_text_atomic
-from mmlib.paths import from_root, shown
+from mmlib.files import from_root, printable, replace_flushed, shown, write_text_atomic
 
 MOST_BROKEN = 0.01  # share of broken samples that is still passed over
 MAX_NAME = 255  # characters of an image's name

@@ -22,11 +22,10 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from mmlib import paths
+from mmlib import files
 from mmlib.data.dataset import Dataset
 from mmlib.data.decoding import Resize, resize_image
-from mmlib.files import explained, printable, read_json, replace_flushed, write_text_atomic
-from mmlib.paths import shown
+from mmlib.files import explained, printable, read_json, replace_flushed, shown, write_text_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ def open_store(
         "shape": [len(names), size, size, 3],
         "names_sha256": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
     }
-    path = (cache or paths.CACHE) / f"{dataset.name}-{dataset.fingerprint}-{size}-{resize}.npy"
+    path = (cache or files.CACHE) / f"{dataset.name}-{dataset.fingerprint}-{size}-{resize}.npy"
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         array = open_array(path, note, decode, IMAGES, f"packing {dataset.name}", progress, np.uint8)
     row = {name: row for row, name in enumerate(names)}

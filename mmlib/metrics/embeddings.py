@@ -58,7 +58,6 @@ def evaluate_embeddings(
     *,
     protocol: str = "standard",
     seed: int = 0,
-    distractors: bool = False,
 ):
     """Ranks and summary of embeddings under a protocol of `mmlib.metrics.protocols.PROTOCOLS`.
 
@@ -67,7 +66,6 @@ def evaluate_embeddings(
         protocol: `single_caption` keeps the first caption of each image; `coco_1k_folds` takes
             five folds in order; the others rank all that is given.
         seed: of the bootstrap.
-        distractors: `standard` only: images without a caption are allowed, in the gallery alone.
 
     Returns:
         The `RetrievalRanks` (None of folds: they have no common gallery) and a dict ready for JSON:
@@ -80,18 +78,6 @@ def evaluate_embeddings(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, found {protocol!r}")
-    for name, array, dimensions in (
-        ("image_ND", image_ND, 2),
-        ("text_MD", text_MD, 2),
-        ("image_of_text_M", image_of_text_M, 1),
-    ):
-        if array.ndim != dimensions:
-            raise ValueError(
-                f"{name}: expected {dimensions} dimension{'s' * (dimensions > 1)}, found shape"
-                f" {tuple(array.shape)}; save one row per image or caption, and one index per caption"
-            )
-    if distractors and protocol != "standard":
-        raise ValueError(f"distractors: expected protocol 'standard', found {protocol!r}; name that one")
     if protocol == "coco_1k_folds":
         summary = summarise_folds(fold_ranks(image_ND, text_MD, image_of_text_M), protocol=protocol)
         return None, summary | {"width": image_ND.shape[1]}
@@ -101,7 +87,7 @@ def evaluate_embeddings(
     if PROTOCOLS[protocol].ranking == "paired":
         ranks = paired_ranks(image_ND, text_MD, image_of_text_M)
     else:
-        ranks = retrieval_ranks(image_ND, text_MD, image_of_text_M, distractors=distractors)
+        ranks = retrieval_ranks(image_ND, text_MD, image_of_text_M)
     summary = summarise(ranks, protocol=protocol)
     # A single R@K has a better interval in the summary: see bootstrap_intervals.
     intervals = {

@@ -142,9 +142,7 @@ class RetrievalRanks:
             ) from error
 
 
-def retrieval_ranks(
-    image_ND, text_MD, image_of_text_M, *, chunk: int = 1024, distractors: bool = False
-) -> RetrievalRanks:
+def retrieval_ranks(image_ND, text_MD, image_of_text_M, *, chunk: int = 1024) -> RetrievalRanks:
     """Ranks under the `standard` protocol: unique images, any caption of the image is a hit.
 
     Two images and four captions, two of each image::
@@ -163,18 +161,14 @@ def retrieval_ranks(
         text_MD: `(M, D)` caption embeddings, on the same device.
         image_of_text_M: `(M,)` integers in 0..N-1; every image has at least one caption.
         chunk: images scored at a time, at most.
-        distractors: images without a caption are allowed: they stand in the gallery and are no
-            queries.  The ranks' images are then those with captions, in their order.
 
     Raises:
         ValueError: shapes, devices or dtypes that do not fit; empty input; NaN, infinite or zero
-            rows; an index out of range; images without a caption unless they are distractors.
+            rows; an index out of range; images without a caption.
     """
-    image, text, image_of_text_M = _checked(image_ND, text_MD, image_of_text_M, chunk, distractors)
+    image, text, image_of_text_M = _checked(image_ND, text_MD, image_of_text_M, chunk)
     i2t, t2i = ranks_of_pairs(image, text, image_of_text_M, np.arange(len(text)), chunk)
-    captioned_N, own_of_text_M = np.unique(image_of_text_M, return_inverse=True)
-    (rank_N, ties_N), (rank_M, ties_M) = (of[captioned_N] for of in i2t), t2i
-    return RetrievalRanks(rank_N, rank_M, ties_N, ties_M, own_of_text_M, len(text), len(image))
+    return RetrievalRanks(i2t[0], t2i[0], i2t[1], t2i[1], image_of_text_M, len(text), len(image))
 
 
 def paired_ranks(image_ND, text_MD, image_of_text_M, *, chunk: int = 1024) -> RetrievalRanks:
@@ -293,7 +287,7 @@ class UnitRows:
         return torch.from_numpy(np.array(self._embedding[rows], dtype=np.float64))
 
 
-def _checked(image_ND, text_MD, image_of_text_M, chunk: int, distractors: bool = False):
+def _checked(image_ND, text_MD, image_of_text_M, chunk: int):
     """Inputs as rows of unit length and an int64 map, or a ValueError."""
     if chunk < 1:
         raise ValueError(f"chunk: expected at least 1 query at a time, found {chunk}")
@@ -309,15 +303,14 @@ def _checked(image_ND, text_MD, image_of_text_M, chunk: int, distractors: bool =
             f"image_ND and text_MD: expected one embedding width, found {image.width} and {text.width};"
             " take both from the same model"
         )
-    return image, text, checked_map(image_of_text_M, len(image), len(text), distractors)
+    return image, text, checked_map(image_of_text_M, len(image), len(text))
 
 
-def checked_map(image_of_text_M, images: int, texts: int, distractors: bool = False) -> np.ndarray:
+def checked_map(image_of_text_M, images: int, texts: int) -> np.ndarray:
     """`image_of_text_M` as an int64 array.
 
     Raises:
-        ValueError: not `texts` integers in 0..images-1, or an image without any caption unless
-            `distractors` allows that.
+        ValueError: not `texts` integers in 0..images-1, or an image without any caption.
     """
     if hasattr(image_of_text_M, "cpu"):
         image_of_text_M = image_of_text_M.cpu()
@@ -335,7 +328,7 @@ def checked_map(image_of_text_M, images: int, texts: int, distractors: bool = Fa
             " they count rows of image_ND from 0"
         )
     missing = np.flatnonzero(np.bincount(image_of_text_M, minlength=images) == 0)
-    if len(missing) and not distractors:
+    if len(missing):
         raise ValueError(
             f"image_of_text_M: expected a caption for every image, found {len(missing)} of {images} images"
             f" without one (first: {missing[:5].tolist()}); leave them out of image_ND and renumber the map"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from mmlib import paths
+from mmlib import files
 from mmlib.files import checked_name, explained, printable, read_bounded, write_text_atomic
 from mmlib.reporting.ablation_verdicts import ablation_verdicts
 from mmlib.reporting.foreign import POLICY, is_png, well_formed
@@ -29,12 +29,12 @@ def write_index(reports: Path | None = None) -> Path:
     Raises:
         OSError: it could not be written; the one before stands.
     """
-    reports = reports or paths.REPORTS
-    index, published = reports / "index.html", paths.PUBLISHED / "index.html"
+    reports = reports or files.REPORTS
+    index, published = reports / "index.html", files.PUBLISHED / "index.html"
     folders = [
         path
         for path in sorted(reports.iterdir() if reports.is_dir() else ())
-        if path.is_dir() and not path.name.startswith(".") and path != paths.PUBLISHED
+        if path.is_dir() and not path.name.startswith(".") and path != files.PUBLISHED
     ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
@@ -88,7 +88,7 @@ def _picture(path: Path) -> str:
     """A PNG as an address that holds it."""
     png = read_bounded(path)
     if not is_png(png):
-        raise ValueError(f"{paths.shown(path)} is damaged: expected a PNG; make the report again")
+        raise ValueError(f"{files.shown(path)} is damaged: expected a PNG; make the report again")
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 

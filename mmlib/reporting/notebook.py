@@ -11,7 +11,7 @@ from typing import Any
 
 import nbformat
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import ParameterError
 from mmlib.files import checked_name, read_bounded
 from mmlib.reporting.display import MARK
@@ -27,7 +27,7 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
         ValueError: the file is not a notebook.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"expected a notebook at {paths.shown(path)}, found nothing; run it first")
+        raise FileNotFoundError(f"expected a notebook at {files.shown(path)}, found nothing; run it first")
     try:
         with warnings.catch_warnings(action="ignore"):  # of what older versions left out
             notebook = nbformat.reads(read_bounded(path).decode(), as_version=4)

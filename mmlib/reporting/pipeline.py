@@ -19,7 +19,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 
 import mmlib
-from mmlib import paths
+from mmlib import files
 from mmlib.files import explained, read_json, write_json, write_text_atomic
 from mmlib.locks import locked
 from mmlib.reporting.display import MARK
@@ -99,8 +99,8 @@ def _run_to_the_end(experiment: str, steps: list[Step], overwrite: bool) -> int:
     index = write_index()
     pages = [report / f"{step.name}.html" for step in steps if (report / f"{step.name}.html").exists()]
     if pages:
-        _say(f"report: {paths.shown(pages[-1])}")
-    _say(f"index:  {paths.shown(index)}")
+        _say(f"report: {files.shown(pages[-1])}")
+    _say(f"index:  {files.shown(index)}")
     return code
 
 
@@ -148,7 +148,7 @@ def _execute(step: Step, copy: Path, outdated: bool) -> tuple[str, str | None]:
                 _unformatted(step.notebook),
                 _unformatted(copy),
                 parameters=parameters,
-                cwd=str(paths.ROOT),
+                cwd=str(files.ROOT),
                 progress_bar=False,
                 stdout_file=sys.stdout,
                 on_cell_start=_announcer(step, bool(parameters)),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import (
     CONFIG_OF_NOTEBOOK,
     AblationConfig,
@@ -59,12 +59,12 @@ def plan(params_dir: str | Path, overrides: Mapping[str, Any]) -> tuple[str, lis
             parameters cell, or a parameter that no notebook has; names the nearest.
     """
     folder = _folder(params_dir)
-    files = sorted(path for path in folder.glob("*.yaml") if not path.name.startswith("."))
-    if not files:
+    found = sorted(path for path in folder.glob("*.yaml") if not path.name.startswith("."))
+    if not found:
         raise FileNotFoundError(
-            f"{paths.shown(folder)}: expected one YAML file per notebook, such as 01_train.yaml, found none"
+            f"{files.shown(folder)}: expected one YAML file per notebook, such as 01_train.yaml, found none"
         )
-    steps = [_step(file, overrides) for file in files]
+    steps = [_step(file, overrides) for file in found]
     known = {name for step in steps for name in step.accepted}
     for name in overrides:
         if name not in known:
@@ -120,7 +120,7 @@ def check_data_roots(steps: Iterable[Step]) -> None:
             values = plan_grid(build(AblationConfig, values))[0].config.model_dump()
         dataset = values.get("dataset")
         folder = values.get("data_root") or f"data/{dataset}"
-        if dataset in ON_DISK and not paths.from_root(folder).is_dir():
+        if dataset in ON_DISK and not files.from_root(folder).is_dir():
             raise FileNotFoundError(
                 f"{step.name}: expected the {ON_DISK[dataset]} folder {folder}, found none; unpack or"
                 f" link {ON_DISK[dataset]} there, or give its folder: -p data_root /path/to/{dataset}."
@@ -129,19 +129,19 @@ def check_data_roots(steps: Iterable[Step]) -> None:
 
 
 def _folder(params_dir: str | Path) -> Path:
-    given = paths.from_root(params_dir)
+    given = files.from_root(params_dir)
     if given.is_file():
         raise ParameterError(
-            f"expected the folder of an experiment, found the file {paths.shown(given)}; give its folder:"
-            f" {paths.shown(given.parent)}, or train from it alone: python -m mmlib train {params_dir}"
+            f"expected the folder of an experiment, found the file {files.shown(given)}; give its folder:"
+            f" {files.shown(given.parent)}, or train from it alone: python -m mmlib train {params_dir}"
         )
-    for folder in (given, paths.PARAMS / str(params_dir)):
+    for folder in (given, files.PARAMS / str(params_dir)):
         if folder.is_dir():
             return folder.resolve()
-    there = sorted(p.name for p in paths.PARAMS.iterdir() if p.is_dir()) if paths.PARAMS.is_dir() else []
+    there = sorted(p.name for p in files.PARAMS.iterdir() if p.is_dir()) if files.PARAMS.is_dir() else []
     known = f"; there are: {', '.join(there)}" if there else ""
     raise FileNotFoundError(
-        f"no experiment {given.name!r}: expected the folder {paths.shown(paths.PARAMS / given.name)}"
+        f"no experiment {given.name!r}: expected the folder {files.shown(files.PARAMS / given.name)}"
         f"{nearest(given.name, there)}{known}"
     )
 
@@ -149,11 +149,11 @@ def _folder(params_dir: str | Path) -> Path:
 def _step(file: Path, overrides: Mapping[str, Any]) -> Step:
     config = CONFIG_OF_NOTEBOOK.get(file.stem)
     text = read_yaml(file)
-    source = paths.NOTEBOOKS / f"{file.stem}.ipynb"
+    source = files.NOTEBOOKS / f"{file.stem}.ipynb"
     if not source.is_file():
-        there = [p.stem for p in paths.NOTEBOOKS.glob("*.ipynb")]
+        there = [p.stem for p in files.NOTEBOOKS.glob("*.ipynb")]
         raise FileNotFoundError(
-            f"{paths.shown(file)} needs the notebook {paths.shown(source)}, which does not exist"
+            f"{files.shown(file)} needs the notebook {files.shown(source)}, which does not exist"
             f"{nearest(file.stem, there)}"
         )
     known = cell_parameters(source, read_notebook(source))
@@ -161,7 +161,7 @@ def _step(file: Path, overrides: Mapping[str, Any]) -> Step:
     for name in text:
         if name not in names:
             raise ParameterError(
-                f"{paths.shown(file)} sets {name!r}, which {source.name} does not have{nearest(name, names)}"
+                f"{files.shown(file)} sets {name!r}, which {source.name} does not have{nearest(name, names)}"
             )
     text |= {name: value for name, value in overrides.items() if name in names}
     return Step(file.stem, source, read_values(config, text) if config else text, known, names)

@@ -8,7 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
-from mmlib import paths
+from mmlib import files
 from mmlib.files import checked_name, explained, flush_folder, write_bytes_atomic, write_text_atomic
 from mmlib.locks import locked
 from mmlib.reporting.ablation import ablation_table
@@ -43,19 +43,19 @@ def publish(experiment: str) -> Path:
         OSError: it could not be copied; what was published before stands.
     """
     name, source = experiment, report_folder(experiment)
-    target = paths.PUBLISHED / name
+    target = files.PUBLISHED / name
     _require(source, "results.json")
-    with locked(source, f"experiment {name!r}"), locked(paths.PUBLISHED, "the published reports"):
-        _put_back(paths.PUBLISHED / _OLD)
-        files = _files_of(source, name)
-        pages = [page for page in QUOTING if (paths.ROOT / page).exists()]
-        texts = {page: (paths.ROOT / page).read_text(encoding="utf-8") for page in pages}
+    with locked(source, f"experiment {name!r}"), locked(files.PUBLISHED, "the published reports"):
+        _put_back(files.PUBLISHED / _OLD)
+        kept = _files_of(source, name)
+        pages = [page for page in QUOTING if (files.ROOT / page).exists()]
+        texts = {page: (files.ROOT / page).read_text(encoding="utf-8") for page in pages}
         texts = {page: renewed(text, {name: source}, page) for page, text in texts.items()}
-        _replace(target, source, files)
-        write_index(paths.PUBLISHED)
+        _replace(target, source, kept)
+        write_index(files.PUBLISHED)
         for page, text in texts.items():
-            with explained(paths.ROOT / page):
-                write_text_atomic(paths.ROOT / page, text)
+            with explained(files.ROOT / page):
+                write_text_atomic(files.ROOT / page, text)
     return target
 
 
@@ -80,13 +80,13 @@ def renewed(text: str, instead: dict[str, Path], page: str = "README.md") -> str
 
     def quote(found: re.Match) -> str:
         experiment = found[3]
-        path = instead.get(experiment, paths.PUBLISHED / experiment) / "results.json"
+        path = instead.get(experiment, files.PUBLISHED / experiment) / "results.json"
         report = read_stored(path, Report)
         try:
             lines = (_results if found[2] == "results" else _verdicts)(report)
         except ValueError as error:
             raise ValueError(
-                f"{page} quotes the {found[2]} of {experiment!r}, which {paths.shown(path)} does not give:"
+                f"{page} quotes the {found[2]} of {experiment!r}, which {files.shown(path)} does not give:"
                 f" {error}"
             ) from None
         return "\n".join([found[1].rstrip(), *lines, found[4]])
@@ -115,7 +115,7 @@ def _files_of(source: Path, name: str) -> list[Path]:
     states = [report["state"], *(notebook.get("state") for notebook in report["notebooks"].values())]
     if len(states) == 1 or set(states) != {"complete"}:
         raise ValueError(
-            f"only a complete report is published, found {paths.shown(source)} to be {report['state']!r}"
+            f"only a complete report is published, found {files.shown(source)} to be {report['state']!r}"
             f" ({report['reason'] or 'no reason given'}); run it to its end: make report EXPERIMENT={name}"
         )
     pages = [f"{checked_name(notebook, 'notebook')}.html" for notebook in report["notebooks"]]
@@ -125,10 +125,10 @@ def _files_of(source: Path, name: str) -> list[Path]:
         *(f"figures/{notebook}-" for notebook in report["notebooks"]),
     )  # others were not made by this
     figures = [file for file in drawn if file.startswith(own)]
-    files = ["results.json", "README.md", *pages, *figures]
-    for file in files if not report["thumbnail"] or THUMBNAIL in figures else [*files, THUMBNAIL]:
+    names = ["results.json", "README.md", *pages, *figures]
+    for file in names if not report["thumbnail"] or THUMBNAIL in figures else [*names, THUMBNAIL]:
         _require(source, file)
-    return [Path(file) for file in files]
+    return [Path(file) for file in names]
 
 
 def _require(source: Path, file: str) -> None:
@@ -137,7 +137,7 @@ def _require(source: Path, file: str) -> None:
     if not path.is_file() or path.resolve() != source.resolve() / file:
         found = "one that lies elsewhere" if path.is_file() else "nothing"
         raise FileNotFoundError(
-            f"nothing to publish of {source.name!r}: expected {paths.shown(path)}, found {found}; make it"
+            f"nothing to publish of {source.name!r}: expected {files.shown(path)}, found {found}; make it"
             f" with: make report EXPERIMENT={source.name}"
         )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmlib import paths
+from mmlib import files
 from mmlib.files import checked_name, is_name
 from mmlib.reporting.notebook import STATES, notebook_state, parameters_of, read_notebook, runs_of
 from mmlib.training.ablation import members, read_ablation
@@ -74,9 +74,9 @@ def report_folder(experiment: str) -> Path:
     Raises:
         ValueError: the name cannot be that of a folder, see `checked_name`, or is taken in `reports/`.
     """
-    if checked_name(experiment, "experiment").casefold() in (paths.PUBLISHED.name, "index.html"):
+    if checked_name(experiment, "experiment").casefold() in (files.PUBLISHED.name, "index.html"):
         raise ValueError(f"experiment: {experiment!r} is taken, for the published reports or the index")
-    return paths.REPORTS / experiment
+    return files.REPORTS / experiment
 
 
 def experiment_pages(experiment: str) -> tuple[Page, ...]:
@@ -87,12 +87,12 @@ def experiment_pages(experiment: str) -> tuple[Page, ...]:
         ValueError: the name cannot be that of a folder.
     """
     executed = report_folder(experiment) / "executed"
-    names = {p.stem for p in (paths.PARAMS / experiment).glob("*.yaml")}
+    names = {p.stem for p in (files.PARAMS / experiment).glob("*.yaml")}
     names |= {p.stem for p in executed.glob("*.ipynb")}
     if not names:
         raise FileNotFoundError(
-            f"nothing to report on {experiment!r}: expected {paths.shown(paths.PARAMS / experiment)}/*.yaml"
-            f" or {paths.shown(executed)}/*.ipynb; run it with: make report EXPERIMENT={experiment}"
+            f"nothing to report on {experiment!r}: expected {files.shown(files.PARAMS / experiment)}/*.yaml"
+            f" or {files.shown(executed)}/*.ipynb; run it with: make report EXPERIMENT={experiment}"
         )
     return tuple(_page(executed / f"{name}.ipynb") for name in sorted(names))
 
@@ -112,41 +112,41 @@ def runs_state(runs: tuple[str, ...]) -> tuple[str, str | None]:
         read = {name: read_run(name)}
         record = read[name].record
         read |= {member: read_run(member) for member in (members(record) if record else ())}
-        for run, files in read.items():
-            reason = files.reason
-            if files.state != "complete":
-                reason = f"run {run}: {reason}" if reason else f"run {run} is {files.state}"
-            states.append((files.state, reason))
+        for run, left in read.items():
+            reason = left.reason
+            if left.state != "complete":
+                reason = f"run {run}: {reason}" if reason else f"run {run} is {left.state}"
+            states.append((left.state, reason))
     return worst(states)
 
 
 def read_run(run: str) -> RunFiles:
     """Reads what a report says of a run; nothing is written, and what is damaged stops nothing."""
-    files = RunFiles(*run_state(run))
+    found = RunFiles(*run_state(run))
 
     def read(reader: Callable[[str], Any], otherwise: Any) -> Any:
         try:
             return reader(run)
         except (OSError, ValueError) as error:
-            if not (files.state == "running" and isinstance(error, FileNotFoundError)):  # yet to come
-                files.problems.append(str(error))
+            if not (found.state == "running" and isinstance(error, FileNotFoundError)):  # yet to come
+                found.problems.append(str(error))
             return otherwise
 
     if not is_name(run) or not run_folder(run).is_dir():
-        return files  # never begun
-    files.record = read(read_ablation, None)
-    if files.record is None and not files.problems:
-        files.history = read(read_history if files.state == "complete" else _history_if_any, [])
-        files.best_by = read(stored_choice, "rsum")
-        files.environment = read(stored_environment, {})
-        files.result = read(_result_if_any, None)
+        return found  # never begun
+    found.record = read(read_ablation, None)
+    if found.record is None and not found.problems:
+        found.history = read(read_history if found.state == "complete" else _history_if_any, [])
+        found.best_by = read(stored_choice, "rsum")
+        found.environment = read(stored_environment, {})
+        found.result = read(_result_if_any, None)
     read(read_status, None)
-    if files.state == "complete" and not (files.record or files.history or files.problems):
-        path = paths.shown(run_folder(run) / "history.jsonl")
-        files.problems.append(f"{path} is damaged: expected the epochs of a complete run, found none")
-    if files.state == "complete" and files.problems:
-        files.state, files.reason = "failed", files.problems[0]
-    return files
+    if found.state == "complete" and not (found.record or found.history or found.problems):
+        path = files.shown(run_folder(run) / "history.jsonl")
+        found.problems.append(f"{path} is damaged: expected the epochs of a complete run, found none")
+    if found.state == "complete" and found.problems:
+        found.state, found.reason = "failed", found.problems[0]
+    return found
 
 
 def _history_if_any(run: str) -> list[dict]:

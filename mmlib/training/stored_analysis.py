@@ -1,12 +1,12 @@
 """What an evaluation leaves for the analysis of errors, read and checked: diagnosis, queries, arrays."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
-from mmlib import paths
+from mmlib import files
 from mmlib.arrays import read_npz
 from mmlib.files import parse_json
 from mmlib.training.runs import evaluated_file, read_result
@@ -16,7 +16,6 @@ from mmlib.training.stored import (
     Data,
     Direction,
     Number,
-    OneWay,
     Share,
     Stored,
     Summary,
@@ -36,12 +35,17 @@ class Queries(Stored):
     captions: list[str]
 
 
-class _Group(Stored):
-    group: Words
-    n: Count
+class _Measured(Stored):
+    """A recall with its interval."""
+
     value: Share
     low: Share
     high: Share
+
+
+class _Group(_Measured):
+    group: Words
+    n: Count
 
 
 class _AtK(Stored):
@@ -78,12 +82,9 @@ class _Similarity(Stored):
         return self
 
 
-class _Margin(Stored):
+class _Margin(_Measured):
     margin_low: Number
     margin_high: Number
-    value: Share
-    low: Share
-    high: Share
 
 
 class _Agreement(Stored):
@@ -104,19 +105,21 @@ class _Agreement(Stored):
         return self
 
 
-class _Judged(OneWay):
+class _Hits(_Measured):
+    hits: Count
+
+
+class _Judged(Stored):
+    n: Count
     judged: Count
     extended: Count
-
-
-def _threshold(value: float) -> float:
-    if value not in (3, 4):
-        raise ValueError("expected 3 or 4")
-    return value
+    r1: _Hits
+    r5: _Hits
+    r10: _Hits
 
 
 class _HumanAware(Stored):
-    threshold: Annotated[float, AfterValidator(_threshold)]
+    threshold: Literal[3.0, 4.0]
     i2t: _Judged
     t2i: _Judged
 
@@ -276,7 +279,7 @@ def read_arrays(run: str, name: str) -> dict[str, np.ndarray]:
         arrays = read_npz(path)
     except ValueError as error:
         raise ValueError(
-            f"{paths.shown(path)} is damaged ({error.__cause__}); evaluate the run again"
+            f"{files.shown(path)} is damaged ({error.__cause__}); evaluate the run again"
         ) from None
-    {"gallery": check_gallery, "slots": check_slots}[name](arrays, paths.shown(path))
+    {"gallery": check_gallery, "slots": check_slots}[name](arrays, files.shown(path))
     return arrays

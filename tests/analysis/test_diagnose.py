@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from mmlib import paths
+from mmlib import files
 from mmlib.analysis.diagnosis import diagnose, queries_of
 from mmlib.analysis.groups import image_clusters
 from mmlib.analysis.people import agreement_with_people
@@ -140,7 +140,7 @@ def test_ranks_of_something_else_are_refused(dataset, embeddings):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, diagnosis) -> str:
-    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    monkeypatch.setattr(files, "RUNS", tmp_path)
     (tmp_path / "tiny").mkdir()
     result = {"run": "tiny", "checkpoint": "best", "epoch": 1, "split": "test", "pretraining": "none"}
     result |= {"data": diagnosis["data"], "protocols": {"standard": diagnosis["standard"]}}
@@ -157,6 +157,17 @@ def test_diagnosis_comes_back_and_holds_no_caption_and_no_image(run, tmp_path, d
     split = dataset.splits["test"]
     assert not any(part in text for part in (*split.captions, *split.images))
     assert [path.name for path in (tmp_path / run).glob("*.part")] == []
+
+
+def test_a_diagnosis_with_people_comes_back(run, tmp_path, dataset, embeddings, diagnosis):
+    judge(tmp_path, dataset)
+    people = agreement_with_people(find_judgements(tmp_path), dataset, "test", *embeddings, resamples=100)
+    write_json(run_folder(run) / "diagnosis.json", diagnosis | {"people": people})
+    assert read_diagnosis(run)["people"] == json.loads(json.dumps(people))
+    people["human_aware"][0]["threshold"] = 5.0
+    write_json(run_folder(run) / "diagnosis.json", diagnosis | {"people": people})
+    with pytest.raises(ValueError, match=r"people\.human_aware\.0\.threshold: .* found 5\.0"):
+        read_diagnosis(run)
 
 
 def test_diagnosis_of_another_evaluation_is_refused(run, dataset, diagnosis):

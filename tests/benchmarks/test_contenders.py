@@ -7,7 +7,7 @@ import torch
 from benchmarks import cold, places, ranks, reference, steps, training
 from benchmarks.clock import StepClock
 from benchmarks.scaling import _last_line
-from mmlib import paths
+from mmlib import files
 from mmlib.config import TrainConfig, build
 
 TINY = {
@@ -19,7 +19,7 @@ TINY = {
 @pytest.fixture
 def scratch(tiny_place, tmp_path, monkeypatch):
     """Benchmarks write below `tmp_path`."""
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(files, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(places.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
     monkeypatch.setattr(places.atexit, "register", lambda *arguments, **settings: None)
     places.scratch.cache_clear()

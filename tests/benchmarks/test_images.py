@@ -6,15 +6,15 @@ import torch
 from PIL import Image
 
 from benchmarks import images
-from mmlib import paths
+from mmlib import files
 
 COUNT = 70
 
 
 @pytest.fixture(autouse=True)
 def _own_places(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "ROOT", tmp_path)  # no data/flickr8k
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(files, "ROOT", tmp_path)  # no data/flickr8k
+    monkeypatch.setattr(files, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(images, "scratch", lambda: tmp_path)
     monkeypatch.setattr(images, "OUR_EPOCHS", 1)
     monkeypatch.setattr(images, "WORKERS", 0)  # decodes in this process

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import (
     CONFIG_OF_NOTEBOOK,
     AnalysisConfig,
@@ -121,7 +121,7 @@ def test_a_kernel_builds_the_config_from_its_cells(kernel, tmp_path):
 
 @pytest.mark.parametrize("name", CONFIG_OF_NOTEBOOK)
 def test_the_notebooks_of_this_repository_can_be_run_twice_in_one_kernel(kernel, name):
-    path = paths.NOTEBOOKS / f"{name}.ipynb"
+    path = files.NOTEBOOKS / f"{name}.ipynb"
     _, cell, config = ("".join(c["source"]) for c in json.loads(path.read_text())["cells"][:3])
     lines = [line for line in config.splitlines() if "import" not in line or "mmlib.config" in line]
     source = "\n".join(line for line in lines if "parameter_table" not in line)

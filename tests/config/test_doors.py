@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from mmlib import cli, paths
+from mmlib import cli, files
 from mmlib.config import (
     AblationConfig,
     ContinueConfig,
@@ -37,7 +37,7 @@ def papermill():
 
     def inject(config_class, folder, *arguments):
         copy = folder / "out.ipynb"
-        notebook = paths.NOTEBOOKS / f"{NOTEBOOKS[config_class]}.ipynb"
+        notebook = files.NOTEBOOKS / f"{NOTEBOOKS[config_class]}.ipynb"
         words = [str(notebook), str(copy), "--prepare-only", "--log-level", "ERROR", *arguments]
         ended = CliRunner().invoke(papermill, words, catch_exceptions=False)
         assert ended.exit_code == 0, ended.output

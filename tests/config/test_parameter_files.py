@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import (
     AblationConfig,
     ParameterError,
@@ -18,8 +18,8 @@ from mmlib.config import (
 
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
-    monkeypatch.setattr(paths, "PARAMS", tmp_path / "params")
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "PARAMS", tmp_path / "params")
     return tmp_path
 
 

@@ -203,7 +203,7 @@ def test_a_gpu_gives_the_same_pictures(settings):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((2, 8, 8, 3), np.uint8), r"expected pixels as a torch.Tensor, found ndarray; use torch.fr"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"in a torch.Tensor, .* found uint8 of shape \(2, 8, 8, 3\)"),
         (torch.zeros(2, 8, 8, 3), r"expected uint8 pixels of shape \(B, H, W, 3\).* found torch.float32 of"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"\(B, H, W, 3\).* found torch.uint8 of shape \(2, 3"),
         (torch.zeros(8, 8, 3, dtype=torch.uint8), r"found torch.uint8 of shape \(8, 8, 3\)"),
@@ -213,25 +213,3 @@ def test_pixels_of_another_kind_are_refused(image, message):
     for call in (normalise, lambda image: augment(flip=True)(image, 0, 1, range(2))):
         with pytest.raises(ValueError, match=message):
             call(image)
-
-
-@pytest.mark.parametrize(
-    ("places", "message"),
-    [
-        ([0], r"expected one integer place .* for each of 2 images, found int64 of shape \(1,\)"),
-        ([[0, 1]], r"found int64 of shape \(1, 2\)"),
-        ([0.5, 1.5], r"found float64 of shape \(2,\)"),
-    ],
-)
-def test_places_of_another_kind_are_refused(places, message):
-    with pytest.raises(ValueError, match=message):
-        augment(flip=True)(photos(2), 0, 1, places)
-
-
-@pytest.mark.parametrize(
-    ("mean", "std"),
-    [((0, 0), (1, 1)), ((0, 0, 0), (1, 0, 1)), ((0, 0, 0), (1, -1, 1)), ((0, math.nan, 0), (1, 1, 1))],
-)
-def test_impossible_statistics_are_refused(mean, std):
-    with pytest.raises(ValueError, match="expected a mean and a positive deviation of each of 3 channels"):
-        augment(flip=True)(photos(2), 0, 1, range(2), mean, std)

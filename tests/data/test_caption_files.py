@@ -220,9 +220,9 @@ def _fuzz(folder, seed: int, rounds: int) -> tuple[int, int]:
 
 
 def test_mutated_files_are_read_whole_or_refused_by_name(tmp_path):
-    read_well, refused = _fuzz(tmp_path, seed=0, rounds=3000)
-    assert read_well > 300
-    assert refused > 300
+    read_well, refused = _fuzz(tmp_path, seed=0, rounds=1000)
+    assert read_well > 100
+    assert refused > 100
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import re
 import pytest
 import tiny_sets as tiny
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import ParameterError
 from mmlib.data.photos import load_coco
 from mmlib.data.store import open_store
@@ -15,7 +15,7 @@ SAID = {"id": 1, "image_id": 42, "caption": "a dog ."}
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(files, "CACHE", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture

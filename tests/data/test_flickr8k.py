@@ -7,14 +7,14 @@ import pytest
 import tiny_flickr as tiny
 from PIL import Image
 
-from mmlib import paths
+from mmlib import files
 from mmlib.data.photos import load_flickr8k
 from mmlib.data.store import open_store
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(files, "CACHE", tmp_path_factory.mktemp("cache"))
 
 
 def assert_tiny(dataset):
@@ -93,7 +93,7 @@ def test_equal_data_have_equal_fingerprints_in_every_layout(tmp_path):
 
 
 def test_relative_root_is_read_from_the_repository_root(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     (tmp_path / "data").mkdir()
     tiny.write_original(tmp_path / "data" / "flickr8k")
     assert_tiny(load_flickr8k("data/flickr8k"))
@@ -259,4 +259,4 @@ def test_second_load_reads_no_image(tmp_path, monkeypatch):
     first = load_flickr8k(tiny.write_original(tmp_path))
     monkeypatch.setattr("mmlib.data.dataset._sha256", None)
     assert load_flickr8k(tmp_path).fingerprint == first.fingerprint
-    assert len(json.loads((paths.CACHE / "flickr8k-digests.json").read_text())) == 8
+    assert len(json.loads((files.CACHE / "flickr8k-digests.json").read_text())) == 8

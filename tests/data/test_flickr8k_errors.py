@@ -6,13 +6,13 @@ import re
 import pytest
 import tiny_flickr as tiny
 
-from mmlib import paths
+from mmlib import files
 from mmlib.data.photos import load_flickr8k
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(files, "CACHE", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 from PIL import ImageOps
 from test_lookalikes import jpeg, picture, screenshot
 
-from mmlib import paths
+from mmlib import files
 from mmlib.data.dataset import Dataset, Split
 from mmlib.data.folders import ImageFolder
 from mmlib.data.leaks import Leak, find_leaks, photo_id, without_leaks
@@ -14,7 +14,7 @@ from mmlib.data.shapes import load_shapes
 @pytest.fixture
 def dataset_of(tmp_path, monkeypatch):
     """Writes a data set: pictures (or bytes) by name by split, two captions each but one of the first."""
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(files, "CACHE", tmp_path / "cache")
 
     def make(name, **splits):
         folder = tmp_path / name
@@ -183,7 +183,7 @@ def test_an_image_may_be_held_out_twice(dataset_of):
 
 
 def test_drawn_images_have_no_bytes_to_compare(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    monkeypatch.setattr(files, "CACHE", tmp_path)
     shapes = load_shapes(train=3, val=1, test=1, size=32)
     assert find_leaks(shapes, shapes) == []
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_lookalikes import picture
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import ParameterError
 from mmlib.data.dataset import Dataset, Split
 from mmlib.data.folders import ImageFolder
@@ -19,7 +19,7 @@ from mmlib.data.store import open_store
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     """Writes a data set: seeds of pictures by name by split, two captions of each image."""
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(files, "CACHE", tmp_path / "cache")
 
     def make(name, redistributable=False, **splits):
         built = {}

@@ -9,7 +9,7 @@ import tiny_flickr
 import tiny_sets
 from PIL import Image
 
-from mmlib import paths
+from mmlib import files
 from mmlib.data.photos import load_coco, load_flickr8k, load_flickr30k
 
 
@@ -55,7 +55,7 @@ COMPOSED = "Café 1 ü.JPG"
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(files, "CACHE", tmp_path_factory.mktemp("cache"))
 
 
 def rename(root: Path, old: str, in_texts: str, on_disk: str) -> Path:

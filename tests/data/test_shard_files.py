@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_shards import SIZE, config_of, dataset_of, picture, write_numbered
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import AugmentConfig
 from mmlib.data import batches, build_tokenizer, open_store, shard_files
 from mmlib.data.batches import PairSource, SplitTensors
@@ -23,7 +23,7 @@ from mmlib.data.shards import load_shards, write_shards
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """A cache of each test's own."""
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(files, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(shard_files, "TRIES", 3)
     monkeypatch.setattr(shard_files, "WAIT", 0.0)
 
@@ -104,12 +104,12 @@ def tars_asked(server):
 
 
 def forget_fetched():
-    for path in (paths.CACHE / "shards" / "fetched").glob("*.tar"):
+    for path in (files.CACHE / "shards" / "fetched").glob("*.tar"):
         path.unlink()
 
 
 def fetched():
-    return sorted(path.suffix for path in (paths.CACHE / "shards" / "fetched").iterdir())
+    return sorted(path.suffix for path in (files.CACHE / "shards" / "fetched").iterdir())
 
 
 def test_the_data_set_is_that_of_the_files_and_each_is_fetched_once(server, shards):
@@ -221,7 +221,7 @@ def test_what_does_not_pass_is_an_error_with_the_url_and_the_last_reason(server,
         ConnectionError, match=f"{server.url}/00001.tar, found none in 3 tries, the last time: {reason}"
     ):
         remote(server)
-    assert list(paths.CACHE.rglob("*.part")) == []
+    assert list(files.CACHE.rglob("*.part")) == []
 
 
 @pytest.mark.usefixtures("shards")
@@ -276,7 +276,7 @@ def test_a_body_without_an_end_is_cut(server, monkeypatch):
     server.faults["/00000.tar"] = ["endless"]
     with pytest.raises(ValueError, match=r"00000\.tar, found: more than 4,194,304 bytes"):
         remote(server, "00000.tar")
-    assert list(paths.CACHE.rglob("*.part")) == []
+    assert list(files.CACHE.rglob("*.part")) == []
 
 
 def test_a_server_that_is_not_there(server, shards):
@@ -303,7 +303,7 @@ def test_remote_val_shards_are_fetched_once_and_kept(server):
 
 
 def test_patterns_name_shards_in_their_order_each_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     for name in ("a-000.tar", "a-001.tar", "b.tar", "c [1].tar"):
         (tmp_path / name).touch()
     found = find_shards(
@@ -319,7 +319,7 @@ def test_patterns_name_shards_in_their_order_each_once(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("folder", ["photos [2024]", "set {1}", "a*b", "what?"])
 def test_a_folder_that_is_there_by_name_is_no_pattern(tmp_path, monkeypatch, folder):
-    monkeypatch.setattr(paths, "ROOT", tmp_path / folder)
+    monkeypatch.setattr(files, "ROOT", tmp_path / folder)
     (tmp_path / folder / folder).mkdir(parents=True)
     for shard in ("0.tar", "1.tar"):
         (tmp_path / folder / folder / shard).touch()
@@ -347,7 +347,7 @@ def test_a_folder_that_is_there_by_name_is_no_pattern(tmp_path, monkeypatch, fol
     ],
 )
 def test_a_pattern_that_names_nothing_is_an_error(tmp_path, monkeypatch, pattern, kind, message):
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     (tmp_path / "a-000.tar").touch()
     with pytest.raises(kind, match=message):
         find_shards(["a-000.tar", pattern], "x")

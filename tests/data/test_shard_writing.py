@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tiny_shards import SIZE, Pictures, config_of, dataset_of, encoded, picture
 
-from mmlib import paths
+from mmlib import files
 from mmlib.data.folders import ImageFolder
 from mmlib.data.shapes import load_shapes
 from mmlib.data.shards import load_shards, write_shards
@@ -26,7 +26,7 @@ SPLITS = {
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """A cache of each test's own."""
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(files, "CACHE", tmp_path / "cache")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import ImageOps
 from tiny_shards import SIZE, config_of, encoded, picture, sample, write_numbered, write_tar
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import AugmentConfig
 from mmlib.data import build_tokenizer, load_dataset, open_store, shard_index, shards
 from mmlib.data.batches import WINDOW, PairSource, SplitTensors, window_order
@@ -30,7 +30,7 @@ from mmlib.training.processes import share
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """A cache of each test's own."""
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(files, "CACHE", tmp_path / "cache")
     return tmp_path / "cache"
 
 

@@ -18,7 +18,7 @@ import tiny_flickr as tiny
 from PIL import Image
 
 import mmlib
-from mmlib import paths
+from mmlib import files
 from mmlib.data import store as store_module
 from mmlib.data.dataset import Dataset, Split
 from mmlib.data.decoding import resize_image
@@ -141,7 +141,7 @@ def test_store_of_files(tmp_path):
 
 
 def test_store_goes_to_the_cache_folder_by_default(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "data" / "cache")
+    monkeypatch.setattr(files, "CACHE", tmp_path / "data" / "cache")
     assert open_store(DRAWN, SIZE).path == tmp_path / "data" / "cache" / STORE
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import ParameterError
 from mmlib.data import build_tokenizer, restore_tokenizer
 from mmlib.data.tokenizers import count_losses, encoder_tokenizer, losses_warning
@@ -174,7 +174,7 @@ def test_an_encoder_comes_back_without_its_folder(folder, tmp_path):
 
 
 def test_a_relative_folder_is_read_from_the_repositorys_root(folder, monkeypatch):
-    monkeypatch.setattr(paths, "ROOT", folder.parent)
+    monkeypatch.setattr(files, "ROOT", folder.parent)
     assert encoder_tokenizer(f"hf:{folder.name}").size == 13
 
 

@@ -11,7 +11,7 @@ import yaml
 from forked import PATIENCE, SERVER, settle
 from tiny_runs import ADAMW_ONE, TINY, assert_same, checkpoint, left_behind, tiny_train
 
-from mmlib import paths
+from mmlib import files
 from mmlib.cli import main
 from mmlib.training import run_state
 
@@ -56,13 +56,13 @@ def run_command(connection, runs, cache, arguments: list[str]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_interrupts_and_the_same_command_goes_on(number, params, tiny_cache, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(paths, "RUNS", tmp_path / "never-stopped")
+        patch.setattr(files, "RUNS", tmp_path / "never-stopped")
         tiny_train(epochs=3, **ADAMW_ONE)
         whole = left_behind("tiny")
 
     command = ["train", str(params(epochs=3, **ADAMW_ONE))]
     here, there = SERVER.Pipe()
-    process = SERVER.Process(target=run_command, args=(there, paths.RUNS, tiny_cache, command))
+    process = SERVER.Process(target=run_command, args=(there, files.RUNS, tiny_cache, command))
     process.start()
     there.close()
     lines = []
@@ -122,7 +122,7 @@ def test_a_diverging_run_ends_with_an_error_code(params, tiny_cache, tiny_place)
 def test_wrong_input_ends_with_the_code_for_it_and_touches_nothing(wrong, message, params, capsys):
     assert main(["train", str(params()), *wrong]) == 2
     assert message in capsys.readouterr().err
-    assert not paths.RUNS.exists()
+    assert not files.RUNS.exists()
 
 
 def test_a_complete_run_is_refused_with_a_code(params, capsys):

@@ -13,7 +13,7 @@ from events import DISK, watched
 from forked import ended, settle
 from tiny_runs import ADAMW_ONE, assert_same, before_step, checkpoint, left_behind, tiny_evaluate, tiny_train
 
-from mmlib import paths
+from mmlib import files
 from mmlib.training import run_state
 
 pytestmark = pytest.mark.usefixtures("tiny_place")
@@ -35,9 +35,9 @@ def whole(tmp_path_factory, tiny_cache):
     torch.set_num_threads(1)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "CACHE", tiny_cache)
-        patch.setattr(paths, "RUNS", tmp_path_factory.mktemp("never-full"))
-        with watched([paths.RUNS], lambda number, kind, name: seen.append((number, kind, name))):
+        patch.setattr(files, "CACHE", tiny_cache)
+        patch.setattr(files, "RUNS", tmp_path_factory.mktemp("never-full"))
+        with watched([files.RUNS], lambda number, kind, name: seen.append((number, kind, name))):
             tiny_train(**RUN)
         return left_behind("tiny"), seen
 
@@ -57,12 +57,12 @@ def full_from(where: tuple[str, str], count: int):
 
 def assert_fails_and_goes_on(whole: dict, where: tuple[str, str], count: int) -> None:
     with (
-        watched([paths.RUNS], full_from(where, count)),
+        watched([files.RUNS], full_from(where, count)),
         pytest.raises(OSError, match=r"No space left on device.*Free some space and start again") as caught,
     ):
         tiny_train(**RUN)
-    assert f"could not write {paths.RUNS / 'tiny' / where[1]}" in str(caught.value)
-    folder = paths.RUNS / "tiny"
+    assert f"could not write {files.RUNS / 'tiny' / where[1]}" in str(caught.value)
+    folder = files.RUNS / "tiny"
     if (folder / "config.json").exists():
         assert run_state("tiny")[0] in ("killed", "failed")  # what can be said without a disk
     assert not list(folder.glob("*.part"))
@@ -86,7 +86,7 @@ def test_a_disk_that_is_full_from_any_write_on(whole, monkeypatch, tmp_path):
     left, events = whole
     for where, times in Counter((kind, name) for _, kind, name in events if kind in DISK).items():
         for count in range(1, times + 1):
-            monkeypatch.setattr(paths, "RUNS", tmp_path / f"{'-'.join(where)}-{count}")
+            monkeypatch.setattr(files, "RUNS", tmp_path / f"{'-'.join(where)}-{count}")
             assert_fails_and_goes_on(left, where, count)
 
 
@@ -94,7 +94,7 @@ def test_a_disk_that_is_full_from_any_write_on(whole, monkeypatch, tmp_path):
 def test_an_evaluation_on_a_full_disk_leaves_no_mixture(name):
     tiny_train(epochs=1)
     tiny_evaluate()
-    folder = paths.RUNS / "tiny"
+    folder = files.RUNS / "tiny"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def happens(number: int, kind: str, file: str) -> None:
@@ -102,7 +102,7 @@ def test_an_evaluation_on_a_full_disk_leaves_no_mixture(name):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with (
-        watched([paths.RUNS], happens),
+        watched([files.RUNS], happens),
         pytest.raises(OSError, match=f"could not write .*{name}.*No space left on device"),
     ):
         tiny_evaluate(split="val")
@@ -158,7 +158,7 @@ def small_disk(tmp_path):
 
 
 def test_a_disk_that_is_really_full(whole, small_disk, monkeypatch):
-    monkeypatch.setattr(paths, "RUNS", small_disk / "runs")
+    monkeypatch.setattr(files, "RUNS", small_disk / "runs")
     ballast = small_disk / "ballast"
 
     def fill(training) -> None:

@@ -6,7 +6,7 @@ import pytest
 from forked import MOMENTS, kill_at
 from tiny_runs import ADAMW_ONE, SGD_ALL, assert_same, left_behind, tiny_train
 
-from mmlib import paths
+from mmlib import files
 from mmlib.training import run_state
 
 RECIPE = {moment: (SGD_ALL, ADAMW_ONE)[number % 2] for number, moment in enumerate(MOMENTS)}
@@ -20,9 +20,9 @@ def never_stopped(tmp_path_factory, tiny_cache):
     torch.set_num_threads(1)
     whole = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "CACHE", tiny_cache)
+        patch.setattr(files, "CACHE", tiny_cache)
         for recipe in (SGD_ALL, ADAMW_ONE):
-            patch.setattr(paths, "RUNS", tmp_path_factory.mktemp("never-stopped"))
+            patch.setattr(files, "RUNS", tmp_path_factory.mktemp("never-stopped"))
             tiny_train(**recipe)
             whole[recipe["optimizer"]] = left_behind("tiny")
     return whole

@@ -3,7 +3,7 @@
 import pytest
 from tiny_runs import tiny_config, tiny_evaluate, tiny_train
 
-from mmlib import paths
+from mmlib import files
 from mmlib.data import load_dataset
 from mmlib.data.shards import write_shards
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("tiny_place")
 
 
 def test_every_rename_is_flushed(renamed, tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(files, "CACHE", tmp_path / "cache")
     frozen = {"image_encoder": "timm:test_resnet", "image_tune": "none", "image_size": 32}
     tiny_train(epochs=1, **frozen)
     tiny_evaluate()

@@ -7,7 +7,7 @@ import pytest
 from random_kills import Work, killed_at_random, results_of, undisturbed
 from tiny_runs import ADAMW_ONE, SGD_ALL, assert_same, tiny_config, tiny_train
 
-from mmlib import paths
+from mmlib import files
 from mmlib.data import load_dataset
 from mmlib.data.shards import write_shards
 from mmlib.training import run_state
@@ -33,9 +33,9 @@ def place(tmp_path, monkeypatch):
     """A folder of runs and cache that the test may copy."""
     import torch
 
-    monkeypatch.setattr(paths, "RUNS", tmp_path / "place" / "runs")
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "place" / "cache")
-    paths.RUNS.mkdir(parents=True)
+    monkeypatch.setattr(files, "RUNS", tmp_path / "place" / "runs")
+    monkeypatch.setattr(files, "CACHE", tmp_path / "place" / "cache")
+    files.RUNS.mkdir(parents=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield tmp_path / "place"
@@ -79,5 +79,5 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit(recipe, kills, place, t
     assert len(cut) == kills, cut
     assert run_state(work.run) == ("complete", None)
     ended = results_of(work.run)
-    monkeypatch.setattr(paths, "RUNS", whole / "runs")
+    monkeypatch.setattr(files, "RUNS", whole / "runs")
     assert_same(results_of(work.run), ended)

@@ -10,7 +10,7 @@ import yaml
 from tiny_runs import TINY, assert_same, left_behind, tiny_train
 from together import PATIENCE, run_together, settle
 
-from mmlib import paths
+from mmlib import files
 from mmlib.training import read_history, run_state
 
 MORTAL = Path(__file__).with_name("mortal.py")
@@ -55,7 +55,7 @@ def test_torchrun_trains_and_says_each_thing_once(torchrun, tiny_place, tiny_cac
     there = left_behind("tiny")
 
     assert run_together(train_here, 2, tmp_path / "together", tiny_cache) == [0, 0]
-    monkeypatch.setattr(paths, "RUNS", tmp_path / "together")
+    monkeypatch.setattr(files, "RUNS", tmp_path / "together")
     assert_same(left_behind("tiny"), there)
 
 
@@ -75,7 +75,7 @@ def test_a_killed_process_ends_all_and_the_same_command_goes_on(
     assert run_state("tiny") == ("complete", None)
     there = left_behind("tiny")
     assert run_together(train_here, 2, tmp_path / "together", tiny_cache) == [0, 0]
-    monkeypatch.setattr(paths, "RUNS", tmp_path / "together")
+    monkeypatch.setattr(files, "RUNS", tmp_path / "together")
     assert_same(left_behind("tiny"), there)
 
 

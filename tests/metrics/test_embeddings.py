@@ -206,7 +206,7 @@ def test_folds_have_a_summary_and_no_ranks():
         compare_with("ranks.npz", ranks)
 
 
-def test_half_precision_and_mapped_files_are_scored_in_float32(folder, sample):
+def test_half_precision_is_scored_in_full(folder, sample):
     image_ND, text_MD, image_of_text_M = sample()
     for half in (np.float16, torch.bfloat16):
         if half is np.float16:
@@ -226,13 +226,13 @@ def test_half_precision_and_mapped_files_are_scored_in_float32(folder, sample):
     [
         ({"protocol": "standart"}, "protocol: expected one of standard, paired, .*, found 'standart'"),
         ({"protocol": "flickr30k_1k"}, "'flickr30k_1k': expected 1,000 images, found 30"),
-        ({"image_ND": np.zeros(8)}, r"image_ND: expected 2 dimensions, found shape \(8,\)"),
-        ({"text_MD": np.zeros((2, 3, 4))}, r"text_MD: expected 2 dimensions, found shape \(2, 3, 4\)"),
+        ({"image_ND": np.zeros(8)}, r"image_ND: expected a matrix \(rows, width\) .* found shape \(8,\)"),
+        ({"text_MD": np.zeros((2, 3, 4))}, r"text_MD: expected a matrix .* found shape \(2, 3, 4\)"),
         (
             {"image_of_text_M": np.zeros((3, 1), int)},
-            r"image_of_text_M: expected 1 dimension, found shape \(3, 1\)",
+            r"image_of_text_M: expected 150 integers, .* found shape \(3, 1\)",
         ),
-        ({"image_of_text_M": np.array(3)}, r"image_of_text_M: expected 1 dimension, found shape \(\)"),
+        ({"image_of_text_M": np.array(3)}, r"image_of_text_M: expected 150 integers, .* found shape \(\)"),
         (
             {"protocol": "single_caption", "image_of_text_M": np.zeros(150, int)},
             "expected a caption for every image",

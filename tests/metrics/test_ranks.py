@@ -254,17 +254,6 @@ def test_arrays_on_the_disk_are_read_as_they_are_needed(sample, tmp_path, dtype)
     assert_same(found, retrieval_ranks(image, text, image_of_text))
 
 
-def test_distractors_stand_in_the_gallery_and_are_no_queries():
-    image_ND = np.eye(5)
-    text_MD = np.array([[0, 0, 0, 1, 2], [0, 1, 0, 0, 0.5], [0, 2, 0, 0, 1.0]])
-    ranks = retrieval_ranks(image_ND, text_MD, [3, 1, 1], distractors=True)
-    assert ranks.image_of_text_M.tolist() == [1, 0, 0]
-    assert (ranks.i2t_N.tolist(), ranks.t2i_M.tolist()) == ([1, 1], [2, 1, 1])
-    assert (ranks.gallery_i2t, ranks.gallery_t2i, ranks.images) == (3, 5, 2)
-    with pytest.raises(ValueError, match="found 3 of 5 images without one"):
-        retrieval_ranks(image_ND, text_MD, [3, 1, 1])
-
-
 def test_memory_is_a_small_part_of_the_matrix_of_scores():
     """4,000 x 20,000 scores are 640 MB in float64."""
     code = """

@@ -8,7 +8,7 @@ import torch
 from encoder_samples import config, randomise
 from safetensors.torch import save_file
 
-from mmlib import paths
+from mmlib import files
 from mmlib.model import build_image_encoder
 from mmlib.model.pretrained import is_file, read_weights
 
@@ -50,7 +50,7 @@ def test_checkpoints_around_the_weights(tmp_path, state, wrap):
 
 
 def test_a_relative_path_is_read_from_the_root(tmp_path, state, monkeypatch):
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     torch.save(state, tmp_path / "w.pth")
     assert_loaded(build("w.pth"), state)
 

@@ -9,26 +9,26 @@ import pytest
 import reporting_samples as samples
 from nbformat import v4
 
-from mmlib import paths
+from mmlib import files
 
 
 class Repository:
     """Writes parts of a repository under the monkeypatched paths."""
 
     def run(self, name: str, state: str = "complete", reason: str | None = None, result: bool = True) -> Path:
-        folder = paths.RUNS / name
+        folder = files.RUNS / name
         folder.mkdir(parents=True)
         history = samples.history()
         rows = [row for row in history if row["run"] == "demo-train"] if name == "demo-train" else history
         (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        files = {
+        contents = {
             "config.json": {"run": name, "select_by": "rsum"},
             "environment.json": samples.ENVIRONMENT,
             "status.json": {"state": state, "reason": reason, "epoch": 6, "epochs": 6},
         }
         if result:
-            files["results.json"] = samples.result(name)
-        for file, content in files.items():
+            contents["results.json"] = samples.result(name)
+        for file, content in contents.items():
             (folder / file).write_text(json.dumps(content))
         return folder
 
@@ -40,9 +40,9 @@ class Repository:
             *[v4.new_code_cell(source) for source in sources],
         ]
         notebook = v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL, "language_info": PYTHON})
-        paths.NOTEBOOKS.mkdir(exist_ok=True)
-        nbformat.write(notebook, paths.NOTEBOOKS / f"{name}.ipynb")
-        return paths.NOTEBOOKS / f"{name}.ipynb"
+        files.NOTEBOOKS.mkdir(exist_ok=True)
+        nbformat.write(notebook, files.NOTEBOOKS / f"{name}.ipynb")
+        return files.NOTEBOOKS / f"{name}.ipynb"
 
     def executed(self, experiment: str, name: str, *outputs: list, counted: bool = True, **more) -> Path:
         """An executed copy with one code cell for each list of outputs."""
@@ -52,13 +52,13 @@ class Repository:
         for number, (cell, made) in enumerate(zip(code, [[], *outputs], strict=True), 1):
             cell.outputs = [v4.output_from_msg(m) if "msg_type" in m else m for m in made]
             cell.execution_count = number if counted or number == 1 else None
-        path = paths.REPORTS / experiment / "executed" / f"{name}.ipynb"
+        path = files.REPORTS / experiment / "executed" / f"{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, path)
         return path
 
     def params(self, experiment: str, name: str, text: str = "") -> Path:
-        folder = paths.PARAMS / experiment
+        folder = files.PARAMS / experiment
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.yaml").write_text(text)
         return folder
@@ -71,10 +71,10 @@ PYTHON = {"name": "python"}
 @pytest.fixture
 def repository(tmp_path, monkeypatch) -> Repository:
     root = tmp_path.resolve()
-    monkeypatch.setattr(paths, "ROOT", root)
+    monkeypatch.setattr(files, "ROOT", root)
     for name in ("PARAMS", "NOTEBOOKS", "RUNS", "REPORTS"):
-        monkeypatch.setattr(paths, name, root / name.lower())
-    monkeypatch.setattr(paths, "PUBLISHED", root / "reports" / "published")
+        monkeypatch.setattr(files, name, root / name.lower())
+    monkeypatch.setattr(files, "PUBLISHED", root / "reports" / "published")
     monkeypatch.setenv("MMLIB_ROOT", str(root))
     return Repository()
 

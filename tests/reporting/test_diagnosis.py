@@ -10,7 +10,7 @@ from IPython.core.formatters import DisplayFormatter
 from matplotlib.text import Text
 from nbformat import v4
 
-from mmlib import paths
+from mmlib import files
 from mmlib.analysis.diagnosis import diagnose, queries_of
 from mmlib.analysis.people import human_aware_recall
 from mmlib.data import Dataset, Split
@@ -127,7 +127,7 @@ def test_human_aware_recall_stands_beside_the_standard(diagnosis):
 
 @pytest.fixture
 def two_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    monkeypatch.setattr(files, "RUNS", tmp_path)
     ranks = {}
     for run, skill in (("first", 0.5), ("second", 0.9)):
         (tmp_path / run).mkdir()

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from mmlib import paths
+from mmlib import files
 from mmlib.reporting.ablation_verdicts import Verdicts
 from mmlib.reporting.change import Change
 from mmlib.reporting.foreign import POLICY, harmless_html
@@ -108,8 +108,8 @@ def test_deep_or_endless_html_takes_no_time():
 def hostile(repository) -> str:
     """A report and an index over what strangers left, with something that acts in every place."""
     run = repository.run("demo-train", state="failed", reason=BREAK_OUT)
-    files = {"environment.json": ("data", "name"), "results.json": ("pretraining",)}
-    for name, place in files.items():
+    places = {"environment.json": ("data", "name"), "results.json": ("pretraining",)}
+    for name, place in places.items():
         content = json.loads((run / name).read_text())
         *to, last = place
         functools.reduce(dict.__getitem__, to, content)[last] = BREAK_OUT
@@ -149,29 +149,29 @@ def hostile(repository) -> str:
     }  # fmt: skip
     more = {"evil": {"ablations": {BREAK_OUT: record}, "notebooks": {BREAK_OUT: {"page": None}}}, "evil2": {}}
     for name, changes in (more | {f"javascript:{ACT};": {}, "ev\x1bil": {}}).items():
-        shutil.copytree(folder, paths.REPORTS / name)
-        (paths.REPORTS / name / "results.json").write_text(json.dumps(report | changes))
+        shutil.copytree(folder, files.REPORTS / name)
+        (files.REPORTS / name / "results.json").write_text(json.dumps(report | changes))
     write_index()
     return "demo/01_train.html", "demo/01_train.private.html", "index.html"
 
 
 def test_a_page_of_hostile_texts_holds_them_as_text(repository, hostile):
     for name in hostile:
-        page = (paths.REPORTS / name).read_text()
+        page = (files.REPORTS / name).read_text()
         soup = BeautifulSoup(page, "html.parser")
         assert soup.head.find_all("meta")[1]["content"] == POLICY
         assert soup.head.find_all("meta")[1]["http-equiv"] == "Content-Security-Policy"
         assert faults_of(page) == []
         assert BREAK_OUT in soup.text
-    shared, private = ((paths.REPORTS / name).read_text() for name in hostile[:2])
+    shared, private = ((files.REPORTS / name).read_text() for name in hostile[:2])
     assert "kept away" not in shared
     assert "kept away" in private
     assert BeautifulSoup(shared, "html.parser").find(class_="stream").text.count("<script>") == 2
-    readme = (paths.REPORTS / "demo" / "README.md").read_text()
+    readme = (files.REPORTS / "demo" / "README.md").read_text()
     assert re.search(r"(?<!\\)[<\[]", readme.replace("- [01_train](", "")) is None
-    report = json.loads((paths.REPORTS / "demo" / "results.json").read_text())
+    report = json.loads((files.REPORTS / "demo" / "results.json").read_text())
     assert sum("expected a name for a notebook" in problem for problem in report["problems"]) == 2
-    assert not re.search(r"href=.javascript", (paths.REPORTS / "index.html").read_text())
+    assert not re.search(r"href=.javascript", (files.REPORTS / "index.html").read_text())
 
 
 BROWSERS = map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))
@@ -201,14 +201,14 @@ def served(folder, asked: list):
 def test_a_browser_runs_and_loads_nothing_of_it(repository, hostile, tmp_path):
     raw = f"<h1>raw</h1>{''.join((*HOSTILE, BREAK_OUT))}"
     refused = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">{raw}'
-    (paths.REPORTS / "naked.html").write_text(raw)  # shows that the texts would act
-    (paths.REPORTS / "refused.html").write_text(refused)  # and that the policy alone stops them
+    (files.REPORTS / "naked.html").write_text(raw)  # shows that the texts would act
+    (files.REPORTS / "refused.html").write_text(refused)  # and that the policy alone stops them
     frames = "".join(f'<iframe src="{page}"></iframe>' for page in ("naked.html", "refused.html", *hostile))
     see = "d => d.querySelector('h1') ? d.documentElement.dataset.ran : 'no page'"
     note = f"document.title = [...document.querySelectorAll('iframe')].map(f => f.contentDocument).map({see})"
-    (paths.REPORTS / "watch.html").write_text(f"{frames}<script>onload = () => {note}</script>")
+    (files.REPORTS / "watch.html").write_text(f"{frames}<script>onload = () => {note}</script>")
     asked = []
-    with served(paths.REPORTS, asked) as address:
+    with served(files.REPORTS, asked) as address:
         command = [
             BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
             "--no-first-run", "--disable-background-networking", f"--user-data-dir={tmp_path / 'browser'}",
@@ -233,7 +233,7 @@ def test_a_figure_that_would_lie_elsewhere_costs_its_page_alone(repository):
         " '_' and dots inside, at most 100 bytes long, found '../../../out'); run it again"
     ]
     assert "03_evaluate (not run)" in (folder / "01_train.html").read_text()
-    assert not list(paths.ROOT.rglob("*out*.png"))
+    assert not list(files.ROOT.rglob("*out*.png"))
 
 
 def test_text_for_a_readme_is_no_markup():

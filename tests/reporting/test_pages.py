@@ -9,7 +9,7 @@ import pytest
 from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 
-from mmlib import paths
+from mmlib import files
 from mmlib.reporting import loss_curves, show
 from mmlib.reporting.html import render_notebook
 from mmlib.reporting.index import write_index
@@ -48,7 +48,7 @@ def stream(text: str) -> dict:
 
 
 def report(experiment: str = "demo") -> dict:
-    return json.loads((paths.REPORTS / experiment / "results.json").read_text())
+    return json.loads((files.REPORTS / experiment / "results.json").read_text())
 
 
 def test_a_page_loads_nothing_and_shows_everything(repository):
@@ -69,7 +69,7 @@ def test_a_page_loads_nothing_and_shows_everything(repository):
     assert BeautifulSoup(page, "html.parser").img["alt"] == 'loss with "quotes" & <marks>'
     assert '<span class="badge complete">complete</span>' in page
     assert 'role="alert"' not in page
-    assert (paths.REPORTS / "demo" / "figures" / "01_train-loss.png").read_bytes() == base64.b64decode(PNG)
+    assert (files.REPORTS / "demo" / "figures" / "01_train-loss.png").read_bytes() == base64.b64decode(PNG)
 
 
 def test_every_image_has_alt_text(repository):
@@ -191,9 +191,9 @@ def test_the_index_shows_numbers_with_scope_and_marks_what_is_broken(repository)
     for experiment in ("demo", "new"):
         write_report(experiment)
     for name, text in (("broken", "{"), ("partial", '{"state": "complete"}')):
-        (paths.REPORTS / name).mkdir()
-        (paths.REPORTS / name / "results.json").write_text(text)
-    (paths.REPORTS / "empty").mkdir()
+        (files.REPORTS / name).mkdir()
+        (files.REPORTS / name / "results.json").write_text(text)
+    (files.REPORTS / "empty").mkdir()
     page = write_index().read_text()
     assert not LOADS.search(page)
     cards = {m[1]: m[0] for m in re.finditer(r"<article.*?<h2>(?:<a[^>]*>)?(\w+).*?</article>", page, re.S)}

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 import mmlib
-from mmlib import paths
+from mmlib import files
 from mmlib.config import ParameterError
 from mmlib.locks import InUse
 from mmlib.reporting import pipeline
@@ -24,7 +24,7 @@ LR = 'lr: float = 0.1  # learning rate\nrun: str = ""  # run'
 
 
 def executed(name: str) -> nbformat.NotebookNode:
-    return read_notebook(paths.REPORTS / "demo" / "executed" / f"{name}.ipynb")
+    return read_notebook(files.REPORTS / "demo" / "executed" / f"{name}.ipynb")
 
 
 def printed(name: str) -> str:
@@ -54,12 +54,12 @@ def test_runs_in_order_from_the_root_with_parameters_and_overrides(repository, c
     repository.params("demo", "01_train", "lr: 0.5\n")
     assert run_experiment("demo", {"lr": 0.25}) == 0
     out = capsys.readouterr().out
-    assert f"train 0.25 {paths.ROOT}" in out  # streamed while it runs
+    assert f"train 0.25 {files.ROOT}" in out  # streamed while it runs
     assert "01_train 3/3 (Work)" in out
     assert "01_train: complete in" in out
     assert "report: reports/demo/01_train.html" in out
     assert "index:  reports/index.html" in out
-    assert "train 0.25" in (paths.REPORTS / "demo" / "01_train.html").read_text()
+    assert "train 0.25" in (files.REPORTS / "demo" / "01_train.html").read_text()
 
 
 def test_a_failing_cell_stops_the_experiment_and_is_reported(repository, capsys):
@@ -71,14 +71,14 @@ def test_a_failing_cell_stops_the_experiment_and_is_reported(repository, capsys)
     out = capsys.readouterr().out
     assert "01_train: failed: cell 2 of 2 (Work): ValueError: lr: expected above 0, found -1" in out
     assert "Traceback" not in out
-    assert not (paths.REPORTS / "demo" / "executed" / "02_continue.ipynb").exists()
-    page = (paths.REPORTS / "demo" / "01_train.html").read_text()
+    assert not (files.REPORTS / "demo" / "executed" / "02_continue.ipynb").exists()
+    page = (files.REPORTS / "demo" / "01_train.html").read_text()
     assert "This page is not the report of a finished run" in page
     assert "expected above 0, found -1" in page
-    report = json.loads((paths.REPORTS / "demo" / "results.json").read_text())
+    report = json.loads((files.REPORTS / "demo" / "results.json").read_text())
     assert report["state"] == "failed"
     assert report["notebooks"]["02_continue"]["state"] == "incomplete"
-    assert "failed" in (paths.REPORTS / "index.html").read_text()
+    assert "failed" in (files.REPORTS / "index.html").read_text()
 
 
 def test_a_killed_kernel_is_no_success(repository, capsys):
@@ -86,7 +86,7 @@ def test_a_killed_kernel_is_no_success(repository, capsys):
     repository.params("demo", "01_train")
     assert run_experiment("demo") == 1
     assert "01_train: killed: its process ended without a word" in capsys.readouterr().out
-    assert json.loads((paths.REPORTS / "demo" / "results.json").read_text())["state"] == "killed"
+    assert json.loads((files.REPORTS / "demo" / "results.json").read_text())["state"] == "killed"
 
 
 def test_ending_the_process_politely_is_no_success(repository, capsys):
@@ -119,7 +119,7 @@ def test_complete_notebooks_are_skipped_until_something_changes(repository, fake
     run_experiment("demo")
     repository.notebook("01_train", "other_work()")
     run_experiment("demo")
-    (paths.REPORTS / "demo" / "executed" / "01_train.ipynb").write_text("{")
+    (files.REPORTS / "demo" / "executed" / "01_train.ipynb").write_text("{")
     run_experiment("demo")
     names = [name.removesuffix(".ipynb") for name, _ in fake_papermill[2:]]
     assert names == ["02_continue", "01_train", "02_continue", "01_train", "02_continue"]
@@ -164,10 +164,10 @@ def test_what_was_trained_on_from_replaced_weights_is_trained_anew(repository, f
         execute(source, copy, parameters, **more)
         if "01_train" in source:
             status = {"state": "complete", "reason": None, "updated": "2026-01-02"}
-            (paths.RUNS / "demo-train" / "status.json").write_text(json.dumps(status))
+            (files.RUNS / "demo-train" / "status.json").write_text(json.dumps(status))
 
     monkeypatch.setattr(pipeline.papermill, "execute_notebook", training)
-    (paths.RUNS / "demo-train" / "status.json").unlink()
+    (files.RUNS / "demo-train" / "status.json").unlink()
     assert run_experiment("demo") == 0
     assert fake_papermill[-2:] == [("01_train.ipynb", {}), ("02_continue.ipynb", {"overwrite": True})]
 
@@ -185,7 +185,7 @@ def test_ctrl_c_leaves_a_marked_copy_and_exits_130(repository, fake_papermill, m
     assert run_experiment("demo") == 130
     assert "interrupted; the same command goes on" in capsys.readouterr().out
     assert notebook_state(executed("01_train")) == ("interrupted", "stopped by the user")
-    assert json.loads((paths.REPORTS / "demo" / "results.json").read_text())["state"] == "interrupted"
+    assert json.loads((files.REPORTS / "demo" / "results.json").read_text())["state"] == "interrupted"
     monkeypatch.setattr(pipeline.papermill, "execute_notebook", execute)
     assert run_experiment("demo") == 0
 
@@ -201,8 +201,8 @@ def test_unknown_experiments_are_named_with_the_nearest(repository):
 
 
 def test_a_folder_without_yaml_is_an_error(repository):
-    (paths.PARAMS / "empty").mkdir(parents=True)
-    (paths.PARAMS / "empty" / ".pre-commit-config.yaml").touch()
+    (files.PARAMS / "empty").mkdir(parents=True)
+    (files.PARAMS / "empty" / ".pre-commit-config.yaml").touch()
     with pytest.raises(
         FileNotFoundError, match=r"params/empty: expected one YAML file per notebook.*found none"
     ):
@@ -232,7 +232,7 @@ def test_an_override_that_no_notebook_has_is_an_error(repository):
         ParameterError, match=r"no notebook of 'demo' has a parameter 'epoch'; did you mean 'epochs'"
     ):
         run_experiment(folder, {"epoch": 1})
-    assert not paths.REPORTS.exists()
+    assert not files.REPORTS.exists()
 
 
 def test_invalid_yaml_is_named(repository):
@@ -247,7 +247,7 @@ def test_missing_data_stop_before_a_report_is_replaced(repository, fake_papermil
     data = 'dataset: str = "flickr8k"  # set\ndata_root: str = "data/none"  # folder'
     repository.notebook("01_train", "pass", parameters=data)
     repository.params("demo", "01_train")
-    page = paths.REPORTS / "demo" / "01_train.html"
+    page = files.REPORTS / "demo" / "01_train.html"
     page.parent.mkdir(parents=True)
     page.write_text("a report that stands")
     with pytest.raises(
@@ -304,7 +304,7 @@ def test_a_wrong_value_stops_an_experiment_before_it_begins(repository, fake_pap
     with pytest.raises(ParameterError, match=said + r".*\nNothing was executed"):
         run_experiment("demo", {name: value})
     assert fake_papermill == []
-    assert not paths.REPORTS.exists()
+    assert not files.REPORTS.exists()
 
 
 def test_notebooks_get_values_and_not_the_text_of_a_file(repository, fake_papermill):
@@ -366,19 +366,19 @@ def test_a_matplotlibrc_in_the_current_folder_is_not_read(tmp_path, text):
 
 
 def test_folders_with_characters_of_patterns_and_formats_are_folders_like_others(repository, monkeypatch):
-    root = paths.ROOT / "lab [1] {lr} *%s"
-    monkeypatch.setattr(paths, "ROOT", root)
+    root = files.ROOT / "lab [1] {lr} *%s"
+    monkeypatch.setattr(files, "ROOT", root)
     for name in ("PARAMS", "NOTEBOOKS", "RUNS", "REPORTS"):
-        monkeypatch.setattr(paths, name, root / name.lower())
-    monkeypatch.setattr(paths, "PUBLISHED", root / "reports" / "published")
+        monkeypatch.setattr(files, name, root / name.lower())
+    monkeypatch.setattr(files, "PUBLISHED", root / "reports" / "published")
     root.mkdir()
     repository.notebook("01_train", "print('lr is', lr)", parameters=LR)
     repository.params("demo", "01_train", "lr: 0.5\n")
     assert run_experiment("demo") == 0
     assert run_experiment(root / "params" / "demo") == 0
     assert "lr is 0.5" in printed("01_train")
-    assert (paths.REPORTS / "demo" / "01_train.html").is_file()
-    assert '<a href="demo/01_train.html">' in (paths.REPORTS / "index.html").read_text()
+    assert (files.REPORTS / "demo" / "01_train.html").is_file()
+    assert '<a href="demo/01_train.html">' in (files.REPORTS / "index.html").read_text()
 
 
 @pytest.mark.parametrize("name", ["demo [1]", "published", ".demo"])
@@ -397,18 +397,18 @@ def test_two_runs_of_one_experiment_exclude_each_other(repository, fake_papermil
         "import sys; from pathlib import Path; from mmlib.locks import locked\n"
         "with locked(Path(sys.argv[1]), 'experiment'): print('held', flush=True); sys.stdin.read()"
     )
-    command = [sys.executable, "-c", holds, str(paths.REPORTS / "demo")]
+    command = [sys.executable, "-c", holds, str(files.REPORTS / "demo")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        (paths.REPORTS / "demo" / "01_train.html").write_text("the first one's")
+        (files.REPORTS / "demo" / "01_train.html").write_text("the first one's")
         with pytest.raises(InUse, match=rf"experiment 'demo' is being written.*process {other.pid} on \S+"):
             run_experiment("demo")
-        (paths.REPORTS / "demo" / ".lock").unlink()  # nor does deleting the file set it free
+        (files.REPORTS / "demo" / ".lock").unlink()  # nor does deleting the file set it free
         with pytest.raises(InUse, match="experiment 'demo' is being written"):
             run_experiment("demo")
         assert fake_papermill == []
-        assert (paths.REPORTS / "demo" / "01_train.html").read_text() == "the first one's"
-        assert not (paths.REPORTS / "demo" / "executed").exists()
+        assert (files.REPORTS / "demo" / "01_train.html").read_text() == "the first one's"
+        assert not (files.REPORTS / "demo" / "executed").exists()
         other.kill()
     assert run_experiment("demo") == 0
 
@@ -418,10 +418,10 @@ def test_a_report_that_cannot_be_written_names_the_file_and_what_the_system_said
 ):
     repository.notebook("01_train", "work()", parameters=LR)
     repository.params("demo", "01_train")
-    paths.REPORTS.write_text("a file in the way")
+    files.REPORTS.write_text("a file in the way")
     with pytest.raises(OSError, match=r"could not write reports/demo: Not a directory"):
         run_experiment("demo")
-    paths.REPORTS.unlink()
+    files.REPORTS.unlink()
 
     def read_only(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")

@@ -14,7 +14,7 @@ import pytest
 from faults.events import watched
 from PIL import Image
 
-from mmlib import paths
+from mmlib import files
 from mmlib.cli import main
 from mmlib.locks import InUse, locked
 from mmlib.reporting.index import write_index
@@ -36,9 +36,9 @@ def report(repository):
     repository.run("demo-train")
     figures = [figure("loss"), figure("photos", private=True)]
     repository.executed("demo", "03_evaluate", figures)
-    (paths.ROOT / "docs").mkdir()
+    (files.ROOT / "docs").mkdir()
     for page in QUOTING:
-        (paths.ROOT / page).write_text("Ours:\n\n<!-- results: demo -->\nold\n<!-- end -->\n\nMore.\n")
+        (files.ROOT / page).write_text("Ours:\n\n<!-- results: demo -->\nold\n<!-- end -->\n\nMore.\n")
     return write_report("demo")
 
 
@@ -52,11 +52,11 @@ def test_a_complete_report_is_published_without_what_is_private(report, capsys):
     assert main(["publish", "demo"]) == 0
     assert "published: reports/published/demo" in capsys.readouterr().out
     published = ["03_evaluate.html", "README.md", "figures/03_evaluate-loss.png", "figures/learning.png"]
-    assert files_below(paths.PUBLISHED / "demo") == [*published, "results.json"]
+    assert files_below(files.PUBLISHED / "demo") == [*published, "results.json"]
     for file in published:
-        assert (paths.PUBLISHED / "demo" / file).read_bytes() == (report / file).read_bytes()
-    readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-    assert (paths.ROOT / "docs" / "results.md").read_text(encoding="utf-8") == readme
+        assert (files.PUBLISHED / "demo" / file).read_bytes() == (report / file).read_bytes()
+    readme = (files.ROOT / "README.md").read_text(encoding="utf-8")
+    assert (files.ROOT / "docs" / "results.md").read_text(encoding="utf-8") == readme
     hits = json.loads((report / "results.json").read_text())["metrics"]["demo-train"]["test"]["protocols"]
     hits = hits["standard"]["i2t"]["r1"]["hits"]
     assert readme.startswith("Ours:\n\n<!-- results: demo -->\n| run | direction |")
@@ -67,11 +67,11 @@ def test_a_complete_report_is_published_without_what_is_private(report, capsys):
 
 def test_links_lead_somewhere_in_the_local_and_in_the_published_reports(report):
     publish("demo")
-    local, published = write_index(), paths.PUBLISHED / "index.html"
+    local, published = write_index(), files.PUBLISHED / "index.html"
     assert 'href="published/index.html"' in local.read_text()
     assert "published reports" not in published.read_text()
     assert re.findall(r"<h2>.*?>(\w+)</a>", local.read_text()) == ["demo"]
-    for folder in (paths.REPORTS, paths.PUBLISHED):
+    for folder in (files.REPORTS, files.PUBLISHED):
         for page in (folder / "index.html", *(folder / "demo").glob("*.html"), folder / "demo" / "README.md"):
             text = page.read_text(encoding="utf-8")
             links = re.findall(r'href="([^"#:]+)"|\]\(([^)#:]+)\)', text)
@@ -82,12 +82,12 @@ def test_links_lead_somewhere_in_the_local_and_in_the_published_reports(report):
 
 def test_what_is_missing_or_incomplete_is_refused_and_what_stands_is_kept(report, repository):
     publish("demo")
-    (paths.PUBLISHED / "demo" / "README.md").write_text("stands")
-    readme = (paths.ROOT / "README.md").read_text()
+    (files.PUBLISHED / "demo" / "README.md").write_text("stands")
+    readme = (files.ROOT / "README.md").read_text()
     run_it = "make report EXPERIMENT="
     with pytest.raises(FileNotFoundError, match=rf"'nope': expected reports/nope/results.json.*{run_it}nope"):
         publish("nope")
-    assert not (paths.REPORTS / "nope").exists()
+    assert not (files.REPORTS / "nope").exists()
     with pytest.raises(ValueError, match=r"expected a name of letters.*found '../demo'"):
         publish("../demo")
     (report / "figures" / "learning.png").rename(report / "away.png")
@@ -101,8 +101,8 @@ def test_what_is_missing_or_incomplete_is_refused_and_what_stands_is_kept(report
     (report / "results.json").write_text("{")
     with pytest.raises(ValueError, match=r"reports/demo/results.json is damaged"):
         publish("demo")
-    assert (paths.PUBLISHED / "demo" / "README.md").read_text() == "stands"
-    assert (paths.ROOT / "README.md").read_text() == readme
+    assert (files.PUBLISHED / "demo" / "README.md").read_text() == "stands"
+    assert (files.ROOT / "README.md").read_text() == readme
 
 
 class Killed(BaseException):
@@ -112,7 +112,7 @@ class Killed(BaseException):
 def test_what_a_kill_left_moved_away_is_put_back_by_the_next_publish(report, repository, monkeypatch):
     """Killed between the two renames; then another report is published."""
     publish("demo")
-    before = files_below(paths.PUBLISHED / "demo")
+    before = files_below(files.PUBLISHED / "demo")
     repository.executed("other", "03_evaluate", [figure("loss")])
     write_report("other")
 
@@ -126,36 +126,36 @@ def test_what_a_kill_left_moved_away_is_put_back_by_the_next_publish(report, rep
         patch.setattr("mmlib.reporting.publish._put_back", lambda old: None)  # a kill runs no `finally`
         with pytest.raises(Killed):
             publish("demo")
-    assert not (paths.PUBLISHED / "demo").exists()
+    assert not (files.PUBLISHED / "demo").exists()
     publish("other")
-    assert files_below(paths.PUBLISHED / "demo") == before
-    assert sorted(p.name for p in paths.PUBLISHED.iterdir()) == [".lock", "demo", "index.html", "other"]
+    assert files_below(files.PUBLISHED / "demo") == before
+    assert sorted(p.name for p in files.PUBLISHED.iterdir()) == [".lock", "demo", "index.html", "other"]
 
 
 def test_a_picture_that_the_report_did_not_make_is_not_published(report):
     (report / "figures" / "holiday.png").write_bytes(b"private")
     publish("demo")
-    there = sorted(path.name for path in (paths.PUBLISHED / "demo" / "figures").iterdir())
+    there = sorted(path.name for path in (files.PUBLISHED / "demo" / "figures").iterdir())
     assert there == ["03_evaluate-loss.png", "learning.png"]
 
 
 def test_a_comment_without_its_end_costs_no_text(report):
     text = "<!-- results: demo -->\nold\n\nProse.\n\n<!-- results: demo -->\nold\n<!-- end -->\n"
-    (paths.ROOT / "README.md").write_text(text)
+    (files.ROOT / "README.md").write_text(text)
     expected = r"README.md: expected <!-- end --> after <!-- results: demo -->, found none before the next"
     with pytest.raises(ValueError, match=expected):
         publish("demo")
-    assert (paths.ROOT / "README.md").read_text() == text
-    assert not (paths.PUBLISHED / "demo").exists()
+    assert (files.ROOT / "README.md").read_text() == text
+    assert not (files.PUBLISHED / "demo").exists()
 
 
 def test_a_readme_that_quotes_what_a_report_lacks_is_not_touched(report):
     text = "<!-- ablation: demo -->\nold\n<!-- end -->\n"
-    (paths.ROOT / "README.md").write_text(text)
+    (files.ROOT / "README.md").write_text(text)
     with pytest.raises(ValueError, match=r"README.md quotes the ablation of 'demo', which reports/demo"):
         publish("demo")
-    assert (paths.ROOT / "README.md").read_text() == text
-    assert not (paths.PUBLISHED / "demo").exists()
+    assert (files.ROOT / "README.md").read_text() == text
+    assert not (files.PUBLISHED / "demo").exists()
 
 
 def test_an_experiment_at_work_is_neither_published_nor_rendered(report, capsys):
@@ -179,7 +179,7 @@ def ignored(*files: str) -> set[str]:
     return set(found.stdout.split())
 
 
-ROOT = paths.ROOT  # of the real repository, whose .gitignore is asked about
+ROOT = files.ROOT  # of the real repository, whose .gitignore is asked about
 
 
 def test_git_ignores_local_reports_and_what_is_private():
@@ -199,25 +199,25 @@ def test_git_ignores_local_reports_and_what_is_private():
 
 def test_a_report_that_names_or_links_what_lies_elsewhere_publishes_nothing_of_it(report):
     """A thumbnail by a path is not followed, and a picture or a folder that is a link is refused."""
-    secret = paths.ROOT / "secret.png"
+    secret = files.ROOT / "secret.png"
     secret.write_bytes(b"secret")
     results = report / "results.json"
     values = json.loads(results.read_text())
     results.write_text(json.dumps(values | {"thumbnail": {"file": "../../secret.png", "alt": ""}}))
     publish("demo")
-    assert not (paths.REPORTS / "secret.png").exists()
-    before = files_below(paths.PUBLISHED)
+    assert not (files.REPORTS / "secret.png").exists()
+    before = files_below(files.PUBLISHED)
     (report / "figures" / "03_evaluate-x.png").symlink_to(secret)
     with pytest.raises(FileNotFoundError, match=r"03_evaluate-x\.png, found one that lies elsewhere"):
         publish("demo")
     (report / "figures" / "03_evaluate-x.png").unlink()
-    (report / "figures").rename(paths.ROOT / "pictures")
-    (report / "figures").symlink_to(paths.ROOT / "pictures")
+    (report / "figures").rename(files.ROOT / "pictures")
+    (report / "figures").symlink_to(files.ROOT / "pictures")
     with pytest.raises(FileNotFoundError, match="found one that lies elsewhere"):
         publish("demo")
     with pytest.raises(OSError, match=r"could not write .*demo/figures: .*A symbolic link lies in its place"):
         write_report("demo")
-    assert files_below(paths.PUBLISHED) == before
+    assert files_below(files.PUBLISHED) == before
 
 
 @pytest.mark.parametrize(
@@ -233,8 +233,8 @@ def test_a_damaged_report_is_refused_by_name_before_anything_is_changed(field, v
     results.write_text(json.dumps(json.loads(results.read_text()) | {field: value}))
     with pytest.raises(ValueError, match=r"results\.json|only a complete report|notebook: expected a name"):
         publish("demo")
-    assert not (paths.PUBLISHED / "demo").exists()
-    assert "old" in (paths.ROOT / "README.md").read_text()
+    assert not (files.PUBLISHED / "demo").exists()
+    assert "old" in (files.ROOT / "README.md").read_text()
 
 
 def test_what_is_published_is_on_the_disk_before_it_takes_its_place(report, monkeypatch):
@@ -260,13 +260,13 @@ def test_what_is_published_is_on_the_disk_before_it_takes_its_place(report, monk
 @pytest.mark.parametrize("name", ["README.md", "03_evaluate-loss.png", "results.json"])
 def test_a_disk_that_is_full_is_told_with_the_file_and_the_old_report_stands(name, report, monkeypatch):
     publish("demo")
-    before = {file: (paths.PUBLISHED / file).read_bytes() for file in files_below(paths.PUBLISHED)}
+    before = {file: (files.PUBLISHED / file).read_bytes() for file in files_below(files.PUBLISHED)}
 
     def happens(number: int, kind: str, file: str) -> None:
         if (kind, file) == ("write", name):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     message = rf"could not write .*demo/.*{name}: Input/output error"
-    with watched([paths.PUBLISHED], happens), pytest.raises(OSError, match=message):
+    with watched([files.PUBLISHED], happens), pytest.raises(OSError, match=message):
         publish("demo")
-    assert {file: (paths.PUBLISHED / file).read_bytes() for file in files_below(paths.PUBLISHED)} == before
+    assert {file: (files.PUBLISHED / file).read_bytes() for file in files_below(files.PUBLISHED)} == before

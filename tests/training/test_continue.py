@@ -15,7 +15,7 @@ from tiny_runs import (
     tiny_train,
 )
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import ParameterError
 from mmlib.data import shapes
 from mmlib.files import read_json
@@ -41,13 +41,13 @@ def test_it_starts_with_the_weights_and_the_tokenizer_of_the_parent(monkeypatch)
     tiny_continue(epochs=1)
     assert_same(there["model"], dict(seen[0][0]))
     assert there["tokenizer"] == seen[0][1]
-    assert read_json(paths.RUNS / "child" / "tokenizer.json") == there["tokenizer"]
+    assert read_json(files.RUNS / "child" / "tokenizer.json") == there["tokenizer"]
 
 
 def test_its_folder_says_where_it_comes_from():
     tiny_train(epochs=1)
     tiny_continue(epochs=1, batch_size=60)
-    parent = read_json(paths.RUNS / "child" / "environment.json")["parent"]
+    parent = read_json(files.RUNS / "child" / "environment.json")["parent"]
     assert parent == {"run": "tiny", "checkpoint": "best", "epoch": 1, "optimizer_state": "keep"}
     config = stored_config("child")
     assert (config.run, config.lr, config.batch_size, config.latent_dim) == ("child", 0.005, 60, 16)
@@ -66,7 +66,7 @@ def test_a_missing_parent_of_real_data_names_the_command_that_trains_it(recipe):
     with pytest.raises(FileNotFoundError, match="parent run 'tiny' is missing; train it first:") as caught:
         tiny_continue()
     assert str(caught.value).endswith(f":\n  {COMMAND}")
-    assert not (paths.RUNS / "child").exists()
+    assert not (files.RUNS / "child").exists()
 
 
 def test_a_parent_that_nothing_describes_is_an_error_that_names_the_runs_there(recipe):
@@ -100,7 +100,7 @@ def test_a_parent_of_real_data_that_is_not_complete_is_left_to_the_person(monkey
         before_step(patch, 2, press_ctrl_c)
         with pytest.raises(KeyboardInterrupt):
             tiny_train()
-    path = paths.RUNS / "tiny" / "config.json"
+    path = files.RUNS / "tiny" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset": "flickr8k"}))
     with pytest.raises(ValueError, match="'tiny' is not complete but interrupted"):
         tiny_continue(epochs=1)
@@ -112,7 +112,7 @@ def test_another_optimizer_cannot_keep_the_state_of_the_parents():
         ParameterError, match=r"'tiny' has 'sgd', asked for 'adamw'; use optimizer_state='reset'"
     ):
         tiny_continue(epochs=1, optimizer="adamw")
-    assert not (paths.RUNS / "child").exists()
+    assert not (files.RUNS / "child").exists()
     tiny_continue(epochs=1, optimizer="adamw", optimizer_state="reset")
 
 
@@ -124,13 +124,13 @@ def test_another_architecture_names_both_values():
 
 def test_data_that_are_not_the_parents_are_refused_with_both_fingerprints(monkeypatch):
     tiny_train(epochs=1)
-    there = read_json(paths.RUNS / "tiny" / "environment.json")["data"]["fingerprint"]
+    there = read_json(files.RUNS / "tiny" / "environment.json")["data"]["fingerprint"]
     monkeypatch.setattr(shapes, "RENDERER_VERSION", 99)
     with pytest.raises(
         ValueError, match=rf"'tiny' was trained on other data: .* {there} there, shapes with \w{{16}}"
     ):
         tiny_continue(epochs=1)
-    assert not (paths.RUNS / "child").exists()
+    assert not (files.RUNS / "child").exists()
 
 
 def test_a_complete_child_is_refused_or_shown(recipe):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_runs import before_step, press_ctrl_c, tiny_config, tiny_evaluate, tiny_train
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import ParameterError
 from mmlib.data import load_dataset, open_store, shapes
 from mmlib.data.batches import SplitTensors
@@ -28,8 +28,8 @@ def trained(tmp_path_factory, tiny_cache):
     torch.set_num_threads(1)
     runs = tmp_path_factory.mktemp("evaluated")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "RUNS", runs)
-        patch.setattr(paths, "CACHE", tiny_cache)
+        patch.setattr(files, "RUNS", runs)
+        patch.setattr(files, "CACHE", tiny_cache)
         tiny_train()
         tiny_evaluate()
     return runs
@@ -37,7 +37,7 @@ def trained(tmp_path_factory, tiny_cache):
 
 @pytest.fixture
 def evaluated(trained, tiny_place, monkeypatch):
-    monkeypatch.setattr(paths, "RUNS", trained)
+    monkeypatch.setattr(files, "RUNS", trained)
 
 
 def split_of(parts, split: str) -> SplitTensors:
@@ -61,7 +61,7 @@ def test_the_results_are_those_of_the_embeddings():
     assert result["protocols"] == json.loads(json.dumps(expected))
     assert (result["run"], result["checkpoint"], result["split"]) == ("tiny", "best", "test")
     assert result["data"]["splits"]["test"] == {"images": 8, "captions": 40}
-    kept = RetrievalRanks.load(paths.RUNS / "tiny" / "ranks.npz")
+    kept = RetrievalRanks.load(files.RUNS / "tiny" / "ranks.npz")
     assert np.array_equal(kept.i2t_N, ranks.i2t_N)
     assert np.array_equal(kept.t2i_M, ranks.t2i_M)
 
@@ -69,7 +69,7 @@ def test_the_results_are_those_of_the_embeddings():
 @pytest.mark.usefixtures("evaluated")
 def test_two_evaluations_leave_the_same_files():
     names = ("results.json", "gallery.npz", "slots.npz", "ranks.npz")
-    folder = paths.RUNS / "tiny"
+    folder = files.RUNS / "tiny"
     before = (folder / "results.json").read_bytes()
     arrays = {name: read_arrays("tiny", name) for name in ("gallery", "slots")}
     tiny_evaluate()
@@ -85,10 +85,10 @@ def test_two_evaluations_leave_the_same_files():
 def test_the_whole_pipeline_gives_the_same_results_from_the_same_seed(tmp_path, monkeypatch):
     texts = []
     for place in ("one", "two"):
-        monkeypatch.setattr(paths, "RUNS", tmp_path / place)
+        monkeypatch.setattr(files, "RUNS", tmp_path / place)
         tiny_train(epochs=1)
         tiny_evaluate()
-        texts.append((paths.RUNS / "tiny" / "results.json").read_text())
+        texts.append((files.RUNS / "tiny" / "results.json").read_text())
     assert texts[0] == texts[1]
 
 
@@ -196,7 +196,7 @@ def test_a_run_that_is_not_complete_is_refused(monkeypatch):
         tiny_train()
     with pytest.raises(ValueError, match="'tiny' is not complete but interrupted"):
         tiny_evaluate()
-    assert not (paths.RUNS / "tiny" / "results.json").exists()
+    assert not (files.RUNS / "tiny" / "results.json").exists()
 
 
 @pytest.mark.usefixtures("evaluated")
@@ -221,8 +221,8 @@ def test_a_gpu_that_is_not_there(monkeypatch):
 @pytest.mark.usefixtures("evaluated")
 def test_damaged_arrays_are_named(tmp_path, monkeypatch):
     (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / "slots.npz").write_bytes((paths.RUNS / "tiny" / "slots.npz").read_bytes()[:300])
-    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    (tmp_path / "tiny" / "slots.npz").write_bytes((files.RUNS / "tiny" / "slots.npz").read_bytes()[:300])
+    monkeypatch.setattr(files, "RUNS", tmp_path)
     with pytest.raises(ValueError, match=r"slots\.npz is damaged .*evaluate the run again"):
         read_arrays("tiny", "slots")
     with pytest.raises(FileNotFoundError, match=r"'tiny' was not evaluated: expected .*gallery\.npz"):

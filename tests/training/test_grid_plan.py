@@ -3,7 +3,7 @@
 import pytest
 from tiny_grids import CLAIM, tiny_grid, write_base
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import AblationConfig, ParameterError, build, read_yaml
 from mmlib.training import plan_grid
 
@@ -142,7 +142,7 @@ def test_mappings_are_expected_where_they_are():
         build(AblationConfig, {"run": "a", "base": "b", "arms": True})
 
 
-@pytest.mark.parametrize("path", sorted(paths.PARAMS.glob("*/05_ablation.yaml")), ids=lambda p: p.parent.name)
+@pytest.mark.parametrize("path", sorted(files.PARAMS.glob("*/05_ablation.yaml")), ids=lambda p: p.parent.name)
 def test_the_ablations_of_this_repository_can_be_planned(path):
     config = build(AblationConfig, read_yaml(path))
     planned = plan_grid(config)

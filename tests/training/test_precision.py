@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_runs import assert_same, before_step, left_behind, press_ctrl_c, tiny_train
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import ParameterError
 
 pytestmark = pytest.mark.usefixtures("tiny_place")
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("tiny_place")
 def test_bf16_on_a_cpu_trains_in_bf16_keeps_fp32_weights_and_resumes_exactly(tmp_path, monkeypatch):
     seen = []
     with monkeypatch.context() as patch:
-        patch.setattr(paths, "RUNS", tmp_path / "whole")
+        patch.setattr(files, "RUNS", tmp_path / "whole")
         before_step(
             patch, 1, lambda t: t.model.fusion[0].register_forward_hook(lambda *a: seen.append(a[2].dtype))
         )
@@ -42,4 +42,4 @@ def test_what_a_cpu_cannot_do_is_refused_before_anything_is_touched(wrong, messa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ParameterError, match=message):
         tiny_train(**wrong)
-    assert not (paths.RUNS / "tiny").exists()
+    assert not (files.RUNS / "tiny").exists()

@@ -17,7 +17,7 @@ from tiny_runs import (
     tiny_train,
 )
 
-from mmlib import paths
+from mmlib import files
 from mmlib.training import loop, run_state
 
 pytestmark = pytest.mark.usefixtures("tiny_place")
@@ -35,7 +35,7 @@ def never_stopped(tmp_path_factory):
     @cache
     def whole(**changes) -> dict:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(paths, "RUNS", tmp_path_factory.mktemp("never-stopped"))
+            patch.setattr(files, "RUNS", tmp_path_factory.mktemp("never-stopped"))
             tiny_train(**changes)
             return left_behind("tiny")
 
@@ -118,7 +118,7 @@ def test_a_continued_run_is_resumed_bit_for_bit(tmp_path, monkeypatch):
     tiny_train()
     tiny_continue()
     whole = left_behind("child")
-    (paths.RUNS / "child").rename(tmp_path / "whole")
+    (files.RUNS / "child").rename(tmp_path / "whole")
     with monkeypatch.context() as patch:
         before_step(patch, STEPS + 2, press_ctrl_c)
         with pytest.raises(KeyboardInterrupt):
@@ -137,7 +137,7 @@ def test_a_second_ctrl_c_stops_at_once(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         tiny_train()
     assert run_state("tiny")[0] == "interrupted"
-    assert not (paths.RUNS / "tiny" / "last.pt").exists()  # nobody waited for it
+    assert not (files.RUNS / "tiny" / "last.pt").exists()  # nobody waited for it
 
 
 def test_the_seed_decides_the_run_and_nothing_that_was_drawn_before(never_stopped):

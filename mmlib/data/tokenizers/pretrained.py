@@ -9,12 +9,11 @@ from typing import Any
 
 from tokenizers import Tokenizer as LibraryTokenizer
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import ParameterError
 from mmlib.data.tokenizers.base import Tokenizer
 from mmlib.data.tokenizers.learned import from_json
-from mmlib.files import fetching, nearest
-from mmlib.paths import shown
+from mmlib.files import fetching, nearest, shown
 
 VOCABULARY = 49_408  # 2 x 256 bytes (inside a word and at its end), 48,894 merges, start and end
 
@@ -170,7 +169,7 @@ def from_transformers(name: str) -> EncoderTokenizer:
     def read(source: str, **options: Any) -> Any:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
 
-    folder = paths.from_root(name)
+    folder = files.from_root(name)
     if not folder.is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         raise FileNotFoundError(
             f"text_encoder hf:{name}: expected the folder {shown(folder)}, found none; put the encoder's"
@@ -213,7 +212,7 @@ def from_open_clip(name: str) -> Tokenizer:
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     if name.startswith("local-dir:"):
-        name = f"local-dir:{paths.from_root(name.removeprefix('local-dir:'))}"
+        name = f"local-dir:{files.from_root(name.removeprefix('local-dir:'))}"
     elif not name.startswith("hf-hub:") and name not in list_models():
         hint = nearest(name, list_models()) or "; open_clip.list_models() lists them"
         raise ParameterError(f"text_encoder: expected a model of open_clip, found {name!r}{hint}")
