@@ -1,7 +1,7 @@
 """What an evaluation leaves for the analysis of errors, read and checked: diagnosis, queries, arrays."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
@@ -16,7 +16,6 @@ from mmlib.training.stored import (
     Data,
     Direction,
     Number,
-    OneWay,
     Share,
     Stored,
     Summary,
@@ -36,12 +35,17 @@ class Queries(Stored):
     captions: list[str]
 
 
-class _Group(Stored):
-    group: Words
-    n: Count
+class _Measured(Stored):
+    """A recall with its interval."""
+
     value: Share
     low: Share
     high: Share
+
+
+class _Group(_Measured):
+    group: Words
+    n: Count
 
 
 class _AtK(Stored):
@@ -78,12 +82,9 @@ class _Similarity(Stored):
         return self
 
 
-class _Margin(Stored):
+class _Margin(_Measured):
     margin_low: Number
     margin_high: Number
-    value: Share
-    low: Share
-    high: Share
 
 
 class _Agreement(Stored):
@@ -104,19 +105,21 @@ class _Agreement(Stored):
         return self
 
 
-class _Judged(OneWay):
+class _Hits(_Measured):
+    hits: Count
+
+
+class _Judged(Stored):
+    n: Count
     judged: Count
     extended: Count
-
-
-def _threshold(value: float) -> float:
-    if value not in (3, 4):
-        raise ValueError("expected 3 or 4")
-    return value
+    r1: _Hits
+    r5: _Hits
+    r10: _Hits
 
 
 class _HumanAware(Stored):
-    threshold: Annotated[float, AfterValidator(_threshold)]
+    threshold: Literal[3.0, 4.0]
     i2t: _Judged
     t2i: _Judged
 

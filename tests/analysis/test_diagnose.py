@@ -159,6 +159,17 @@ def test_diagnosis_comes_back_and_holds_no_caption_and_no_image(run, tmp_path, d
     assert [path.name for path in (tmp_path / run).glob("*.part")] == []
 
 
+def test_a_diagnosis_with_people_comes_back(run, tmp_path, dataset, embeddings, diagnosis):
+    judge(tmp_path, dataset)
+    people = agreement_with_people(find_judgements(tmp_path), dataset, "test", *embeddings, resamples=100)
+    write_json(run_folder(run) / "diagnosis.json", diagnosis | {"people": people})
+    assert read_diagnosis(run)["people"] == json.loads(json.dumps(people))
+    people["human_aware"][0]["threshold"] = 5.0
+    write_json(run_folder(run) / "diagnosis.json", diagnosis | {"people": people})
+    with pytest.raises(ValueError, match=r"people\.human_aware\.0\.threshold: .* found 5\.0"):
+        read_diagnosis(run)
+
+
 def test_diagnosis_of_another_evaluation_is_refused(run, dataset, diagnosis):
     other = summarise(embedded(dataset, noise=5)[2])
     write_json(run_folder(run) / "diagnosis.json", diagnosis | {"standard": other, "split": "val"})
