@@ -7,50 +7,30 @@ an analysis does not wait for it.
 import importlib
 import warnings
 
-from mmlib.training.ablation import read_ablation
-from mmlib.training.ablation_plan import plan_grid
-from mmlib.training.runs import (
-    read_history,
-    read_json,
-    read_result,
-    run_folder,
-    run_state,
-    stored_config,
-)
-
 # Lightning, where torchmetrics is installed, reaches tqdm's bars for notebooks, which complain of missing
 # widgets that nobody here asked for.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
-_HEAVY = {
+_MODULE_OF = {
     "continue_training": "start",
     "evaluate": "evaluation",
+    "plan_grid": "ablation_plan",
+    "read_ablation": "ablation",
     "read_arrays": "stored_analysis",
     "read_diagnosis": "stored_analysis",
+    "read_history": "runs",
+    "read_result": "runs",
+    "run_folder": "runs",
     "run_grid": "ablation",
+    "run_state": "runs",
+    "stored_config": "runs",
     "train": "start",
 }
-
-__all__ = [
-    "continue_training",
-    "evaluate",
-    "plan_grid",
-    "read_ablation",
-    "read_arrays",
-    "read_diagnosis",
-    "read_history",
-    "read_json",
-    "read_result",
-    "run_folder",
-    "run_grid",
-    "run_state",
-    "stored_config",
-    "train",
-]
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str):
-    """Loads the module of a heavy name (PEP 562)."""
-    if name not in _HEAVY:
+    """Loads the module of a name when it is first asked for (PEP 562)."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HEAVY[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

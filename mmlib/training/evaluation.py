@@ -306,15 +306,23 @@ def interpolate_weights(start: Weights, end: Weights, share: float) -> dict[str,
         A new state dict; no tensor of it is shared with the two.
 
     Raises:
-        ValueError: the share is not in [0, 1], or the two have no weight in common.
+        ValueError: the two have no weight in common.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"the share of the trained weights must be in [0, 1], found {share}")
-    shared = {name for name in end if name in start and _fit(start[name], end[name])}
+    shared = {
+        name
+        for name in start.keys() & end.keys()
+        if start[name].is_floating_point()
+        and end[name].is_floating_point()
+        and start[name].shape == end[name].shape
+    }
     if not shared:
+        there, here = (
+            ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(weights.items())[:3]) or "none"
+            for weights in (start, end)
+        )
         raise ValueError(
             "the weights cannot be interpolated: expected names and shapes in common, found"
-            f" {_first_keys(start)} at the start and {_first_keys(end)} at the end"
+            f" {there} at the start and {here} at the end"
         )
     return {
         name: _between(start[name], tensor, share) if name in shared else tensor.clone()
@@ -322,17 +330,8 @@ def interpolate_weights(start: Weights, end: Weights, share: float) -> dict[str,
     }
 
 
-def _fit(start: torch.Tensor, end: torch.Tensor) -> bool:
-    return start.is_floating_point() and end.is_floating_point() and start.shape == end.shape
-
-
 def _between(start: torch.Tensor, end: torch.Tensor, share: float) -> torch.Tensor:
     if share in (0, 1):  # an infinite or tiny number on the other side must not show
         return (end if share else start).to(end, copy=True)
     wide = torch.promote_types(torch.promote_types(start.dtype, end.dtype), torch.float32)
     return torch.lerp(start.to(end.device, wide), end.to(wide), share).to(end.dtype)
-
-
-def _first_keys(weights: Weights) -> str:
-    shown = [f"{name} {tuple(tensor.shape)}" for name, tensor in list(weights.items())[:3]]
-    return ", ".join(shown) + (f" and {len(weights) - 3} more" if len(weights) > 3 else "") or "none"

@@ -61,19 +61,12 @@ class Best:
     value: float = -1.0
 
 
-@dataclass
-class StopRequest:
-    """Whether somebody asked the run to stop."""
-
-    requested: bool = False
-
-
-def run(learner: "Learner", stop: StopRequest) -> None:
+def run(learner: "Learner", stop: threading.Event) -> None:
     """Trains to the last epoch.
 
     Args:
         learner: what is trained, on what, and where it stands.
-        stop: read between two steps.
+        stop: set by who asks the run to stop; read between two steps.
 
     Raises:
         FloatingPointError: the loss or the weights became NaN or infinite; the last checkpoint is
@@ -219,14 +212,14 @@ class Learner:
         sum_gradients(fabric, self.loss.parameters())
         return loss
 
-    def wishes(self, stop: StopRequest, looks: bool, ended: bool) -> tuple[bool, bool]:
+    def wishes(self, stop: threading.Event, looks: bool, ended: bool) -> tuple[bool, bool]:
         """Whether to stop and whether to save; several processes decide together, where all look.
 
         One that is asked to stop stops all; process 0 says when a checkpoint is due.  What is due at an
         epoch's end is written after the validation.
         """
         # Read once: a request that comes between two readings would stop without a checkpoint.
-        stopping = stop.requested
+        stopping = stop.is_set()
         save = stopping or (not ended and self._checkpoint_is_due(ended))
         if self.fabric.world_size == 1:
             return stopping, save
@@ -373,7 +366,7 @@ def check_weights(model: nn.Module, epoch: int, step: int, lr: float) -> None:
 
 
 @contextlib.contextmanager
-def stop_requests(patient: bool) -> Iterator[StopRequest]:
+def stop_requests(patient: bool) -> Iterator[threading.Event]:
     """Turns the first SIGINT or SIGTERM into a request, so that a step is never cut in two.
 
     Only the main thread can handle signals; elsewhere nothing is changed.
@@ -382,15 +375,15 @@ def stop_requests(patient: bool) -> Iterator[StopRequest]:
         patient: whether a second signal is passed over; else it interrupts at once.  On Ctrl-C torchrun
             signals its processes after the terminal has, and kills those that take longer than 30 s.
     """
-    stop = StopRequest()
+    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def handle(number, frame):
-        if stop.requested and not patient:
+        if stop.is_set() and not patient:
             raise KeyboardInterrupt
-        stop.requested = True
+        stop.set()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

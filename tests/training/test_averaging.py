@@ -143,9 +143,3 @@ def test_a_state_of_other_weights_is_refused():
     message = r"missing 0\.bias; unexpected other; 0\.weight is \(5, 5\), expected \(4, 3\)"
     with pytest.raises(ValueError, match=message):
         average.load_state_dict(state)
-
-
-@pytest.mark.parametrize("decay", [-0.1, 1.0])
-def test_a_decay_out_of_range_is_refused(decay):
-    with pytest.raises(ValueError, match=rf"ema_decay must be in \[0, 1\), found {decay}"):
-        WeightAverage(network(), decay)

@@ -80,16 +80,10 @@ def test_it_loads_into_the_model():
 def test_weights_with_nothing_in_common_are_refused():
     start = {f"visual.{i}": torch.zeros(i + 1) for i in range(5)}
     message = (
-        r"found visual\.0 \(1,\), visual\.1 \(2,\), visual\.2 \(3,\) and 2 more at the start and"
+        r"found visual\.0 \(1,\), visual\.1 \(2,\), visual\.2 \(3,\) at the start and"
         r" layer\.weight \(3, 4\), layer\.bias \(3,\), count \(\) at the end"
     )
     with pytest.raises(ValueError, match=message):
         interpolate_weights(start, weights(), 0.5)
     with pytest.raises(ValueError, match="found none at the start"):
         interpolate_weights({}, weights(), 1)
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_a_share_that_is_none_is_refused(share):
-    with pytest.raises(ValueError, match=rf"must be in \[0, 1\], found {share}"):
-        interpolate_weights(weights(), weights(), share)
