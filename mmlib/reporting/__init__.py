@@ -1,6 +1,7 @@
 """Reporting: figures and tables from run folders, pages and their index.
 
-What notebooks use is here; `report.write_report` and `publish.write_index` stay in their modules, because a notebook should not wait for nbconvert and papermill.
+What notebooks use is here; `report.write_report` and `publish.write_index` stay in
+their modules, because a notebook should not wait for nbconvert.
 """
 
 import mmlib.reporting.style
