@@ -278,22 +278,22 @@ def last_checkpoint(config: TrainConfig) -> tuple[Path, dict] | None:
                 f" deleted, or an overwriting was cut short); {_ANEW}"
             )
         return None
-    if not last.exists():
-        return _from_best(best)
-    try:
-        content = load_checkpoint(last)
-    except ValueError as error:
-        hint = "; delete last.pt, and the run goes on from best.pt" if best.exists() else ""
-        raise ValueError(f"{error}{hint}") from None
-    _check_folder(last, content)
-    return last, content
-
-
-def _from_best(path: Path) -> tuple[Path, dict] | None:
+    path = last if last.exists() else best
     if not path.exists():
         return None
-    content = load_checkpoint(path)
-    _check_folder(path, content)
+    try:
+        content = load_checkpoint(path)
+    except ValueError as error:
+        hint = "; delete last.pt, and the run goes on from best.pt" if path == last and best.exists() else ""
+        raise ValueError(f"{error}{hint}") from None
+    check_history(path, content)
+    epoch = content["best"]["epoch"]
+    missing = [n for n in ("best.pt", "model.safetensors") if epoch and not (folder / n).exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"expected {paths.shown(folder / missing[0])}, the weights of epoch {epoch}, the best one so far,"
+            f" found nothing there; {_ANEW}"
+        )
     return path, content
 
 
@@ -304,29 +304,10 @@ def check_history(path: Path, content: dict) -> None:
         FileNotFoundError: names those that it lacks.
         ValueError: it is damaged.
     """
-    if lacking := _lacking(path.parent.name, content):
+    history = path.with_name("history.jsonl")
+    there = {row["epoch"] for row in parse_history(history)[0]} if history.is_file() else set()
+    if lacking := [epoch for epoch in range(1, content["position"]["epoch"]) if epoch not in there]:
         raise FileNotFoundError(
-            f"expected the epochs 1 to {content['position']['epoch'] - 1} in"
-            f" {paths.shown(path.with_name('history.jsonl'))}, as {path.name} goes on behind them, found no"
-            f" {', '.join(map(str, lacking))}; {_ANEW}"
+            f"expected the epochs 1 to {content['position']['epoch'] - 1} in {paths.shown(history)}, as"
+            f" {path.name} goes on behind them, found no {', '.join(map(str, lacking))}; {_ANEW}"
         )
-
-
-def _check_folder(path: Path, content: dict) -> None:
-    """Passes if what was written before the checkpoint at `path` is there."""
-    folder = path.parent
-    check_history(path, content)
-    best = content["best"]["epoch"]
-    missing = [n for n in ("best.pt", "model.safetensors") if best and not (folder / n).exists()]
-    if missing:
-        raise FileNotFoundError(
-            f"expected {paths.shown(folder / missing[0])}, the weights of epoch {best}, the best one so far,"
-            f" found nothing there; {_ANEW}"
-        )
-
-
-def _lacking(run: str, content: dict) -> list[int]:
-    """The epochs before a checkpoint that the history does not have."""
-    path = run_folder(run) / "history.jsonl"
-    there = {row["epoch"] for row in parse_history(path)[0]} if path.is_file() else set()
-    return [epoch for epoch in range(1, content["position"]["epoch"]) if epoch not in there]
