@@ -146,7 +146,7 @@ def check_random_files(root, seed, count):
 
 
 def test_random_files_are_read_or_refused(root):
-    check_random_files(root, seed=0, count=4000)
+    check_random_files(root, seed=0, count=1200)
 
 
 @pytest.mark.slow
