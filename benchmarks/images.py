@@ -26,10 +26,10 @@ DRAWN_SIZE = 224  # of the pictures that stand in for photos, pixels
 @cache
 def jpegs(count: int) -> tuple[list[Path], str]:
     """`count` JPEG files and what they are: Flickr8k's, or drawn scenes where that is not at hand."""
-    from mmlib import paths
+    from mmlib import files
     from mmlib.data.folders import find_image_folder
 
-    root = paths.ROOT / "data" / "flickr8k"
+    root = files.ROOT / "data" / "flickr8k"
     if root.exists():
         folder, names, _ = find_image_folder(root, ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images"))
         if len(names) >= count:
@@ -64,13 +64,13 @@ def packed(count: int, size: int):
 
 def packing(count: int, size: int) -> Callable[[], None]:
     """One call packs all images anew, in a thread for each core."""
-    from mmlib import paths
+    from mmlib import files
 
     jpegs(count)
 
     def work() -> None:
         scratch()
-        for file in paths.CACHE.glob(f"images-*-{size}-*"):
+        for file in files.CACHE.glob(f"images-*-{size}-*"):
             file.unlink()
         packed.cache_clear()
         packed(count, size)

@@ -59,7 +59,7 @@ def settle(runs: Path, cache: Path) -> None:
     """Points a fresh process at the test's own folders."""
     import torch
 
-    from mmlib import paths
+    from mmlib import files
 
     torch.set_num_threads(1)
-    paths.RUNS, paths.CACHE = runs, cache
+    files.RUNS, files.CACHE = runs, cache

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmlib import paths
+from mmlib import files
 from mmlib.data.captions import (
     CaptionFile,
     Splits,
@@ -36,8 +36,7 @@ from mmlib.data.folders import (
     normal_form,
     note_skipped,
 )
-from mmlib.files import checked_name, printable, read_bounded
-from mmlib.paths import shown
+from mmlib.files import checked_name, printable, read_bounded, shown
 
 FLICKR8K_TOKENS = "Flickr8k.token.txt"
 SPLIT_LIST = re.compile(r"(?:(?:flickr_?(?:8k|30k)|karpathy)[._-]?)?(\w+?)[._-]?(?:images|imgs|ids)?\.txt")
@@ -268,7 +267,7 @@ def _find_root(root: str | Path, title: str) -> Path:
     Raises:
         FileNotFoundError: there is none.
     """
-    root = paths.from_root(root)
+    root = files.from_root(root)
     if not root.is_dir():
         raise FileNotFoundError(
             f"expected the {title} folder {shown(root)}, found none; unpack {title} there or correct the path"
@@ -323,7 +322,7 @@ def _build(
     splits: Splits,
     captions: Sequence[CaptionFile],
     folder: Path,
-    files: set[str],
+    on_hand: set[str],
     notes: Iterable[str],
 ) -> Dataset:
     """The data set of checked parts; the first call hashes every image, later ones what has changed.
@@ -336,7 +335,7 @@ def _build(
         splits: image names by split, in order.
         captions: the file to use first; others only make notes where they disagree.
         folder: of the images.
-        files: names of the image files in it, in any Unicode form and case (`match_names`).
+        on_hand: names of the image files in it, in any Unicode form and case (`match_names`).
         notes: what the loader has noted so far.
 
     Raises:
@@ -352,7 +351,7 @@ def _build(
             f"expected every image in one split, found {_first(twice)} in {where}; get the split files again"
         )
     wanted = list(split_of)
-    on_disk = match_names(wanted, files, shown(folder))
+    on_disk = match_names(wanted, on_hand, shown(folder))
     if missing := [name for name in wanted if name not in on_disk]:
         raise FileNotFoundError(
             f"expected every image of the splits in {shown(folder)}, found no {_first(missing)}; complete the"
@@ -364,14 +363,14 @@ def _build(
             f"expected captions of every image of the splits in {shown(used.path)}, found none of"
             f" {_first(silent)}; get the file again"
         )
-    notes = [*notes, *_note_left_out(wanted, files - set(on_disk.values()), used)]
+    notes = [*notes, *_note_left_out(wanted, on_hand - set(on_disk.values()), used)]
     for other in others:
         different = [name for name in wanted if used.captions[name] != other.captions.get(name)]
         says = f"other captions of {count(len(different), 'image')} of the splits: {_first(different)}"
         says = says if different else "the same captions of the splits"
         notes.append(f"Captions are read from {used.path.name}; {other.path.name} has {says}.")
     sha256 = file_digests(
-        [folder / on_disk[name] for name in wanted], paths.CACHE / f"{data_set}-digests.json"
+        [folder / on_disk[name] for name in wanted], files.CACHE / f"{data_set}-digests.json"
     )
     digests = dict(zip(wanted, sha256))
     built = {}

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import ModelConfig, TrainConfig
 from mmlib.data import Tokenizer, restore_tokenizer
 from mmlib.files import read_json
@@ -54,14 +54,14 @@ def load_checkpoint(path: Path) -> dict:
         ValueError: truncated or damaged, holding code, or not a checkpoint of this project.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint: expected {paths.shown(path)}, found nothing there")
+        raise FileNotFoundError(f"no checkpoint: expected {files.shown(path)}, found nothing there")
     _check_whole(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise ValueError(
-            f"{paths.shown(path)} is refused: it asks to run code when it is read"
+            f"{files.shown(path)} is refused: it asks to run code when it is read"
             f" ({asked[1] if asked else 'an unknown instruction'}), which no checkpoint of this project does."
             " Do not load it elsewhere"
         ) from None
@@ -70,14 +70,14 @@ def load_checkpoint(path: Path) -> dict:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format", "no format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(
-            f"{paths.shown(path)} is no checkpoint of this project: expected format {FORMAT}, found {found}"
+            f"{files.shown(path)} is no checkpoint of this project: expected format {FORMAT}, found {found}"
         )
     parts = content | {"": content}
     for part, names in PARTS.items():
         if lacking := [n for n in names if not isinstance(parts[part], dict) or n not in parts[part]]:
             where = f" in its part {part!r}" if part else ""
             raise ValueError(
-                f"{paths.shown(path)} is damaged or no checkpoint of this project: expected"
+                f"{files.shown(path)} is damaged or no checkpoint of this project: expected"
                 f" {', '.join(lacking)}{where}, found nothing of that name. Use the run's other checkpoint,"
                 " or train again with overwrite=True"
             )
@@ -97,7 +97,7 @@ def _check_whole(path: Path) -> None:
 
 def _damaged(path: Path, reason: str) -> str:
     return (
-        f"{paths.shown(path)} is truncated, damaged or no checkpoint ({path.stat().st_size} bytes; {reason})."
+        f"{files.shown(path)} is truncated, damaged or no checkpoint ({path.stat().st_size} bytes; {reason})."
         " Use the run's other checkpoint, or train again with overwrite=True"
     )
 
@@ -125,10 +125,10 @@ def check_fits(path: Path, content: dict, config: Mapping, tokenizer_fingerprint
         if theirs.get(n) != config[n]
     ]
     if differ:
-        raise ValueError(f"{paths.shown(path)} is of another architecture: " + "; ".join(differ))
+        raise ValueError(f"{files.shown(path)} is of another architecture: " + "; ".join(differ))
     if content["tokenizer_fingerprint"] != tokenizer_fingerprint:
         raise ValueError(
-            f"{paths.shown(path)} is of another tokenizer: {theirs.get('tokenizer')!r} with fingerprint"
+            f"{files.shown(path)} is of another tokenizer: {theirs.get('tokenizer')!r} with fingerprint"
             f" {content['tokenizer_fingerprint']} in the checkpoint, {config['tokenizer']!r} with"
             f" {tokenizer_fingerprint} here; the same token ids would mean other characters"
         )
@@ -141,7 +141,7 @@ def load_weights(path: Path, module: torch.nn.Module, state: dict) -> None:
         ValueError: names the first keys that are missing, unexpected or of another shape.
     """
     if wrong := misfits(state, module.state_dict()):
-        raise ValueError(f"{paths.shown(path)} does not fit the model: {wrong}")
+        raise ValueError(f"{files.shown(path)} does not fit the model: {wrong}")
     module.load_state_dict(state)
 
 
@@ -223,11 +223,11 @@ def stored_tokenizer(run: str) -> Tokenizer:
     try:
         return restore_tokenizer(state)
     except ValueError as error:
-        raise ValueError(f"{paths.shown(path)}: {error}") from None
+        raise ValueError(f"{files.shown(path)}: {error}") from None
     except (LookupError, TypeError, AttributeError, OverflowError) as error:
         reason = f"expected a tokenizer, found {type(error).__name__}: {error}"
         raise ValueError(
-            f"{paths.shown(path)} is damaged: {reason:.300}; bring it back from a copy"
+            f"{files.shown(path)} is damaged: {reason:.300}; bring it back from a copy"
         ) from None
 
 
@@ -274,26 +274,26 @@ def last_checkpoint(config: TrainConfig) -> tuple[Path, dict] | None:
     if not (folder / "config.json").exists():
         if last.exists():
             raise FileNotFoundError(
-                f"expected {paths.shown(folder / 'config.json')} beside last.pt, found nothing there (it was"
+                f"expected {files.shown(folder / 'config.json')} beside last.pt, found nothing there (it was"
                 f" deleted, or an overwriting was cut short); {_ANEW}"
             )
         return None
-    if not last.exists():
-        return _from_best(best)
-    try:
-        content = load_checkpoint(last)
-    except ValueError as error:
-        hint = "; delete last.pt, and the run goes on from best.pt" if best.exists() else ""
-        raise ValueError(f"{error}{hint}") from None
-    _check_folder(last, content)
-    return last, content
-
-
-def _from_best(path: Path) -> tuple[Path, dict] | None:
+    path = last if last.exists() else best
     if not path.exists():
         return None
-    content = load_checkpoint(path)
-    _check_folder(path, content)
+    try:
+        content = load_checkpoint(path)
+    except ValueError as error:
+        hint = "; delete last.pt, and the run goes on from best.pt" if path == last and best.exists() else ""
+        raise ValueError(f"{error}{hint}") from None
+    check_history(path, content)
+    epoch = content["best"]["epoch"]
+    missing = [n for n in ("best.pt", "model.safetensors") if epoch and not (folder / n).exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"expected {files.shown(folder / missing[0])}, the weights of epoch {epoch}, the best one so far,"
+            f" found nothing there; {_ANEW}"
+        )
     return path, content
 
 
@@ -304,29 +304,10 @@ def check_history(path: Path, content: dict) -> None:
         FileNotFoundError: names those that it lacks.
         ValueError: it is damaged.
     """
-    if lacking := _lacking(path.parent.name, content):
+    history = path.with_name("history.jsonl")
+    there = {row["epoch"] for row in parse_history(history)[0]} if history.is_file() else set()
+    if lacking := [epoch for epoch in range(1, content["position"]["epoch"]) if epoch not in there]:
         raise FileNotFoundError(
-            f"expected the epochs 1 to {content['position']['epoch'] - 1} in"
-            f" {paths.shown(path.with_name('history.jsonl'))}, as {path.name} goes on behind them, found no"
-            f" {', '.join(map(str, lacking))}; {_ANEW}"
+            f"expected the epochs 1 to {content['position']['epoch'] - 1} in {files.shown(history)}, as"
+            f" {path.name} goes on behind them, found no {', '.join(map(str, lacking))}; {_ANEW}"
         )
-
-
-def _check_folder(path: Path, content: dict) -> None:
-    """Passes if what was written before the checkpoint at `path` is there."""
-    folder = path.parent
-    check_history(path, content)
-    best = content["best"]["epoch"]
-    missing = [n for n in ("best.pt", "model.safetensors") if best and not (folder / n).exists()]
-    if missing:
-        raise FileNotFoundError(
-            f"expected {paths.shown(folder / missing[0])}, the weights of epoch {best}, the best one so far,"
-            f" found nothing there; {_ANEW}"
-        )
-
-
-def _lacking(run: str, content: dict) -> list[int]:
-    """The epochs before a checkpoint that the history does not have."""
-    path = run_folder(run) / "history.jsonl"
-    there = {row["epoch"] for row in parse_history(path)[0]} if path.is_file() else set()
-    return [epoch for epoch in range(1, content["position"]["epoch"]) if epoch not in there]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import TrainConfig
 from mmlib.data import Dataset, Tokenizer, open_store
 from mmlib.data.augment import VERSION, Augment, normalise
@@ -203,8 +203,8 @@ def open_features(
 
     with _reading(encoder) as read:
         label = f"features of {store.path.stem.split('-')[0]}"
-        array = open_array((cache or paths.CACHE) / name, header, compute, batch_size, label)
-    return Store(array, dict(store.splits), (cache or paths.CACHE) / name)
+        array = open_array((cache or files.CACHE) / name, header, compute, batch_size, label)
+    return Store(array, dict(store.splits), (cache or files.CACHE) / name)
 
 
 def open_text_features(
@@ -239,7 +239,7 @@ def open_text_features(
         "shape": [len(captions), *encoder.feature_shape],
     }
     key = f"{digest[:16]}-{tokenizer.fingerprint}-{max_tokens}-{fingerprint}"
-    path = (cache or paths.CACHE) / f"{dataset.name}-captions-{key}.npy"
+    path = (cache or files.CACHE) / f"{dataset.name}-captions-{key}.npy"
 
     def compute(start: int, stop: int) -> np.ndarray:
         tokens_BL, length_B = map(torch.from_numpy, tokenizer.encode(captions[start:stop], max_tokens))

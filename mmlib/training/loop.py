@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from mmlib.config import TrainConfig
@@ -151,7 +152,7 @@ class Learner:
         )
         self.stepper = self.fabric.setup_optimizers(self.optimizer)
         self.average = WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
-        self.unwritten = {}  # content by file name of the best epoch, if it is newer than what is on the disk
+        self.unwritten: dict | None = None  # the best epoch's content, if the disk does not have it yet
 
     @property
     def last_epoch(self) -> int:
@@ -271,16 +272,16 @@ class Learner:
         content = self._state()
         if not self.fabric.is_global_zero:
             return
-        data = checkpoint_bytes(content)
         if best:
-            # Copied: safetensors refuses weights that share their memory.
-            tensors = {n: w.to("cpu", copy=True).contiguous() for n, w in evaluated_weights(content).items()}
-            self.unwritten = {"model.safetensors": safetensors_bytes(tensors), "best.pt": data}
+            self.unwritten = content if last else tree_map(_on_host, content)
+        if last and self.unwritten:
+            # Copied one by one: safetensors refuses weights that share their memory.
+            weights = {n: _on_host(w).contiguous() for n, w in evaluated_weights(self.unwritten).items()}
+            self.folder.write("model.safetensors", safetensors_bytes(weights))
+            self.folder.write("best.pt", checkpoint_bytes(self.unwritten))
+            self.unwritten = None
         if last:
-            for name, part in self.unwritten.items():
-                self.folder.write(name, part)
-            self.unwritten = {}
-            self.folder.write("last.pt", data)
+            self.folder.write("last.pt", checkpoint_bytes(content))
             self.saved_at = time.monotonic()
 
     def _state(self) -> dict:
@@ -321,6 +322,10 @@ class Learner:
             set_rng_state(states[rank])
         else:
             torch.manual_seed((self.position.epoch << 40) + (self.position.step << 16) + rank)
+
+
+def _on_host(value):
+    return value.to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
 class LossWatch:

@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import ParameterError, TrainConfig, build
 from mmlib.files import checked_name, explained, parse_json, read_bounded, read_json, write_bytes_atomic
 from mmlib.locks import FolderLock, holder, locked
@@ -35,7 +35,7 @@ def run_folder(run: str) -> Path:
     Raises:
         ValueError: the name cannot be that of a folder, see `checked_name`.
     """
-    return paths.RUNS / checked_name(run, "run")
+    return files.RUNS / checked_name(run, "run")
 
 
 def now() -> str:
@@ -52,10 +52,10 @@ def read_history(run: str) -> list[dict]:
     """
     path = run_folder(run) / "history.jsonl"
     if not path.is_file():
-        raise FileNotFoundError(f"run {run!r} has no history: expected {paths.shown(path)}; train it first")
+        raise FileNotFoundError(f"run {run!r} has no history: expected {files.shown(path)}; train it first")
     rows = parse_history(path)[0]
     for number, row in enumerate(rows, 1):
-        where = f"{paths.shown(path)}, line {number},"
+        where = f"{files.shown(path)}, line {number},"
         checked(row, Epoch, where, _TRAIN_AGAIN)
         before = rows[number - 2]["epoch"] if number > 1 else 0
         if row["epoch"] <= before:
@@ -76,7 +76,7 @@ def stored_config(run: str) -> TrainConfig:
     try:
         return build(TrainConfig, {k: v for k, v in values.items() if k in TrainConfig.model_fields})
     except ParameterError as error:
-        raise ValueError(f"{paths.shown(path)} is damaged: {error}") from None
+        raise ValueError(f"{files.shown(path)} is damaged: {error}") from None
 
 
 def stored_choice(run: str) -> str:
@@ -116,7 +116,7 @@ def evaluated_file(run: str, name: str) -> Path:
     path = run_folder(run) / name
     if not path.is_file():
         raise FileNotFoundError(
-            f"run {run!r} was not evaluated: expected {paths.shown(path)}; run notebook 03_evaluate first"
+            f"run {run!r} was not evaluated: expected {files.shown(path)}; run notebook 03_evaluate first"
         )
     return path
 
@@ -132,7 +132,7 @@ def parse_history(path: Path) -> tuple[list[dict], int]:
             row = parse_json(line, path.name)
         if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
             raise ValueError(
-                f"{paths.shown(path)}, line {number} is damaged: expected one JSON object per line, with its"
+                f"{files.shown(path)}, line {number} is damaged: expected one JSON object per line, with its"
                 f" epoch; {_TRAIN_AGAIN}"
             )
         rows.append(row)
@@ -184,9 +184,9 @@ def require_complete(run: str) -> None:
         ValueError: it is not complete; says what it is.
     """
     if not run_folder(run).is_dir():
-        known = sorted(p.name for p in paths.RUNS.iterdir() if p.is_dir()) if paths.RUNS.is_dir() else []
+        known = sorted(p.name for p in files.RUNS.iterdir() if p.is_dir()) if files.RUNS.is_dir() else []
         there = f"the runs there are: {', '.join(known)}" if known else "there are no runs yet"
-        raise FileNotFoundError(f"no run {run!r} in {paths.shown(paths.RUNS)}; {there}. Train it first")
+        raise FileNotFoundError(f"no run {run!r} in {files.shown(files.RUNS)}; {there}. Train it first")
     state, reason = run_state(run)
     if state != "complete":
         raise ValueError(
@@ -383,7 +383,7 @@ def _commit() -> tuple[str | None, bool | None]:
 
     def git(*words: str) -> str:
         return subprocess.run(
-            ["git", *words], cwd=paths.ROOT, check=True, capture_output=True, text=True
+            ["git", *words], cwd=files.ROOT, check=True, capture_output=True, text=True
         ).stdout.strip()
 
     try:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config.parameters import Name
 from mmlib.files import printable, read_json
 
@@ -350,7 +350,7 @@ def read_stored(path: Path, model: type[Stored], what_to_do: str = AGAIN) -> dic
         value = read_json(path)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{error}; {what_to_do}") from None
-    return checked(value, model, paths.shown(path), what_to_do)
+    return checked(value, model, files.shown(path), what_to_do)
 
 
 def checked(value: Any, model: type[Stored], where: str, what_to_do: str = AGAIN) -> Any:

@@ -18,7 +18,7 @@ from tiny_runs import (
     tiny_train,
 )
 
-from mmlib import paths
+from mmlib import files
 from mmlib.cli import main
 from mmlib.locks import InUse
 from mmlib.training import run_state
@@ -37,11 +37,11 @@ def runs(tmp_path_factory, tiny_cache):
     torch.set_num_threads(1)
     place = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "CACHE", tiny_cache)
-        patch.setattr(paths, "RUNS", place / "whole")
+        patch.setattr(files, "CACHE", tiny_cache)
+        patch.setattr(files, "RUNS", place / "whole")
         tiny_train(**RUN)
         whole = left_behind("tiny")
-        patch.setattr(paths, "RUNS", place / "stopped")
+        patch.setattr(files, "RUNS", place / "stopped")
         before_step(patch, 2 * STEPS + 2, press_ctrl_c)
         with pytest.raises(KeyboardInterrupt):
             tiny_train(**RUN)
@@ -117,7 +117,7 @@ def test_without_the_weights_of_the_best_epoch(name, last, stopped, whole):
         if name == "best.pt":  # nothing is left to go on from
             goes_on(whole)
             return
-    path = paths.RUNS / "tiny" / name
+    path = files.RUNS / "tiny" / name
     message = f"expected {path}, the weights of epoch 1, the best one so far, found nothing there"
     assert_refused(stopped, FileNotFoundError, message + WHAT_TO_DO)
 

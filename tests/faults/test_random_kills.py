@@ -1,4 +1,4 @@
-"""Killed twenty times at random moments, a run ends with the bits of one that nobody killed."""
+"""Killed again and again at random moments, a run ends with the bits of one that nobody killed."""
 
 import shutil
 import tarfile
@@ -12,7 +12,7 @@ from mmlib.data import load_dataset
 from mmlib.data.shards import write_shards
 from mmlib.training import run_state
 
-KILLS, MANY = 20, 200
+KILLS, MANY = 10, 200
 LONG = {"epochs": 6, "checkpoint_steps": 1}
 RECIPES = {
     "sgd, all captions; average, augmentation, chunks, dropout": LONG

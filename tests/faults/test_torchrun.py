@@ -42,7 +42,17 @@ def train_here(runs, cache):
     tiny_train(**CHANGES)
 
 
-def test_torchrun_trains_and_says_each_thing_once(torchrun, tiny_place, tiny_cache, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_cache):
+    """What two processes leave behind that nobody kills."""
+    runs = tmp_path_factory.mktemp("together")
+    assert run_together(train_here, 2, runs, tiny_cache) == [0, 0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "RUNS", runs)
+        return left_behind("tiny")
+
+
+def test_torchrun_trains_and_says_each_thing_once(torchrun, tiny_place, whole):
     done = torchrun()
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -52,17 +62,11 @@ def test_torchrun_trains_and_says_each_thing_once(torchrun, tiny_place, tiny_cac
     assert lines.count(f"complete: {tiny_place / 'tiny'}") == 1
     assert len(lines) == len(set(lines))
     assert run_state("tiny") == ("complete", None)
-    there = left_behind("tiny")
-
-    assert run_together(train_here, 2, tmp_path / "together", tiny_cache) == [0, 0]
-    monkeypatch.setattr(files, "RUNS", tmp_path / "together")
-    assert_same(left_behind("tiny"), there)
+    assert_same(whole, left_behind("tiny"))
 
 
 @pytest.mark.parametrize("rank", ["0", pytest.param("1", marks=pytest.mark.slow)])
-def test_a_killed_process_ends_all_and_the_same_command_goes_on(
-    rank, torchrun, tiny_cache, tmp_path, monkeypatch
-):
+def test_a_killed_process_ends_all_and_the_same_command_goes_on(rank, torchrun, whole):
     done = torchrun(str(MORTAL), rank, "4")
     assert done.returncode != 0
     assert run_state("tiny")[0] == "killed", done.stderr
@@ -73,10 +77,7 @@ def test_a_killed_process_ends_all_and_the_same_command_goes_on(
     assert "run 'tiny' goes on in epoch" in done.stdout
     assert done.stdout.count("goes on") == done.stdout.count("complete: ") == 1
     assert run_state("tiny") == ("complete", None)
-    there = left_behind("tiny")
-    assert run_together(train_here, 2, tmp_path / "together", tiny_cache) == [0, 0]
-    monkeypatch.setattr(files, "RUNS", tmp_path / "together")
-    assert_same(left_behind("tiny"), there)
+    assert_same(whole, left_behind("tiny"))
 
 
 def test_wrong_input_ends_with_an_error_that_torchrun_passes_on(torchrun, tiny_place):

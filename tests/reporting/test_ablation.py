@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import reporting_samples as samples
 
-from mmlib import paths
+from mmlib import files
 from mmlib.config import ParameterError
 from mmlib.files import read_json, write_json
 from mmlib.metrics import paired_ranks, retrieval_ranks, summarise, summarise_seeds
@@ -107,12 +107,12 @@ def ablation() -> dict:
 @pytest.fixture
 def folders(repository, ablation):
     """The run folders that `ablation` says it was made from."""
-    (paths.RUNS / "abl").mkdir(parents=True)
+    (files.RUNS / "abl").mkdir(parents=True)
     write_json(run_folder("abl") / "ablation.json", ablation)
     write_json(run_folder("abl") / "status.json", {"state": "complete", "reason": None})
     for arm in ablation["arms"]:
         for one in (*arm["runs"], *arm["tried"]):
-            if (paths.RUNS / one["run"]).exists():
+            if (files.RUNS / one["run"]).exists():
                 continue
             folder = repository.run(one["run"], one["state"], one["reason"], result=False)
             if one in arm["runs"] and one["state"] == "complete":
@@ -121,7 +121,7 @@ def folders(repository, ablation):
                 protocols = {r.protocol: summarise(r) for r in (ranks, paired)}
                 write_json(folder / "results.json", samples.result(one["run"]) | {"protocols": protocols})
                 ranks.save(folder / "ranks.npz")
-    return paths.RUNS
+    return files.RUNS
 
 
 def test_the_table_has_both_directions_of_each_arm_and_what_failed(ablation):
@@ -307,7 +307,7 @@ def test_a_run_that_is_gone_makes_the_ablation_incomplete(repository, folders):
     repository.executed("abl", "05_ablation", [], parameters='run: str = "abl"  # name')
     (folders / "abl.strong.s0" / "status.json").unlink()
     write_report("abl")
-    content = json.loads((paths.REPORTS / "abl" / "results.json").read_text())
+    content = json.loads((files.REPORTS / "abl" / "results.json").read_text())
     assert content["state"] == "failed"
     assert "abl.strong.s0" in content["reason"]
 
@@ -316,7 +316,7 @@ def test_a_damaged_record_is_no_end_of_the_report(repository, folders):
     (folders / "abl" / "ablation.json").write_text("{")
     repository.executed("abl", "05_ablation", [], parameters='run: str = "abl"  # name')
     write_report("abl")
-    assert "abl" in json.loads((paths.REPORTS / "abl" / "results.json").read_text())["runs"]
+    assert "abl" in json.loads((files.REPORTS / "abl" / "results.json").read_text())["runs"]
 
 
 # --- what is asked before anything is executed
@@ -329,7 +329,7 @@ def planned(repository):
         parameters='dataset: str = "shapes"  # set\nepochs: int = 1  # number\nlr: float = 0.1  # rate',
     )
     repository.notebook("05_ablation", parameters='run: str = "abl"  # name')
-    (paths.ROOT / "base.yaml").write_text("epochs: 2\nlr: 0.1\n")
+    (files.ROOT / "base.yaml").write_text("epochs: 2\nlr: 0.1\n")
 
     def steps(text: str):
         repository.params("abl", "05_ablation", "base: base.yaml\n" + text)
@@ -342,14 +342,14 @@ def test_a_wrong_ablation_stops_before_anything_is_executed(planned):
     planned("arms: {a: {memory_slotz: 3}}\n")
     with pytest.raises(ParameterError, match="unknown parameter 'memory_slotz'; did you mean 'memory_slots'"):
         run_experiment("abl")
-    assert not paths.REPORTS.exists()
+    assert not files.REPORTS.exists()
 
 
 def test_missing_data_of_an_ablation_stop_it_too(planned):
     steps = planned("arms: {a: {}}\nchanges: {dataset: flickr8k}\n")
     with pytest.raises(FileNotFoundError, match=r"05_ablation: expected the Flickr8k folder data/flickr8k"):
         check_data_roots(steps)
-    check_data_roots([replace(steps[0], parameters=steps[0].parameters | {"data_root": str(paths.ROOT)})])
+    check_data_roots([replace(steps[0], parameters=steps[0].parameters | {"data_root": str(files.ROOT)})])
 
 
 def test_the_plan_is_a_row_an_arm(planned):

@@ -13,7 +13,7 @@ from test_ablation import record
 from test_diagnosis import dataset
 from test_foreign import PNG
 
-from mmlib import paths
+from mmlib import files
 from mmlib.analysis.diagnosis import diagnose, queries_of
 from mmlib.files import write_json
 from mmlib.metrics import retrieval_ranks, summarise
@@ -72,8 +72,8 @@ def world(repository):
     write_json(run_folder(RUN) / "diagnosis.json", found | {"data": samples.DATA, "people": people})
     write_json(run_folder(RUN) / "queries.json", queries_of(dataset(), "test"))
     ablation = record()
-    (paths.RUNS / "abl").mkdir()
-    (paths.RUNS / "abl" / "status.json").write_text('{"state": "complete", "reason": null}')
+    (files.RUNS / "abl").mkdir()
+    (files.RUNS / "abl" / "status.json").write_text('{"state": "complete", "reason": null}')
     write_json(run_folder("abl") / "ablation.json", ablation)
     for arm in ablation["arms"]:
         for run in arm["runs"]:
@@ -88,7 +88,7 @@ def world(repository):
     both = f'runs: list[str] = ["{RUN}", "demo-continue"]  # runs'
     repository.executed("demo", "03_evaluate", outputs[:1], outputs[2:], parameters=both)
     repository.executed("demo", "05_ablation", outputs[:1], parameters='run: str = "abl"  # name')
-    return paths.ROOT
+    return files.ROOT
 
 
 def drawn(*figures) -> None:
@@ -155,11 +155,11 @@ def damaged_again_and_again(files: list, rounds: int, seed: int):
 
 
 def read_damaged(rounds: int, seed: int) -> int:
-    files = [paths.RUNS / name for name in USES]
+    damaged = [files.RUNS / name for name in USES]
     refused = 0
-    for path, done in damaged_again_and_again(files, rounds, seed):
+    for path, done in damaged_again_and_again(damaged, rounds, seed):
         try:
-            USES[path.relative_to(paths.RUNS).as_posix()]()
+            USES[path.relative_to(files.RUNS).as_posix()]()
         except Exception as error:
             named = isinstance(error, ValueError | FileNotFoundError) and path.name in str(error)
             if not named:
@@ -169,16 +169,16 @@ def read_damaged(rounds: int, seed: int) -> int:
 
 
 def report_damaged(rounds: int, seed: int) -> int:
-    files = [*paths.RUNS.rglob("*.json*"), *paths.REPORTS.rglob("*.ipynb")]
-    files += [paths.REPORTS / "demo" / "results.json"] * 4
+    damaged = [*files.RUNS.rglob("*.json*"), *files.REPORTS.rglob("*.ipynb")]
+    damaged += [files.REPORTS / "demo" / "results.json"] * 4
     marked = 0
-    for path, done in damaged_again_and_again(files, rounds, seed):
+    for path, done in damaged_again_and_again(damaged, rounds, seed):
         try:
             write_index()
             folder = write_report("demo")
             write_index()
         except Exception as error:
-            if isinstance(error, IsADirectoryError) and f"could not write {paths.shown(path)}" in str(error):
+            if isinstance(error, IsADirectoryError) and f"could not write {files.shown(path)}" in str(error):
                 continue  # a folder in the place of the report's own file
             raise AssertionError(f"{done}: {type(error).__name__}: {error}") from error
         report = json.loads((folder / "results.json").read_text())
@@ -195,7 +195,7 @@ def test_what_notebooks_read_is_sound_or_refused_by_name(world):
 
 def test_a_report_is_made_of_whatever_is_there(world):
     write_report("demo")
-    assert json.loads((paths.REPORTS / "demo" / "results.json").read_text())["problems"] == []
+    assert json.loads((files.REPORTS / "demo" / "results.json").read_text())["problems"] == []
     assert report_damaged(8, seed=2) > 2
 
 

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from mmlib import paths
+from mmlib import files
 from mmlib.cli import main
 from mmlib.reporting.report import write_report
 from mmlib.training.runs import run_folder, run_state
@@ -46,15 +46,15 @@ def contents(folder) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_is_no_folder_of_reports_ends_with_2_and_touches_nothing(repository, capsys, name):
     for file in ("README.md", "results.json"):
-        (paths.ROOT / file).write_text("mine")
+        (files.ROOT / file).write_text("mine")
     repository.run("demo-train")
     repository.executed("demo", "01_train", [])
-    before = contents(paths.ROOT)
+    before = contents(files.ROOT)
     assert main(["report", name]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: experiment: expected a name of letters, digits, '-', '_' and dots inside")
     assert "\x1b" not in said
-    assert contents(paths.ROOT) == before
+    assert contents(files.ROOT) == before
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,23 +95,23 @@ def test_a_damaged_run_is_marked_and_the_rest_is_made(repository, capsys):
         (folder / file).write_text(text.replace(old, new, 1))
         assert main(["report", "demo"]) == 1
         assert said in capsys.readouterr().err
-        report = json.loads((paths.REPORTS / "demo" / "results.json").read_text())
+        report = json.loads((files.REPORTS / "demo" / "results.json").read_text())
         assert said in report["reason"]
         assert said in report["runs"]["demo-train"]["reason"]
         assert report["metrics"]["good"]["test"]["run"] == "good"
         good, damaged = (
-            BeautifulSoup((paths.REPORTS / "demo" / f"{name}.html").read_text(), "html.parser")
+            BeautifulSoup((files.REPORTS / "demo" / f"{name}.html").read_text(), "html.parser")
             for name in report["notebooks"]
         )
         assert said in damaged.find(role="alert").text
         assert good.find(role="alert") is None
-        assert "cannot be used" not in (paths.REPORTS / "index.html").read_text()
+        assert "cannot be used" not in (files.REPORTS / "index.html").read_text()
         (folder / file).write_text(text)
 
 
 def files_of_report() -> dict[str, bytes]:
-    files = contents(paths.REPORTS / "demo")
-    return {name: content for name, content in files.items() if not name.startswith("executed")}
+    found = contents(files.REPORTS / "demo")
+    return {name: content for name, content in found.items() if not name.startswith("executed")}
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, None], ids=["full", "read-only", "killed"])
@@ -125,7 +125,7 @@ def test_each_file_of_a_report_is_whole_whatever_stops_it(repository, monkeypatc
         replace = os.replace
 
         def stopping(source, target):
-            if target == paths.REPORTS / "demo" / victim:
+            if target == files.REPORTS / "demo" / victim:
                 raise OSError(number, os.strerror(number)) if number else Killed
             replace(source, target)
 
@@ -169,7 +169,7 @@ def test_a_killed_run_on_a_read_only_disk_is_reported_elsewhere(repository, monk
 
     def refuse(function, writes):
         def guarded(path, *more, **named):
-            if str(path).startswith(str(paths.RUNS)) and writes(*more, **named):
+            if str(path).startswith(str(files.RUNS)) and writes(*more, **named):
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
             return function(path, *more, **named)
 
@@ -191,9 +191,9 @@ def test_a_killed_run_on_a_read_only_disk_is_reported_elsewhere(repository, monk
 def test_every_committed_report_is_sound():
     from mmlib.training.stored import Report, read_stored
 
-    files = [p for p in (paths.ROOT / "reports").rglob("results.json") if "executed" not in p.parts]
-    assert files
-    for path in files:
+    found = [p for p in (files.ROOT / "reports").rglob("results.json") if "executed" not in p.parts]
+    assert found
+    for path in found:
         page = read_stored(path, Report)
         assert re.fullmatch("complete|failed|interrupted|killed|incomplete", page["state"])
 
@@ -201,7 +201,7 @@ def test_every_committed_report_is_sound():
 @pytest.mark.parametrize("name", ["published", "Published", "index.html"])
 def test_names_that_reports_has_for_itself_are_refused(name, repository, capsys):
     repository.executed(name, "01_train", [])
-    before = sorted(paths.ROOT.rglob("*"))
+    before = sorted(files.ROOT.rglob("*"))
     assert main(["report", name]) == 2
     assert f"experiment: {name!r} is taken" in capsys.readouterr().err
-    assert sorted(paths.ROOT.rglob("*")) == before
+    assert sorted(files.ROOT.rglob("*")) == before

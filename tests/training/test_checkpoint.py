@@ -18,7 +18,7 @@ from tiny_runs import (
     tiny_train,
 )
 
-from mmlib import files, paths
+from mmlib import files
 from mmlib.training import loop, run_state
 from mmlib.training.checkpoint import PARTS, check_fits, checkpoint_bytes, load_checkpoint, load_weights
 from mmlib.training.runs import RunFolder
@@ -139,7 +139,7 @@ def test_a_whole_model_is_refused_by_the_name_of_its_class(saved):
 @pytest.mark.usefixtures("tiny_place")
 def test_of_another_architecture_names_each_size():
     config = tiny_train(epochs=1) and checkpoint("tiny")["config"]
-    path, content = paths.RUNS / "tiny" / "last.pt", checkpoint("tiny")
+    path, content = files.RUNS / "tiny" / "last.pt", checkpoint("tiny")
     other = config | {"latent_dim": 32, "max_tokens": 12}
     with pytest.raises(ValueError, match="another architecture") as caught:
         check_fits(path, content, other, content["tokenizer_fingerprint"])
@@ -167,9 +167,9 @@ def test_the_files_of_other_runs_are_refused_wherever_a_checkpoint_is_read(monke
     tiny_train(epochs=1)
     tiny_train(epochs=1, run="wide", latent_dim=32)
     tiny_train(epochs=1, run="words", tokenizer="word")
-    place = paths.RUNS / "tiny" / "best.pt"
+    place = files.RUNS / "tiny" / "best.pt"
     for run, wrong in (("wide", "latent_dim: 32 in the checkpoint, 16 here"), ("words", "another tokenizer")):
-        place.write_bytes((paths.RUNS / run / "best.pt").read_bytes())
+        place.write_bytes((files.RUNS / run / "best.pt").read_bytes())
         for use in (tiny_evaluate, tiny_continue):
             with pytest.raises(ValueError, match=wrong):
                 use()
@@ -177,12 +177,12 @@ def test_the_files_of_other_runs_are_refused_wherever_a_checkpoint_is_read(monke
     for use in (tiny_evaluate, tiny_continue):
         with pytest.raises(FileNotFoundError, match=r"tiny/best\.pt, found nothing there"):
             use()
-    assert not (paths.RUNS / "child").exists()
+    assert not (files.RUNS / "child").exists()
 
     before_step(monkeypatch, 2, press_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         tiny_train(run="stopped", epochs=1)
-    last = paths.RUNS / "stopped" / "last.pt"
+    last = files.RUNS / "stopped" / "last.pt"
     last.write_bytes(last.read_bytes()[:5000])
     with pytest.raises(
         ValueError, match=r"stopped/last\.pt is truncated.*or train again with overwrite=True"
@@ -225,7 +225,7 @@ def test_a_run_on_a_full_disk_fails_and_goes_on_when_there_is_space(name, tmp_pa
     rsum, summarise = iter(range(99)), loop.summarise
     monkeypatch.setattr(loop, "summarise", lambda ranks: summarise(ranks) | {"rsum": float(next(rsum))})
     with monkeypatch.context() as patch:
-        patch.setattr(paths, "RUNS", tmp_path / "whole")
+        patch.setattr(files, "RUNS", tmp_path / "whole")
         tiny_train()
         whole = left_behind("tiny")
     rsum = iter(range(99))
@@ -236,7 +236,7 @@ def test_a_run_on_a_full_disk_fails_and_goes_on_when_there_is_space(name, tmp_pa
     state, reason = run_state("tiny")
     assert state == "failed"
     assert "No space left on device" in reason
-    assert not list((paths.RUNS / "tiny").glob("*.part"))
+    assert not list((files.RUNS / "tiny").glob("*.part"))
     assert checkpoint("tiny")["position"]["epoch"] == 2
     rsum = iter(range(1, 99))
     tiny_train()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_runs import STEPS, before_step, checkpoint, left_behind, tiny_evaluate, tiny_train
 
-from mmlib import paths
+from mmlib import files
 from mmlib.training import run_state
 from mmlib.training.loop import Learner, LossWatch
 
@@ -37,7 +37,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_with_epoch_step_and_lr(monkey
     state, reason = run_state("tiny")
     assert state == "failed"
     assert reason.startswith("FloatingPointError: the loss became nan in epoch 2 at step 2")
-    assert json.loads((paths.RUNS / "tiny" / "status.json").read_text())["epoch"] == 1
+    assert json.loads((files.RUNS / "tiny" / "status.json").read_text())["epoch"] == 1
     assert_finite("tiny")
     assert checkpoint("tiny")["position"]["epoch"] == 2
     assert len(left_behind("tiny")["history"]) == 1

@@ -92,14 +92,34 @@ def test_a_run_stopped_at_every_step_ends_as_one_never_stopped(recipe, never_sto
     assert_same(whole, left_behind("tiny"))
 
 
-def test_checkpoints_inside_an_epoch_change_nothing(never_stopped):
+@pytest.mark.parametrize("seconds", [0, 3600])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_how_often_a_checkpoint_is_written_changes_nothing(seconds, stopped, never_stopped, monkeypatch):
+    """At every step; or at the end alone, or a stop, the best weights kept in memory until then."""
+    recipe = {"checkpoint_seconds": seconds, "checkpoint_steps": 0}
     whole = deepcopy(never_stopped())
-    tiny_train(checkpoint_seconds=0, checkpoint_steps=0)
+    if stopped:
+        with monkeypatch.context() as patch:
+            before_step(patch, STEPS + 2, press_ctrl_c)
+            with pytest.raises(KeyboardInterrupt):
+                tiny_train(**recipe)
+        assert checkpoint("tiny", "best")["position"]["epoch"] == 2
+    tiny_train(**recipe)
     rest = left_behind("tiny")
     for content in (*whole.values(), *rest.values()):
         if isinstance(content, dict):
             del content["config"]["checkpoint_seconds"], content["config"]["checkpoint_steps"]
     assert_same(whole, rest)
+
+
+def test_an_epoch_that_is_short_writes_no_checkpoint(monkeypatch):
+    seen = []
+    before_step(monkeypatch, STEPS + 2, lambda _: seen.extend(sorted(files.RUNS.joinpath("tiny").iterdir())))
+    tiny_train(checkpoint_seconds=3600, checkpoint_steps=0)
+    names = {path.name for path in seen}
+    assert "history.jsonl" in names
+    assert not names & {"last.pt", "best.pt", "model.safetensors"}
+    assert checkpoint("tiny")["position"]["epoch"] == 3
 
 
 def test_a_learned_temperature_is_resumed_too(never_stopped, monkeypatch):

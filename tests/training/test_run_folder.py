@@ -18,7 +18,7 @@ from tiny_runs import (
     tiny_train,
 )
 
-from mmlib import paths
+from mmlib import files
 from mmlib.cli import main
 from mmlib.config import ParameterError
 from mmlib.data import shapes
@@ -230,11 +230,11 @@ def test_a_folder_replaced_under_a_training_is_left_to_the_new_one(monkeypatch, 
     def move_and_train_anew(training):
         folder.rename(folder.with_name("moved"))
         monkeypatch.undo()
-        monkeypatch.setattr(paths, "RUNS", folder.parent)
-        monkeypatch.setattr(paths, "CACHE", cache)
+        monkeypatch.setattr(files, "RUNS", folder.parent)
+        monkeypatch.setattr(files, "CACHE", cache)
         tiny_train(epochs=1, lr=0.02)
 
-    cache = paths.CACHE
+    cache = files.CACHE
     before_step(monkeypatch, 6, move_and_train_anew)
     with pytest.raises(RuntimeError, match="tiny is gone: it was deleted, moved or replaced"):
         tiny_train()

@@ -26,7 +26,7 @@ from tiny_runs import (
 )
 from together import run_together, settle
 
-from mmlib import paths
+from mmlib import files
 from mmlib.cli import main
 from mmlib.data import load_dataset
 from mmlib.data import shards as shards_module
@@ -77,7 +77,7 @@ def tolerant(monkeypatch):
 @pytest.fixture(autouse=True)
 def cold(tiny_place, tmp_path, monkeypatch):
     """A cache that knows nothing yet."""
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(files, "CACHE", tmp_path / "cache")
     return tmp_path / "cache"
 
 
@@ -152,8 +152,8 @@ def never_stopped(spoiled, tmp_path_factory):
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards_module, "MOST_BROKEN", 0.1)
-        patch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
-        patch.setattr(paths, "RUNS", tmp_path_factory.mktemp("runs"))
+        patch.setattr(files, "CACHE", tmp_path_factory.mktemp("cache"))
+        patch.setattr(files, "RUNS", tmp_path_factory.mktemp("runs"))
         tiny_train(**spoiled, flip=True)
         return left_behind("tiny")
 
@@ -267,7 +267,7 @@ def test_two_processes_that_were_killed_go_on_bit_for_bit(spoiled, tmp_path, col
     whole.mkdir()
     seen_by(2, whole, cold, changes)
     with monkeypatch.context() as patch:
-        patch.setattr(paths, "RUNS", whole / "runs")
+        patch.setattr(files, "RUNS", whole / "runs")
         expected = left_behind("tiny")
     seen_by(2, tmp_path, cold, changes, last=STEPS + 2)
     assert run_state("tiny")[0] == "killed"
@@ -280,7 +280,7 @@ def test_two_processes_that_were_killed_go_on_bit_for_bit(spoiled, tmp_path, col
 
 @pytest.mark.parametrize("which", ["all", "one"])
 def test_the_example_of_the_docs_runs(which, tmp_path, capsys):
-    text = (paths.ROOT / "docs" / "shards.md").read_text(encoding="utf-8")
+    text = (files.ROOT / "docs" / "shards.md").read_text(encoding="utf-8")
     (writing,) = re.findall(r"^python -m mmlib (shard .*)$", text, re.MULTILINE)
     (example,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     folder = str(tmp_path / "shards")
