@@ -75,7 +75,7 @@ def test_commands_of_mmlib_reach_their_work(command, tmp_path, monkeypatch):
 
     for work in ("training.train", "training.continue_training", "training.evaluate", "data.load_dataset"):
         monkeypatch.setattr(f"mmlib.{work}", note)
-    for work in ("data.shards.write_shards", "reporting.pipeline.run_experiment"):
+    for work in ("data.shards.write_shards", "pipeline.run_experiment"):
         monkeypatch.setattr(f"mmlib.{work}", note)
     monkeypatch.setattr("mmlib.pipeline.render_again", lambda name: note(name) or tmp_path)
     monkeypatch.setattr("mmlib.metrics.embeddings.results_text", lambda *given: note(*given) and "")
