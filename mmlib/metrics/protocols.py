@@ -38,6 +38,8 @@ class Protocol:
         ranking: `standard` or `paired`: which function computes the ranks.
         images: number of images that the name promises; None for any.
         one_caption: each image has exactly one caption.
+        dataset: whose test split the name stands for; None for any.
+        folds: equal runs of `images` images that are ranked each for itself.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Protocol:
     ranking: str = "standard"
     images: int | None = None
     one_caption: bool = False
+    dataset: str | None = None
+    folds: int = 1
 
 
 PROTOCOLS = {
@@ -65,12 +69,19 @@ PROTOCOLS = {
             "All images of the data set, training images included; as standard otherwise. Some published"
             " Flickr8k rows were scored on all 8,091 images: not comparable with the test split.",
         ),
-        Protocol("flickr30k_1k", "The 1,000 test images of Karpathy's Flickr30k split.", images=1000),
-        Protocol("coco_5k", "The 5,000 test images of Karpathy's COCO split.", images=5000),
+        Protocol(
+            "flickr30k_1k",
+            "The 1,000 test images of Karpathy's Flickr30k split.",
+            images=1000,
+            dataset="flickr30k",
+        ),
+        Protocol("coco_5k", "The 5,000 test images of Karpathy's COCO split.", images=5000, dataset="coco"),
         Protocol(
             "coco_1k_folds",
             "Mean over five folds of 1,000 images in order, of Karpathy's COCO 5K test split.",
             images=1000,
+            dataset="coco",
+            folds=5,
         ),
         Protocol(
             "single_caption",
@@ -79,6 +90,15 @@ PROTOCOLS = {
         ),
     )
 }
+
+
+def protocols_of(dataset: str, split: str, images: int) -> list[Protocol]:
+    """The protocols that stand for this data set's test split; none if its size is another one."""
+    return [
+        protocol
+        for protocol in PROTOCOLS.values()
+        if split == "test" and protocol.dataset == dataset and protocol.images * protocol.folds == images
+    ]
 
 
 def check_protocol(ranks: RetrievalRanks, name: str | None = None) -> str:

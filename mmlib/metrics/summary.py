@@ -119,7 +119,7 @@ def _mean_over(folds: list[RetrievalRanks], ks) -> dict:
         gallery = mean(gallery_size(fold, d) for fold in folds)
         summary[d] = {
             "n": len(rank_Q),
-            "gallery": int(gallery) if len(folds) == 1 else gallery,
+            "gallery": int(gallery) if gallery.is_integer() else gallery,
             "median_rank": mean(np.median(fold.of(d)) for fold in folds),
             "mean_rank": mean(fold.of(d).mean() for fold in folds),
             "mrr": mean((1 / fold.of(d)).mean() for fold in folds),

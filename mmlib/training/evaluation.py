@@ -23,6 +23,8 @@ from mmlib.data.judgements import find_judgements
 from mmlib.locks import InUse
 from mmlib.metrics import RetrievalRanks, paired_ranks, retrieval_ranks, summarise
 from mmlib.metrics.compare import held_out_fingerprint
+from mmlib.metrics.protocols import fold_ranks, protocols_of
+from mmlib.metrics.summary import summarise_folds
 from mmlib.model import DualEncoder, MemoryNetwork, build_model
 from mmlib.training.checkpoint import (
     check_fits,
@@ -177,6 +179,13 @@ def _evaluate_run(
     image_of_text_M = data.split.image_of_caption_M
     ranks = retrieval_ranks(image_ND, text_MD, image_of_text_M)
     paired = paired_ranks(image_ND, text_MD, image_of_text_M)
+    named = {}
+    for protocol in protocols_of(parts.config.dataset, config.split, ranks.images):
+        if protocol.folds == 1:
+            named[protocol.name] = summarise(ranks, protocol=protocol.name)
+        else:
+            folds = fold_ranks(image_ND, text_MD, image_of_text_M, folds=protocol.folds)
+            named[protocol.name] = summarise_folds(folds, protocol=protocol.name)
     result = {
         "run": run,
         "checkpoint": config.checkpoint,
@@ -185,7 +194,7 @@ def _evaluate_run(
         "data": dataset.identity,
         "pretraining": pretraining(parts.config),
         "wise_ft": config.wise_ft,
-        "protocols": {r.protocol: summarise(r) for r in (ranks, paired)},
+        "protocols": {r.protocol: summarise(r) for r in (ranks, paired)} | named,
     }
     has_memory = isinstance(parts.model, MemoryNetwork)
     arrays = {

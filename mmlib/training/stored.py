@@ -55,7 +55,7 @@ class OneWay(Stored):
     """What a summary says of one direction."""
 
     n: Annotated[int, Field(ge=1, le=2**53)]
-    gallery: Count
+    gallery: Count | Annotated[float, Field(ge=0, le=2**53)]  # the mean over folds may be no whole number
     median_rank: Number
     tied: Count
     r1: Recall

@@ -1,11 +1,13 @@
 """Evaluation: the same figures every time, those that the embeddings give, and a gallery that agrees."""
 
+import dataclasses
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_runs import before_step, press_ctrl_c, tiny_config, tiny_evaluate, tiny_train
 
 from mmlib import files
@@ -14,7 +16,9 @@ from mmlib.data import load_dataset, open_store, shapes
 from mmlib.data.batches import SplitTensors
 from mmlib.locks import InUse
 from mmlib.metrics import paired_ranks, retrieval_ranks, summarise
+from mmlib.metrics.protocols import PROTOCOLS, protocols_of
 from mmlib.metrics.ranks import RetrievalRanks
+from mmlib.reporting import results_table
 from mmlib.training import evaluation, read_arrays, read_result
 from mmlib.training.embed import embed_split
 from mmlib.training.evaluation import load_run
@@ -269,3 +273,42 @@ def test_a_damaged_tokenizer_is_refused_by_the_name_of_its_file(change, trained,
     path.write_text(json.dumps(json.loads(path.read_text()) | change if change else {}))
     with pytest.raises(ValueError, match=r"tiny/tokenizer\.json"):
         tiny_evaluate()
+
+
+def test_a_run_on_coco_is_evaluated_under_the_protocols_of_coco(tmp_path, monkeypatch):
+    parts = ["train"] * 12 + ["val"] * 10 + ["test"] * 10
+    entries = []
+    for number, split in enumerate(parts):
+        name = f"COCO_val2014_{number:012}.jpg"
+        pixels = np.random.default_rng(number).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+        (tmp_path / "val2014").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "val2014" / name)
+        said = [{"raw": f"a thing of kind {number} {word}", "tokens": []} for word in ("here", "there")]
+        entries.append({"filepath": "val2014", "filename": name, "split": split, "sentences": said})
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": entries, "dataset": "coco"}))
+    for name, images in (("coco_5k", 10), ("coco_1k_folds", 2)):
+        monkeypatch.setitem(PROTOCOLS, name, dataclasses.replace(PROTOCOLS[name], images=images))
+    tiny_train(run="coco", dataset="coco", data_root=str(tmp_path), batch_size=8)
+    (result,) = tiny_evaluate("coco")
+    assert list(result["protocols"]) == ["standard", "paired", "coco_5k", "coco_1k_folds"]
+    assert read_result("coco")["protocols"] == result["protocols"]
+    protocols = result["protocols"]
+    assert protocols["coco_5k"] == protocols["standard"] | {"protocol": "coco_5k"}
+    assert protocols["coco_1k_folds"]["i2t"]["n"] == 10
+    assert protocols["coco_1k_folds"]["i2t"]["gallery"] == 4
+    for name in ("coco_5k", "coco_1k_folds"):
+        assert f"test split · protocol {name} · 10 image and 20 caption queries" in repr(
+            results_table([result], name)
+        )
+    (on_val,) = tiny_evaluate("coco", split="val")
+    assert list(on_val["protocols"]) == ["standard", "paired"]
+
+
+def test_a_protocol_is_of_one_data_set_and_one_size():
+    def names(*given):
+        return [protocol.name for protocol in protocols_of(*given)]
+
+    assert names("coco", "test", 5000) == ["coco_5k", "coco_1k_folds"]
+    assert names("flickr30k", "test", 1000) == ["flickr30k_1k"]
+    for other in (("coco", "test", 1000), ("coco", "val", 5000), ("flickr8k", "test", 1000)):
+        assert names(*other) == []
