@@ -189,7 +189,7 @@ def _add_overrides(parser: argparse.ArgumentParser, meaning: str) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     _require_notebooks("run")
-    from mmlib.reporting.pipeline import run_experiment
+    from mmlib.pipeline import run_experiment
 
     return run_experiment(options.experiment, dict(options.param), options.overwrite)
 
@@ -308,11 +308,11 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
 
 def _report(options: argparse.Namespace) -> int:
     _require_notebooks("report")
-    from mmlib.reporting.index import write_index
+    from mmlib.reporting.publish import write_index
 
     problems = []
     if options.experiment is not None:
-        from mmlib.reporting.pipeline import render_again
+        from mmlib.pipeline import render_again
 
         report = render_again(_report_name(options.experiment))
         print(shown(report))
@@ -335,7 +335,7 @@ def _publish(options: argparse.Namespace) -> int:
 
 def _report_name(typed: str) -> str:
     """The experiment of a report that was typed by its name or its folder."""
-    from mmlib.reporting.state import report_folder
+    from mmlib.reporting.notebooks import report_folder
 
     try:
         return report_folder(Path(typed).name).name

@@ -154,7 +154,7 @@ def test_paths_are_found_from_the_current_folder_and_from_the_root(tmp_path, mon
     """`cd params/demo` and the bare file name work; what is in neither place is shown with both."""
     read, ran = [], []
     monkeypatch.setattr(cli, "read_yaml", lambda path: read.append(path) or {"epochs": -1})
-    monkeypatch.setattr("mmlib.reporting.pipeline.run_experiment", lambda name, *_: ran.append(name) or 0)
+    monkeypatch.setattr("mmlib.pipeline.run_experiment", lambda name, *_: ran.append(name) or 0)
     demo = files.PARAMS / "demo"
     for folder, text in ((files.ROOT, "params/demo/01_train.yaml"), (demo, "01_train.yaml")):
         monkeypatch.chdir(folder)
@@ -276,7 +276,7 @@ def test_an_override_may_be_nothing_or_a_list(write, taken, monkeypatch):
 
 def test_overrides_of_an_experiment_reach_its_notebooks(monkeypatch):
     calls = []
-    monkeypatch.setattr("mmlib.reporting.pipeline.run_experiment", lambda *given: calls.append(given) or 7)
+    monkeypatch.setattr("mmlib.pipeline.run_experiment", lambda *given: calls.append(given) or 7)
     assert cli.main(["run", "demo", "-p", "epochs", "2", "--overwrite"]) == 7
     assert calls == [("demo", {"epochs": "2"}, True)]
 

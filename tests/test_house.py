@@ -11,8 +11,8 @@ import pytest
 
 from mmlib import files
 from mmlib.config import CONFIG_OF_NOTEBOOK, TrainConfig, build, defaults, read_values, read_yaml
-from mmlib.reporting.notebook import cell_parameters, read_notebook
-from mmlib.reporting.plan import plan
+from mmlib.pipeline import plan
+from mmlib.reporting.notebooks import cell_parameters, read_notebook
 
 NOTEBOOKS = sorted(files.NOTEBOOKS.glob("*.ipynb"))
 EXPERIMENTS = sorted(path.name for path in files.PARAMS.iterdir() if path.is_dir())

@@ -16,8 +16,8 @@ from tiny_runs import TINY
 from mmlib import files
 from mmlib.cli import main
 from mmlib.config import CONFIG_OF_NOTEBOOK, TrainConfig, build
-from mmlib.reporting.notebook import cell_parameters, read_notebook
-from mmlib.reporting.plan import plan
+from mmlib.pipeline import plan
+from mmlib.reporting.notebooks import cell_parameters, read_notebook
 from mmlib.reporting.publish import QUOTED, QUOTING, renewed
 from mmlib.training import train
 
@@ -75,9 +75,9 @@ def test_commands_of_mmlib_reach_their_work(command, tmp_path, monkeypatch):
 
     for work in ("training.train", "training.continue_training", "training.evaluate", "data.load_dataset"):
         monkeypatch.setattr(f"mmlib.{work}", note)
-    for work in ("data.shards.write_shards", "reporting.pipeline.run_experiment"):
+    for work in ("data.shards.write_shards", "pipeline.run_experiment"):
         monkeypatch.setattr(f"mmlib.{work}", note)
-    monkeypatch.setattr("mmlib.reporting.pipeline.render_again", lambda name: note(name) or tmp_path)
+    monkeypatch.setattr("mmlib.pipeline.render_again", lambda name: note(name) or tmp_path)
     monkeypatch.setattr("mmlib.metrics.embeddings.results_text", lambda *given: note(*given) and "")
     monkeypatch.chdir(tmp_path)
     Path("results.json").write_text('{"problems": []}')  # of the report that is rendered again

@@ -1,36 +1,46 @@
-"""Reporting: figures and tables from run folders; pages, index and the pipeline that makes them.
+"""Reporting: figures and tables from run folders, pages and their index.
 
-What notebooks use is here; `pipeline.run_experiment`, `report.write_report` and `index.write_index`
-stay in their modules, because a notebook should not wait for nbconvert and papermill.
+What notebooks use is here; `report.write_report` and `publish.write_index` stay in
+their modules, because a notebook should not wait for nbconvert.
 """
 
-import mmlib.reporting.own_matplotlib
-from mmlib.reporting.ablation import ablation_table, plan_table, tuning_table
-from mmlib.reporting.ablation_checks import ablation_checks
-from mmlib.reporting.ablation_figure import ablation_figure
-from mmlib.reporting.ablation_verdicts import ablation_verdicts
-from mmlib.reporting.change import change_between, reference_claim
-from mmlib.reporting.checks import check_run, evaluation_checks
-from mmlib.reporting.comparison import published_figure, results_figure
+import mmlib.reporting.style
+from mmlib.reporting.ablation import (
+    ablation_checks,
+    ablation_figure,
+    ablation_table,
+    ablation_verdicts,
+    plan_table,
+    tuning_table,
+)
 from mmlib.reporting.curves import loss_curves, lr_curve, recall_curves
-from mmlib.reporting.diagnosis import calibration_figure, recall_by_group_figure, similarity_figure
-from mmlib.reporting.diagnosis_tables import (
+from mmlib.reporting.diagnosis import (
     agreement_table,
+    calibration_figure,
     changed_queries_list,
     changed_queries_table,
     hubness_table,
     human_aware_table,
+    recall_by_group_figure,
+    similarity_figure,
 )
-from mmlib.reporting.display import show
-from mmlib.reporting.gallery import gallery_figures, samples_figure
+from mmlib.reporting.gallery import gallery_figures, samples_figure, slots_figure
 from mmlib.reporting.published import why_not_published
-from mmlib.reporting.published_section import published_section
+from mmlib.reporting.results import (
+    change_between,
+    published_figure,
+    published_section,
+    reference_claim,
+    results_figure,
+)
 from mmlib.reporting.scope import result_scope
-from mmlib.reporting.slots import slots_figure
+from mmlib.reporting.style import show
 from mmlib.reporting.tables import (
     Table,
     best_epochs_table,
+    check_run,
     dataset_table,
+    evaluation_checks,
     lineage_table,
     parameter_table,
     published_table,

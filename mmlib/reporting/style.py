@@ -1,14 +1,24 @@
-"""One look for every figure: sizes, colours, and a heading that says what is shown.
+"""The look of all figures, their dots and legends, and how a notebook shows them."""
 
-Figures are built without pyplot, so that drawing one changes nothing outside it.  The alt text
-travels as the figure's label (`alt_text` reads it) and holds no measured number: notebooks compare
-it between runs.
-"""
-
+import contextlib
+import io
 import textwrap
+from pathlib import Path
 
-from matplotlib import rc_context, rcParamsDefault
-from matplotlib.figure import Figure
+from IPython.display import display
+from PIL import Image
+
+from mmlib.files import checked_name
+from mmlib.reporting.scope import percent
+
+# matplotlib reads a matplotlibrc of the current folder before any other, and modules can be imported from
+# there: it is imported from a folder of ours without Python files, before all that imports it.
+with contextlib.chdir(Path(__file__).parent / "templates"):
+    import matplotlib.pyplot as plt
+    from matplotlib import rc_context, rcParamsDefault
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 WIDTH = 8.0  # inches; the width of a report's text column
 DPI = 160  # twice a screen's, so that figures stay sharp on dense displays
@@ -117,3 +127,76 @@ def alt_text(figure: Figure) -> str:
             " with figure.set_label('…'), without measured numbers"
         )
     return text
+
+
+def draw_dot(
+    axes: Axes, low: float, value: float, high: float, y: float, direction: str, named: bool = False
+) -> None:
+    """A value and its interval, both fractions, in percent along x.
+
+    Args:
+        axes: drawn into.
+        low, value, high: the value and the ends of its interval.
+        y: height.
+        direction: `i2t` or `t2i`.
+        named: write the value above the dot.
+    """
+    look = DIRECTIONS[direction]
+    _, _, (bar,) = axes.errorbar(
+        100 * value, y, xerr=[[100 * max(value - low, 0)], [100 * max(high - value, 0)]],
+        fmt=look["marker"], color=look["color"], markersize=5.5, elinewidth=1.6, capsize=2.5,
+    )  # fmt: skip
+    bar.set_linestyle(look["linestyle"])
+    if named:
+        axes.annotate(
+            percent(value), (100 * value, y), xytext=(0, 4.5), textcoords="offset points", ha="center",
+            fontsize=7.5, color=look["color"],
+        )  # fmt: skip
+
+
+def dot_handles() -> list[Line2D]:
+    """The two directions for a legend."""
+    return [
+        Line2D([], [], **look, markersize=5.5, linewidth=1.6, label=DIRECTION_NAMES[direction])
+        for direction, look in DIRECTIONS.items()
+    ]
+
+
+MARK = "mmlib"  # key of our metadata: on a figure its name, on a notebook why it stopped
+
+
+def show(figure: Figure, name: str, private: bool = False) -> None:
+    """Displays a figure as a PNG with alt text and closes it.
+
+    The text form names the figure and describes it without measured numbers, so that
+    `pytest --nbval`, which never compares pixels, still sees that the figure is there.
+
+    Args:
+        figure: with its alt text as the label, see `mmlib.reporting.style.alt_text`.
+        name: of the PNG that a report writes beside its page.
+        private: the figure shows data whose licence does not allow passing them on; reports leave
+            it out of the page that can be shared.
+
+    Raises:
+        ValueError: the figure has no alt text, or the name cannot be part of a file name.
+    """
+    checked_name(name, "figure name")
+    alt = alt_text(figure)
+    png = _png(figure)
+    plt.close(figure)
+    display(
+        {"image/png": png, "text/plain": f"[figure: {name} — {alt}]"},
+        raw=True,
+        metadata={"image/png": {"alt": alt}, MARK: {"name": name, "private": bool(private)}},
+    )
+
+
+@styled
+def _png(figure: Figure) -> bytes:
+    """The figure with 256 colours: a third of the bytes, and no difference that an eye finds."""
+    # The figure's own resolution: matplotlib's default is the one that it was made with.
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=figure.dpi)
+    with Image.open(drawn) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return small.getvalue()

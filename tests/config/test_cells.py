@@ -15,7 +15,7 @@ from mmlib.config import (
     from_notebook,
 )
 from mmlib.config.asking import cell_parameters
-from mmlib.reporting import notebook
+from mmlib.reporting import notebooks
 
 CELL = 'run: str = "a"  # name\nepochs: int = 3\nlr: float = 0.1\n'
 CONFIG = "from mmlib.config import TrainConfig, from_notebook\nconfig = from_notebook(TrainConfig)\n"
@@ -125,7 +125,7 @@ def test_the_notebooks_of_this_repository_can_be_run_twice_in_one_kernel(kernel,
     _, cell, config = ("".join(c["source"]) for c in json.loads(path.read_text())["cells"][:3])
     lines = [line for line in config.splitlines() if "import" not in line or "mmlib.config" in line]
     source = "\n".join(line for line in lines if "parameter_table" not in line)
-    values = notebook.cell_parameters(path, notebook.read_notebook(path))
+    values = notebooks.cell_parameters(path, notebooks.read_notebook(path))
     values = {name: value for name, value in values.items() if value is not None}
     for _ in range(2):
         assert kernel(cell) == ""

@@ -11,6 +11,7 @@ from mmlib import files
 from mmlib.config import ParameterError
 from mmlib.files import read_json, write_json
 from mmlib.metrics import paired_ranks, retrieval_ranks, summarise, summarise_seeds
+from mmlib.pipeline import check_data_roots, plan, run_experiment
 from mmlib.reporting import (
     ablation_checks,
     ablation_figure,
@@ -19,10 +20,8 @@ from mmlib.reporting import (
     plan_table,
     tuning_table,
 )
-from mmlib.reporting.ablation_figure import ablation_thumbnail
-from mmlib.reporting.index import write_index
-from mmlib.reporting.pipeline import run_experiment
-from mmlib.reporting.plan import check_data_roots, plan
+from mmlib.reporting.ablation import ablation_thumbnail
+from mmlib.reporting.publish import write_index
 from mmlib.reporting.report import write_report
 from mmlib.reporting.style import alt_text
 from mmlib.training.ablation import judge_claims

@@ -37,7 +37,7 @@ from mmlib.reporting import (
     slots_figure,
     tuning_table,
 )
-from mmlib.reporting.index import write_index
+from mmlib.reporting.publish import write_index
 from mmlib.reporting.report import write_report
 from mmlib.training.ablation import read_ablation
 from mmlib.training.runs import read_history, read_result, run_folder, stored_environment

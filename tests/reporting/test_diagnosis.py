@@ -16,16 +16,18 @@ from mmlib.analysis.people import human_aware_recall
 from mmlib.data import Dataset, Split
 from mmlib.files import write_json
 from mmlib.metrics import retrieval_ranks, summarise
-from mmlib.reporting.diagnosis import calibration_figure, recall_by_group_figure, similarity_figure
-from mmlib.reporting.diagnosis_tables import (
+from mmlib.reporting.diagnosis import (
     PrivateQueries,
     agreement_table,
+    calibration_figure,
     changed_queries_list,
     changed_queries_table,
     hubness_table,
     human_aware_table,
+    recall_by_group_figure,
+    similarity_figure,
 )
-from mmlib.reporting.notebook import has_private
+from mmlib.reporting.notebooks import has_private
 from mmlib.reporting.style import DIRECTIONS, alt_text
 from mmlib.training.runs import run_folder
 

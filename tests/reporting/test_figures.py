@@ -18,8 +18,7 @@ from mmlib.reporting import (
     slots_figure,
 )
 from mmlib.reporting.curves import thumbnail
-from mmlib.reporting.display import _png
-from mmlib.reporting.style import DIRECTIONS, alt_text
+from mmlib.reporting.style import DIRECTIONS, _png, alt_text
 
 
 @pytest.fixture(scope="module")

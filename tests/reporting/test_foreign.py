@@ -16,12 +16,11 @@ import pytest
 from bs4 import BeautifulSoup
 
 from mmlib import files
-from mmlib.reporting.ablation_verdicts import Verdicts
-from mmlib.reporting.change import Change
-from mmlib.reporting.foreign import POLICY, harmless_html
-from mmlib.reporting.index import write_index
-from mmlib.reporting.overview import overview, plain_text
-from mmlib.reporting.report import write_report
+from mmlib.reporting.ablation import Verdicts
+from mmlib.reporting.pages import POLICY, harmless_html
+from mmlib.reporting.publish import write_index
+from mmlib.reporting.report import overview, plain_text, write_report
+from mmlib.reporting.results import Change
 from mmlib.reporting.tables import results_table
 
 ACT = "document.documentElement.dataset.ran=1"

@@ -11,12 +11,10 @@ from matplotlib.figure import Figure
 
 from mmlib import files
 from mmlib.reporting import loss_curves, show
-from mmlib.reporting.html import render_notebook
-from mmlib.reporting.index import write_index
-from mmlib.reporting.notebook import read_notebook
-from mmlib.reporting.overview import overview
-from mmlib.reporting.report import write_report
-from mmlib.reporting.state import experiment_pages
+from mmlib.reporting.notebooks import experiment_pages, read_notebook
+from mmlib.reporting.pages import render_notebook
+from mmlib.reporting.publish import write_index
+from mmlib.reporting.report import overview, write_report
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n and so on").decode()
 LOADS = re.compile(
@@ -213,7 +211,7 @@ def test_an_index_over_nothing_says_how_to_begin(repository):
 
 def test_show_displays_a_comparable_output_with_alt_text(history, monkeypatch):
     shown = []
-    monkeypatch.setattr("mmlib.reporting.display.display", lambda data, **more: shown.append((data, more)))
+    monkeypatch.setattr("mmlib.reporting.style.display", lambda data, **more: shown.append((data, more)))
     show(loss_curves(history, "shapes"), "loss", private=True)
     ((data, more),) = shown
     assert data["image/png"].startswith(b"\x89PNG")

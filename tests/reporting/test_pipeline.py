@@ -11,14 +11,12 @@ import nbformat
 import pytest
 
 import mmlib
-from mmlib import files
+from mmlib import files, pipeline
 from mmlib.config import ParameterError
 from mmlib.locks import InUse
-from mmlib.reporting import pipeline
-from mmlib.reporting.index import write_index
-from mmlib.reporting.notebook import notebook_state, read_notebook
-from mmlib.reporting.pipeline import run_experiment
-from mmlib.reporting.plan import plan
+from mmlib.pipeline import plan, run_experiment
+from mmlib.reporting.notebooks import notebook_state, read_notebook
+from mmlib.reporting.publish import write_index
 
 LR = 'lr: float = 0.1  # learning rate\nrun: str = ""  # run'
 
@@ -447,7 +445,7 @@ def test_a_report_that_cannot_be_written_names_the_file_and_what_the_system_said
         )
         with pytest.raises(OSError, match=expected):
             run_experiment("demo")
-    monkeypatch.setattr("mmlib.reporting.index.write_text_atomic", read_only)
+    monkeypatch.setattr("mmlib.reporting.publish.write_text_atomic", read_only)
     with pytest.raises(OSError, match=r"could not write reports/index.html: Read-only file system"):
         write_index()
 

@@ -17,8 +17,7 @@ from PIL import Image
 from mmlib import files
 from mmlib.cli import main
 from mmlib.locks import InUse, locked
-from mmlib.reporting.index import write_index
-from mmlib.reporting.publish import QUOTING, publish
+from mmlib.reporting.publish import QUOTING, publish, write_index
 from mmlib.reporting.report import write_report
 
 

@@ -1,15 +1,33 @@
-"""Test results side by side: between runs, and beside published systems."""
+"""Results beside each other: of several runs, against a parent, and against published figures."""
 
+import html
+from dataclasses import dataclass
 from textwrap import shorten
 
+import pandas as pd
+from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mmlib.reporting.dots import dot_handles, draw_dot
-from mmlib.reporting.published import GROUPS, PUBLISHED, check_publishable, group_of
-from mmlib.reporting.scope import check_one_scope, result_scope, summary_of
-from mmlib.reporting.style import DIRECTIONS, INK, SHADE, SOFT, new_figure, styled
+from mmlib.metrics import RetrievalRanks, compare_runs, verdict_from_counts
+from mmlib.metrics.compare import measured_on
+from mmlib.reporting import published
+from mmlib.reporting.published import GROUPS, PUBLISHED, TRAPS, check_publishable, group_of, why_not_published
+from mmlib.reporting.scope import check_one_scope, p_text, result_scope, summary_of
+from mmlib.reporting.style import (
+    DIRECTIONS,
+    INK,
+    SHADE,
+    SOFT,
+    dot_handles,
+    draw_dot,
+    new_figure,
+    show,
+    styled,
+)
+from mmlib.reporting.tables import Table, published_table, reference_table
+from mmlib.training.runs import read_result, run_folder
 
 TITLE_CHARACTERS = 100  # of a group of systems, that fit into a figure
 _OFFSET = {"i2t": -0.17, "t2i": 0.17}  # of the two directions around a row's middle, in rows
@@ -111,3 +129,103 @@ def published_figure(results: list[dict]) -> Figure:
 
 def _draw(axes: Axes, recall: dict, y: float, direction: str, named: bool = False) -> None:
     draw_dot(axes, recall["low"], recall["value"], recall["high"], y, direction, named)
+
+
+METRICS = {
+    "mean_r1": "mean R@1",
+    "i2t_r1": "R@1 image → text",
+    "t2i_r1": "R@1 text → image",
+    "i2t_r5": "R@5 image → text",
+    "t2i_r5": "R@5 text → image",
+    "i2t_r10": "R@10 image → text",
+    "t2i_r10": "R@10 text → image",
+    "rsum": "rsum",
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one run changed over another: `verdict` in words, and the table behind it (None if refused)."""
+
+    verdict: str
+    table: Table | None
+
+    def __repr__(self) -> str:
+        return self.verdict + (f"\n{self.table!r}" if self.table else "")
+
+    def _repr_html_(self) -> str:
+        table = self.table._repr_html_() if self.table else ""
+        return f"<p><strong>{html.escape(self.verdict)}</strong></p>{table}"
+
+
+def change_between(before: str, after: str) -> Change:
+    """Compares the evaluated ranks of two runs, standard protocol, query by query.
+
+    Runs on different data, splits or queries are not compared: the verdict says why.  Nor is a run with
+    itself.
+
+    Raises:
+        FileNotFoundError: a run was not evaluated.
+        ValueError: its files are damaged.
+    """
+    if before == after:
+        return Change(f"{after} stands alone: there is no other phase to compare it with", None)
+    results = [read_result(run) for run in (before, after)]
+    ranks = [RetrievalRanks.load(run_folder(run) / "ranks.npz") for run in (before, after)]
+    a, b = (measured_on(result) for result in results)
+    comparison = compare_runs(*ranks, provenance_a=a, provenance_b=b)
+    verdict = f"{after} against {before}: {comparison['verdict']}"
+    if not comparison["comparable"]:
+        return Change(verdict, None)
+    rows = [_row(METRICS[name], comparison["metrics"][name]) for name in METRICS]
+    caption = (
+        f"{result_scope(results[0])}. Interval: bootstrap over images, 10,000 resamples; p: permutation by"
+        " image; Holm: corrected over the six R@K."
+    )
+    return Change(verdict, Table(pd.DataFrame(rows), caption))
+
+
+def reference_claim() -> Change:
+    """The reference experiment's announced improvement between its phases, judged from its counts."""
+    phases = published.REFERENCE_PHASES
+    # Mean R@1 of both directions, in %, over 5,000 queries each.
+    n = published.REFERENCE_QUERIES
+    before, after = ((phase.validation_i2t[0] + phase.validation_t2i[0]) / 2 / 100 * n for phase in phases)
+    verdict = verdict_from_counts(round(before), round(after), n)["verdict"]
+    return Change(f"The reference experiment, 30 epochs against 50 more: {verdict}", None)
+
+
+def _row(name: str, metric: dict) -> dict:
+    def points(value: float) -> str:
+        return f"{100 * value:+.2f}"
+
+    return {
+        "metric": name,
+        "before": f"{100 * metric['a']:.2f} %",
+        "after": f"{100 * metric['b']:.2f} %",
+        "change, points (95 %)": " ".join(
+            [points(metric["difference"]), f"({points(metric['low'])} to {points(metric['high'])})"]
+        ),
+        "p": p_text(metric["p"]),
+        "p, Holm": p_text(metric.get("p_holm")),
+    }
+
+
+def published_section(results: list[dict]) -> None:
+    """Displays the published Flickr8k figures, with ours among them if data, split and protocol agree.
+
+    Otherwise the published figures stand alone, under a sentence saying why ours do not.
+
+    Args:
+        results: `results.json` of each run, oldest phase first.
+    """
+    reasons = [reason for result in results if (reason := why_not_published(result))]
+    if reasons:
+        display(Markdown(f"Our results do not stand in this table: {reasons[0]}"))
+        display(published_table())
+    else:
+        show(published_figure(results), "published")
+        display(published_table(results))
+        display(Markdown("The reference experiment, under its own protocol and the standard one:"))
+        display(reference_table(results))
+    display(Markdown("Traps of these figures:\n\n" + "\n".join(f"- {trap}" for trap in TRAPS)))
