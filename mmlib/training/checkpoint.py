@@ -22,6 +22,7 @@ from mmlib.files import read_json
 from mmlib.training.runs import parse_history, run_folder, stored_environment
 
 FORMAT = 1
+_ANEW = "bring it back from a copy, or train again with overwrite=True"
 PARTS = {  # by part, the names in it that whoever reads a checkpoint relies on; "" is the whole
     "": (
         "config", "tokenizer", "tokenizer_fingerprint", "architecture", "phase", "parent_epoch", "position",
@@ -252,9 +253,6 @@ def check_same_data(run: str, name: str, fingerprint: str, there: dict | None = 
             f"run {run!r} was trained on other data: {there['name']} with fingerprint {there['fingerprint']}"
             f" there, {name} with {fingerprint} here; bring those data back, or train a new run"
         )
-
-
-_ANEW = "bring it back from a copy, or train again with overwrite=True"
 
 
 def last_checkpoint(config: TrainConfig) -> tuple[Path, dict] | None:
