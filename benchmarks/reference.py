@@ -62,7 +62,10 @@ def rows(quick: bool, device: str = "cpu") -> list[dict]:
 
 
 def recipe(device: str, quick: bool) -> tuple[dict, dict]:
-    """Parameters of both phases: those of params/flickr8k-reference, with drawn scenes in place of photos."""
+    """Parameters of both phases: those of params/flickr8k-reference, with drawn scenes in place of photos.
+
+    Those of the first phase are all that a run has; of the second, those that its file gives.
+    """
     scratch()
     folder = files.PARAMS / "flickr8k-reference"
     size = REAL if device == "cuda" and not quick else TINY
@@ -71,6 +74,7 @@ def recipe(device: str, quick: bool) -> tuple[dict, dict]:
         read_values(TrainConfig, read_yaml(folder / "01_train.yaml")) | {"dataset": "shapes"} | size | place
     )
     second = read_values(ContinueConfig, read_yaml(folder / "02_continue.yaml")) | place
+    first = build(TrainConfig, first).model_dump()
     return first, second | ({"epochs": size["epochs"]} if "epochs" in size else {})
 
 

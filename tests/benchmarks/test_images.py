@@ -42,7 +42,7 @@ def test_without_augmentation_both_deliver_the_same_pictures():
     files, kind = images.jpegs(3)
     assert "drawn scenes" in kind
     size = images.DRAWN_SIZE
-    found = normalise(torch.from_numpy(np.array(images.packed(3, size).images)), (0, 0, 0), (1, 1, 1))
+    found = normalise(torch.from_numpy(np.array(images.packed(3, size).array)), (0, 0, 0), (1, 1, 1))
     for one, file in zip(found, files):
         expected = transforms.ToTensor()(Image.open(file).convert("RGB"))
         torch.testing.assert_close(one, expected, rtol=0, atol=1e-6)

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from forked import SERVER, ended
 
-from mmlib import files
+from mmlib import locks
 from mmlib.locks import InUse, holder, locked
 
 
@@ -83,7 +83,7 @@ def test_who_asks_holds_nobody_up(folder, monkeypatch):
     folder.mkdir()
     descriptor = os.open(folder, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_SH)  # somebody in the middle of asking
-    monkeypatch.setattr(files.time, "sleep", lambda _: os.close(descriptor))
+    monkeypatch.setattr(locks.time, "sleep", lambda _: os.close(descriptor))
     with locked(folder, "run 'a'"):
         pass
     monkeypatch.undo()
@@ -116,7 +116,7 @@ def test_a_folder_that_is_no_longer_the_one_that_was_locked_is_found_out(folder)
 
 
 def test_a_folder_deleted_while_it_is_locked_is_made_again(folder, monkeypatch):
-    take, taken = files._take, []
+    take, taken = locks._take, []
 
     def take_late(descriptor):
         if not taken:
@@ -124,7 +124,7 @@ def test_a_folder_deleted_while_it_is_locked_is_made_again(folder, monkeypatch):
         taken.append(descriptor)
         return take(descriptor)
 
-    monkeypatch.setattr(files, "_take", take_late)
+    monkeypatch.setattr(locks, "_take", take_late)
     with locked(folder, "run 'a'") as lock:
         lock.check()
         assert (folder / ".lock").is_file()
