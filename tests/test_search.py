@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_runs import tiny_config, tiny_evaluate, tiny_train
 
 from mmlib import files
 from mmlib.cli import main
@@ -14,7 +15,6 @@ from mmlib.config import ParameterError
 from mmlib.data import load_dataset
 from mmlib.search import Retriever
 from mmlib.training import evaluation
-from tests.tiny_runs import tiny_config, tiny_evaluate, tiny_train
 
 PHOTOS = 8  # of the test split of the tiny run
 
@@ -102,6 +102,13 @@ def test_an_index_embeds_only_what_is_new_or_changed(photos, monkeypatch):
     assert (changed.images, changed.new, changed.removed) == (PHOTOS, 2, 2)
     names = {hit.file.name for hit in retriever.search(image=photos / "02.png", top=99)}
     assert names == {"01.png", "02.png", "03.png", "04.png", "05.png", "06.png", "07.png", "new.png"}
+
+
+def test_the_example_of_the_docs_finds_photos(photos, capsys):
+    text = (files.ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    example = re.search(r"^```python\n(.*?)^```", text, re.M | re.S)[1]
+    exec(example.replace("flickr8k-frozen-train", "tiny").replace("path/to/photos", str(photos)), {})
+    assert len(capsys.readouterr().out.splitlines()) == 5
 
 
 def test_several_folders_are_searched_together(photos, tmp_path):
