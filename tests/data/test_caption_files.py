@@ -118,7 +118,7 @@ def test_a_file_of_absurd_size_is_not_read(tmp_path, monkeypatch):
         ),
         (
             '{"images": [' + "[" * 900 + "]" * 900 + "]}",
-            "dataset.json, images.0: Input should be a valid dictionary or instance of KarpathyImage, found 'list'",
+            "dataset.json, images.0: expected a valid dictionary or instance of KarpathyImage, found 'list'",
         ),
     ],
 )
@@ -221,9 +221,9 @@ def _fuzz(folder, seed: int, rounds: int) -> tuple[int, int]:
 
 
 def test_mutated_files_are_read_whole_or_refused_by_name(tmp_path):
-    read_well, refused = _fuzz(tmp_path, seed=0, rounds=1000)
-    assert read_well > 100
-    assert refused > 100
+    read_well, refused = _fuzz(tmp_path, seed=0, rounds=400)
+    assert read_well > 40
+    assert refused > 40
 
 
 @pytest.mark.slow

@@ -182,7 +182,7 @@ def test_images_without_captions(official):
     [
         (
             [],
-            "captions_val2014.json, the file: Input should be a valid dictionary or instance of Coco, found",
+            "captions_val2014.json, the file: expected a valid dictionary or instance of Coco",
         ),
         ({"images": [{"id": 4}]}, "images.0.file_name: Field required, found 'dict'; get the file again"),
         (
@@ -191,11 +191,11 @@ def test_images_without_captions(official):
         ),
         (
             {"annotations": [SAID | {"caption": None}]},
-            "annotations.0.caption: Input should be a valid string",
+            "annotations.0.caption: expected a valid string",
         ),
         (
             {"annotations": [SAID | {"id": True}]},
-            "annotations.0.id: Input should be a valid integer, found T",
+            "annotations.0.id: expected a valid integer, found T",
         ),
         (
             {"annotations": [SAID | {"image_id": 9}]},
@@ -221,5 +221,5 @@ def test_an_official_file_cut_short(official):
 
 def test_a_malformed_entry_of_karpathy(karpathy):
     tiny.write_coco_karpathy(karpathy, [*tiny.coco_entries(), tiny.coco_entries()[0] | {"split": "rest"}])
-    message = "images.6.split: Input should be 'train', 'val', 'test' or 'restval', found 'rest'; get"
+    message = "images.6.split: expected 'train', 'val', 'test' or 'restval', found 'rest'; get"
     assert_refused(karpathy, ValueError, message)
