@@ -71,7 +71,9 @@ class TokenizerConfig(Config):
     )
     max_tokens: int = Field(24, ge=1, le=4096, description="longest caption, tokens; longer ones are cut")
     min_word_count: Count = Field(1, description="word: rarer words of the training captions are unknown")
-    bpe_vocabulary: int = Field(4096, ge=2, le=1_000_000, description="bpe: tokens, special ones included")
+    bpe_vocabulary: int = Field(
+        4096, ge=257, le=1_000_000, description="bpe: tokens, padding and the 256 bytes included"
+    )
 
 
 class ModelConfig(Config):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from mmlib.config import ParameterError, TrainConfig, build, continued, differences, training_of
-from mmlib.data import Dataset, Tokenizer, load_dataset, restore_tokenizer, tokenizer_for
+from mmlib.data import Dataset, Tokenizer, build_tokenizer, load_dataset, restore_tokenizer
 from mmlib.data.batches import PairSource, SplitTensors
 from mmlib.data.tokenizers import count_losses, loss_shares, losses_warning
 from mmlib.locks import InUse
@@ -198,7 +198,10 @@ def _find_start(config: TrainConfig, parent: Parent | None, log: Log, if_complet
     if content:
         tokenizer = restore_tokenizer(content["tokenizer"])
     else:
-        tokenizer = tokenizer_for(config, dataset.splits["train"].captions, config.text_encoder)
+        tokenizer = build_tokenizer(
+            config.tokenizer, dataset.splits["train"].captions, config.min_word_count, config.bpe_vocabulary,
+            config.text_encoder,
+        )  # fmt: skip
     if resumed:
         check_fits(path, content, config.model_dump(), tokenizer.fingerprint)
     return _Start(config, parent, found, dataset, tokenizer, path, content, resumed)
