@@ -108,7 +108,8 @@ def _direction_row(metrics: dict, where: dict, direction: str) -> dict:
 def _arm_row(arm: dict, complete: list[dict], number: int) -> dict:
     """What is said once of an arm, beside the first of its directions."""
     rsum = arm["metrics"]["rsum"]
-    between = "" if rsum["low"] is None else f" ({percent(rsum['low'])}–{percent(rsum['high'])})"
+    low, high = rsum["low"], rsum["high"]
+    between = "" if None in (low, high) else f" ({percent(low)}–{percent(high)})"
     seconds = sum(run["seconds"] for run in complete) / len(complete)
     return {
         "arm": arm["name"],

@@ -47,7 +47,7 @@ def loss_curves(history: list[dict], dataset: str, batch_size: int | None = None
     )
     axes = _curve(figure, history, [row["train_loss"] for row in history], "contrastive loss (nats)")
     if batch_size:
-        level_line(axes, math.log(batch_size), f"guessing, ln {batch_size}")
+        level_line(axes, math.log(batch_size), f"guessing, ln {batch_size}", below=True)
     axes.set_ylim(bottom=0)
     return figure
 

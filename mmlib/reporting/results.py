@@ -12,8 +12,7 @@ from mmlib.metrics.protocols import PROTOCOLS
 from mmlib.metrics.resampling import sign_flip_test
 from mmlib.reporting.style import DIRECTIONS, draw_dots, legend_handles, level_line, new_figure, styled
 from mmlib.reporting.tables import DIRECTION_NAMES, Table, checks_table, p_text, percent, recall_cells, scope
-from mmlib.training.runs import read_result, run_folder
-from mmlib.training.stored_analysis import read_queries
+from mmlib.training.runs import read_queries, read_result, run_folder
 
 METRICS = {
     "mean_r1": "mean R@1",

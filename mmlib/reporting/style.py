@@ -189,13 +189,15 @@ def error_bars(recalls: list[dict]) -> np.ndarray:
     return 100 * np.maximum([value - low, high - value], 0)
 
 
-def level_line(axes: Axes, level: float, name: str = "", vertical: bool = False, color: str = SOFT) -> None:
-    """A dotted line to compare with (chance, a guess, all queries), with its name at the right end."""
+def level_line(
+    axes: Axes, level: float, name: str = "", vertical: bool = False, color: str = SOFT, below: bool = False
+) -> None:
+    """A dotted line to compare with (chance, a guess, all queries), its name at the right end."""
     (axes.axvline if vertical else axes.axhline)(level, color=color, linestyle=":", linewidth=1.2)
     if name:
         axes.annotate(
-            name, (1, level), xycoords=("axes fraction", "data"), xytext=(0, 2), ha="right", va="bottom",
-            textcoords="offset points", fontsize=7.5, color=color,
+            name, (1, level), xycoords=("axes fraction", "data"), xytext=(0, -2 if below else 2), ha="right",
+            va="top" if below else "bottom", textcoords="offset points", fontsize=7.5, color=color,
         )  # fmt: skip
 
 
