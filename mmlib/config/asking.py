@@ -44,6 +44,7 @@ _FROZEN_ONCE = {"image_tune": TUNED, "cache_features": (False,), "dataset": ("sh
 _AUGMENTATION = {"crop_area": BELOW_1, "flip": (True,), "colour": ABOVE_0, "randaugment": ABOVE_0}
 _IN_TRANSFORMERS = {"image_encoder": ("vit",), "text_encoder": ("transformer",)}
 _SHAPES: Needs = ({"dataset": ("shapes",)},)
+_FOLDER: Needs = ({"dataset": ("folder",)},)
 _SHARDS: Needs = ({"dataset": ("shards",)},)
 _PHOTOS: Needs = ({"dataset": PHOTOS},)
 _NOT_DRAWN: Needs = ({"dataset": (*PHOTOS, "shards")},)
@@ -53,6 +54,11 @@ _AUGMENTED: Needs = ({**_FROZEN_ONCE, "feature_views": ABOVE_1},)
 READ_BY: dict[str, Needs] = {
     "data_root": _PHOTOS,
     "also_train_on": _PHOTOS,
+    "data_name": _FOLDER,
+    "private": _FOLDER,
+    "val_fraction": _FOLDER,
+    "test_fraction": _FOLDER,
+    "split_seed": _FOLDER,
     "train_shards": _SHARDS,
     "val_shards": _SHARDS,
     "test_shards": _SHARDS,

@@ -27,14 +27,15 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Tuned = Annotated[str, Field(pattern=r"^(all|none|last-[1-9][0-9]*)$")]
 
 
-DATASETS = ("shapes", "flickr8k", "flickr30k", "coco", "shards")
+DATASETS = ("shapes", "folder", "flickr8k", "flickr30k", "coco", "shards")
 
 
 class DataConfig(Config):
     """Which images and captions."""
 
     dataset: Literal[DATASETS] = Field(
-        "shapes", description="data set; shapes is drawn from a seed, shards are webdataset tar files"
+        "shapes",
+        description="drawn shapes, one's own photos (folder), a published set, or tar files (shards)",
     )
     data_root: str | None = Field(
         None, description="folder of a data set on disk, from the repository's root (null: data/<dataset>)"
@@ -42,6 +43,15 @@ class DataConfig(Config):
     also_train_on: list[str] = Field(
         [], description="training splits of more sets, each name[:folder][@weight], as flickr30k@0.5"
     )
+    data_name: Name = Field("own-photos", description="folder: what tables and figures call the data")
+    private: bool = Field(
+        False, description="folder: keep photos and captions out of the pages that can be passed on"
+    )
+    val_fraction: float = Field(
+        0.15, gt=0, lt=1, description="folder: share of the photos drawn for validation, where nothing says"
+    )
+    test_fraction: float = Field(0.15, gt=0, lt=1, description="folder: the same of the test split")
+    split_seed: int = Field(0, ge=0, description="folder: seed of splits that are drawn")
     train_shards: list[str] = Field([], description="shards: paths, URLs or patterns of the training split")
     val_shards: list[str] = Field([], description="shards: the same of the validation split")
     test_shards: list[str] = Field([], description="shards: the same of the test split")
@@ -288,9 +298,17 @@ def _wrong_encoders(config: "TrainConfig") -> list[str]:
 
 
 def _wrong_data(config: "TrainConfig") -> list[str]:
+    wrong = []
+    if config.val_fraction + config.test_fraction >= 1:
+        wrong.append(
+            f"val_fraction {config.val_fraction:g} and test_fraction {config.test_fraction:g} leave no photo"
+            " to train on: choose two that add up to less than 1"
+        )
+    if config.data_name in DATASETS:
+        wrong.append(f"data_name {config.data_name!r} is the name of a published data set: choose another")
     if config.dataset != "shards":
-        return []
-    return [
+        return wrong
+    return wrong + [
         f"dataset 'shards' needs {name}: paths, URLs or patterns of tar files"
         for name in ("train_shards", "val_shards")
         if not getattr(config, name)

@@ -139,7 +139,7 @@ def _load_flickr(copy: _Flickr, root: str | Path, note_sizes: Callable[[Splits],
         )
     splits, notes = _official_splits(copy, root, karpathy)
     folder, files, found = find_image_folder(root, copy.folders, sum(splits.values(), ()))
-    return _build(copy.name, splits, captions, folder, files, notes + found + note_sizes(splits))
+    return build_dataset(copy.name, splits, captions, folder, files, notes + found + note_sizes(splits))
 
 
 def _official_splits(copy: _Flickr, root: Path, karpathy: Splits) -> tuple[Splits, list[str]]:
@@ -218,7 +218,7 @@ def load_coco(root: str | Path) -> Dataset:
         names, _, others = list_images(folder / part)
         files |= {f"{part}/{name}" for name in names}
         skipped += others
-    return _build("coco", splits, [captions], folder, files, notes + note_skipped(skipped))
+    return build_dataset("coco", splits, [captions], folder, files, notes + note_skipped(skipped))
 
 
 def _find_official(root: Path) -> tuple[str, dict[str, Path]]:
@@ -317,13 +317,14 @@ def _note_sizes(splits: Splits, usual: dict[str, int], of: str) -> list[str]:
     ]
 
 
-def _build(
+def build_dataset(
     data_set: str,
     splits: Splits,
     captions: Sequence[CaptionFile],
     folder: Path,
     on_hand: set[str],
     notes: Iterable[str],
+    redistributable: bool = False,
 ) -> Dataset:
     """The data set of checked parts; the first call hashes every image, later ones what has changed.
 
@@ -337,6 +338,7 @@ def _build(
         folder: of the images.
         on_hand: names of the image files in it, in any Unicode form and case (`match_names`).
         notes: what the loader has noted so far.
+        redistributable: as of `Dataset`.
 
     Raises:
         FileNotFoundError: the image of a split is missing.
@@ -348,25 +350,26 @@ def _build(
     if twice:
         where = " and ".join(split for split, names in splits.items() if twice[0] in names)
         raise ValueError(
-            f"expected every image in one split, found {_first(twice)} in {where}; get the split files again"
+            f"expected every image in one split, found {first_of(twice)} in {where}; get the split files"
+            " again"
         )
     wanted = list(split_of)
     on_disk = match_names(wanted, on_hand, shown(folder))
     if missing := [name for name in wanted if name not in on_disk]:
         raise FileNotFoundError(
-            f"expected every image of the splits in {shown(folder)}, found no {_first(missing)}; complete the"
-            " folder"
+            f"expected every image of the splits in {shown(folder)}, found no {first_of(missing)}; complete"
+            " the folder"
         )
     used, *others = [_by_image(source, wanted) for source in captions]
     if silent := [name for name in wanted if not used.captions.get(name)]:
         raise ValueError(
             f"expected captions of every image of the splits in {shown(used.path)}, found none of"
-            f" {_first(silent)}; get the file again"
+            f" {first_of(silent)}; get the file again"
         )
     notes = [*notes, *_note_left_out(wanted, on_hand - set(on_disk.values()), used)]
     for other in others:
         different = [name for name in wanted if used.captions[name] != other.captions.get(name)]
-        says = f"other captions of {count(len(different), 'image')} of the splits: {_first(different)}"
+        says = f"other captions of {count(len(different), 'image')} of the splits: {first_of(different)}"
         says = says if different else "the same captions of the splits"
         notes.append(f"Captions are read from {used.path.name}; {other.path.name} has {says}.")
     sha256 = file_digests(
@@ -380,7 +383,9 @@ def _build(
         built[split] = Split(split, images, sum(texts, ()), image_of_caption_M)
     renamed = {image: file for image, file in on_disk.items() if image != file}
     source = ImageFolder(folder, digests, renamed)
-    return Dataset(data_set, built, source, dataset_fingerprint(built, digests), tuple(notes))
+    return Dataset(
+        data_set, built, source, dataset_fingerprint(built, digests), tuple(notes), redistributable
+    )
 
 
 def _by_image(source: CaptionFile, wanted: list[str]) -> CaptionFile:
@@ -401,7 +406,7 @@ def _note_left_out(wanted: list[str], unsplit: set[str], source: CaptionFile) ->
     """
     notes, said = [], source.captions
     if empty := [name for name in wanted for text in said[name] if not text.strip()]:
-        notes.append(f"Captions without text: {len(empty):,}, of {_first(empty)}.")
+        notes.append(f"Captions without text: {len(empty):,}, of {first_of(empty)}.")
     if unsplit:
         notes.append(f"Left out: {count(len(unsplit), 'image')} in no split.")
     others = said.keys() - set(wanted)
@@ -411,7 +416,7 @@ def _note_left_out(wanted: list[str], unsplit: set[str], source: CaptionFile) ->
     ):
         if names:
             number, images = sum(len(said[name]) for name in names), count(len(names), "image")
-            notes.append(f"Left out: {count(number, 'caption')} of {images} {why.format(_first(names))}.")
+            notes.append(f"Left out: {count(number, 'caption')} of {images} {why.format(first_of(names))}.")
     if source.repeated:
         notes.append(f"Left out: {count(source.repeated, 'repeated caption')} in {source.path.name}.")
     return notes
@@ -422,7 +427,7 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + "s" * (number != 1)
 
 
-def _first(names: list[str]) -> str:
+def first_of(names: list[str]) -> str:
     """The first of several names, and how many more there are."""
     more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
     return f"{printable(names[0])}{more}" if names else ""
