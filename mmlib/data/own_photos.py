@@ -11,11 +11,9 @@ from typing import Any
 
 from mmlib import files
 from mmlib.config import DataConfig
-from mmlib.data.captions import CaptionFile
 from mmlib.data.dataset import SPLITS, Dataset
 from mmlib.data.decoding import SUFFIXES
-from mmlib.data.folders import SYSTEM_FOLDERS, match_names, normal_form
-from mmlib.data.photos import SPLIT_WORDS, build_dataset, count, first_of
+from mmlib.data.photos import SYSTEM_FOLDERS, build_dataset, count, first_of, match_names, normal_form
 from mmlib.files import nearest, parse_json, printable, read_bounded, read_text, shown
 
 TABLES = ("captions.csv", "captions.tsv", "metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -23,6 +21,10 @@ IMAGE_COLUMNS = ("file_name", "image", "filename", "file", "image_name", "path")
 TEXT_COLUMNS = ("caption", "text", "captions", "texts")
 SPLIT_COLUMN = "split"
 SEPARATORS = ",;\t|"
+SPLIT_WORDS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 
 
 def load_folder(config: DataConfig) -> Dataset:
@@ -69,9 +71,8 @@ def load_folder(config: DataConfig) -> Dataset:
         )
     notes = [f"Photos by split: {sizes} ({how}).", *notes]
     return build_dataset(
-        config.data_name, splits, [CaptionFile(source, captions)], root, set(captions), notes,
-        redistributable=not config.private,
-    )  # fmt: skip
+        config.data_name, splits, captions, source, root, set(captions), notes, not config.private
+    )
 
 
 def walk_images(root: Path) -> tuple[dict[str, tuple[int, int]], int]:

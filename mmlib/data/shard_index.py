@@ -23,7 +23,7 @@ from tqdm import tqdm
 from mmlib import files
 from mmlib.data.dataset import file_digests
 from mmlib.data.decoding import decode_image, resize_image
-from mmlib.data.folders import SYSTEM_FOLDERS
+from mmlib.data.photos import SYSTEM_FOLDERS
 from mmlib.data.shard_files import (
     BLOCK,
     LOOK_SIDE,

@@ -234,7 +234,7 @@ def test_json_lines_that_are_none_are_named(root, line):
     ("changes", "message"),
     [
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "leave no photo to train on"),
-        ({"data_name": "coco"}, "is the name of a published data set"),
+        ({"data_name": "coco"}, "is the name of a published set"),
         ({"dataset": "shapes", "split_seed": 3}, "split_seed"),
     ],
 )

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_shards import SIZE, Pictures, config_of, dataset_of, encoded, picture
 
 from mmlib import files
-from mmlib.data.folders import ImageFolder
+from mmlib.data.dataset import ImageFolder
 from mmlib.data.shapes import load_shapes
 from mmlib.data.shards import load_shards, write_shards
 
