@@ -205,7 +205,7 @@ def file_digests(paths: Sequence[Path], cache_file: Path) -> list[str]:
         latest_ns = time.time_ns() - SETTLED_NS
         with ThreadPoolExecutor(THREADS) as pool:
             bar = tqdm(
-                pool.map(_sha256, stale), total=len(stale), desc="fingerprint", unit="file", disable=None
+                pool.map(file_sha256, stale), total=len(stale), desc="fingerprint", unit="file", disable=None
             )
             for key, digest in zip(stale, bar):
                 cached[key] = (*marks[key], digest)
@@ -222,7 +222,8 @@ def _mark(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _sha256(path: str) -> str:
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
