@@ -33,8 +33,8 @@ from tqdm import tqdm
 from mmlib import files
 from mmlib.data.dataset import file_digests, file_sha256
 from mmlib.data.decoding import decode_image, resize_image
-from mmlib.data.folders import SYSTEM_FOLDERS
 from mmlib.data.leaks import photo_id
+from mmlib.data.photos import SYSTEM_FOLDERS
 from mmlib.files import (
     explained,
     parse_json,

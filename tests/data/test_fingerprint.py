@@ -53,11 +53,6 @@ def test_order_of_the_splits_and_digests_of_other_images_do_not_count():
     assert dataset_fingerprint(splits, DIGESTS) == dataset_fingerprint(backwards, DIGESTS | {"c.jpg": "3"})
 
 
-def test_image_without_digest():
-    with pytest.raises(ValueError, match=r"found none for 'a\.jpg' and 1 more; digest all images first"):
-        identity(digests={})
-
-
 @pytest.fixture
 def files(tmp_path):
     paths = [tmp_path / "files" / name for name in ("one", "empty", "two")]
@@ -163,7 +158,6 @@ def test_other_files_stay_in_the_cache(files, tmp_path, read):
         b"[]",
         b'{"x": 3}',
         b'{"x": [1, 2]}',
-        b'{"x": [1, 2, 3, "short"]}',
         b"[" * 9999,
     ],
 )

@@ -33,8 +33,8 @@ from mmlib import files
 from mmlib.config import AugmentConfig
 from mmlib.data import build_tokenizer, load_dataset, open_store, shard_files, shards
 from mmlib.data.batches import WINDOW, PairSource, SplitTensors, window_order
+from mmlib.data.dataset import ImageFolder
 from mmlib.data.decoding import decode_image, resize_image
-from mmlib.data.folders import ImageFolder
 from mmlib.data.shapes import load_shapes
 from mmlib.data.shard_files import Sample, shard_name
 from mmlib.data.shards import find_shards, load_shards, write_shards
@@ -104,8 +104,8 @@ def test_more_than_a_hundredth_broken_is_an_error(tmp_path, val):
     with pytest.raises(
         ValueError,
         match=r"train_shards: expected samples of an image .*, at most 1% of them broken, found 99 that can"
-        r" be used, 2 broken ones and 0 damaged tar files of 3 \(one\.tar: bad \(no image, or one that cannot be"
-        r" decoded\); two\.tar: bad \(no caption\); .*\); get these shards again",
+        r" be used, 2 broken ones and 0 damaged tar files of 3 \(one\.tar: bad \(no image, or one that cannot"
+        r" be decoded\); two\.tar: bad \(no caption\); .*\); get these shards again",
     ):
         train_of(*good, one, two, val=val)
 
