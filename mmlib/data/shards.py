@@ -145,7 +145,7 @@ def find_shards(patterns: Sequence[str], parameter: str) -> list[str]:
             shards = _expanded(pattern) if is_url(pattern) else _matches(pattern.removeprefix("file://"))
             found.update(dict.fromkeys(shards))
         except (ValueError, FileNotFoundError) as error:
-            raise type(error)(f"{parameter}: {error}, in {pattern!r}") from None
+            raise type(error)(f"{parameter}: {pattern!r}: {error}") from None
     return list(found)
 
 
@@ -178,8 +178,8 @@ def _matches(pattern: str) -> Iterator[str]:
         shards = [match for match in matching if os.path.isfile(match)]
         if not shards:
             raise FileNotFoundError(
-                "expected tar files, as folder/train-*.tar, or a URL of http, https or file, found none that"
-                f" match {rest!r} in {there} (relative paths are read from {files.ROOT})"
+                "expected tar files, as in folder/train-*.tar, or a URL of http, https or file, found none that"
+                f" match {rest!r} in {there}; relative paths are read from {files.ROOT}"
             )
         yield from shards
 
