@@ -147,7 +147,8 @@ def _n(where: dict, direction: str) -> str:
 def _arm_columns(arm: dict, complete: list[dict], number: int) -> dict:
     """What is said once of an arm, beside the first of its directions."""
     rsum = arm["metrics"]["rsum"]
-    between = "" if rsum["low"] is None else f" ({percent(rsum['low'])}–{percent(rsum['high'])})"
+    low, high = rsum["low"], rsum["high"]
+    between = "" if None in (low, high) else f" ({percent(low)}–{percent(high)})"
     seconds = sum(run["seconds"] for run in complete) / len(complete)
     return {
         "arm": arm["name"],

@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from mmlib.reporting.scope import best_row, phases, scope
+from mmlib.reporting.scope import RECALLS, best_row, phases, scope
 from mmlib.reporting.style import DIRECTION_NAMES, DIRECTIONS, INK, SHADE, SOFT, new_figure, styled
 
 _MANY = 40  # epochs from which single points are no longer marked
@@ -62,19 +62,18 @@ def recall_curves(history: list[dict], dataset: str, best_by: str = "rsum") -> F
         ValueError: the history is empty or has no metric `best_by`.
     """
     best = [best_row(rows, best_by) for rows in phases(history)]
-    ks = [k for k in history[0]["val"]["i2t"] if k[0] == "r" and k[1:].isdigit()]
     figure = new_figure(
         "Validation recall by epoch",
         scope(dataset, "val", history[-1]["val"]) + f" · {_phase_names(history)}",
-        f"Line charts of validation recall at {', '.join(k[1:] for k in ks)} by epoch on {dataset}, image to"
+        f"Line charts of validation recall at 1, 5, 10 by epoch on {dataset}, image to"
         f" text solid and text to image dashed, with interval bands, the chance level, and the best epoch"
         f" of each phase; {_phase_names(history)}.",
         height=2.75,
         legend=[*_direction_handles(history), *_mark_handles(best_by)],
     )
-    panels = figure.subplots(1, len(ks), sharex=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(RECALLS), sharex=True, squeeze=False)[0]
     epoch = [row["epoch"] for row in history]
-    for axes, k in zip(panels, ks, strict=True):
+    for axes, k in zip(panels, RECALLS, strict=True):
         for direction, look in DIRECTIONS.items():
             recall = [row["val"][direction][k] for row in history]
             low, high = ([100 * r[bound] for r in recall] for bound in ("low", "high"))

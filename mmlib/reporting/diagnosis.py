@@ -14,8 +14,7 @@ from mmlib.metrics.resampling import sign_flip_test
 from mmlib.reporting.scope import p_text, percent, recall_text, scope
 from mmlib.reporting.style import BAR, DIRECTION_NAMES, DIRECTIONS, INK, MARK, SOFT, new_figure, styled
 from mmlib.reporting.tables import Table
-from mmlib.training.runs import read_result, run_folder
-from mmlib.training.stored_analysis import read_queries
+from mmlib.training.runs import read_queries, read_result, run_folder
 
 KINDS = {
     "length": "by length of the caption",

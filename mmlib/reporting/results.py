@@ -14,7 +14,7 @@ from mmlib.metrics import RetrievalRanks, compare_runs, verdict_from_counts
 from mmlib.metrics.compare import measured_on
 from mmlib.reporting import published
 from mmlib.reporting.published import GROUPS, PUBLISHED, TRAPS, check_publishable, group_of, why_not_published
-from mmlib.reporting.scope import check_one_scope, p_text, result_scope, summary_of
+from mmlib.reporting.scope import RECALLS, check_one_scope, p_text, result_scope, summary_of
 from mmlib.reporting.style import (
     DIRECTIONS,
     INK,
@@ -46,18 +46,17 @@ def results_figure(results: list[dict], protocol: str = "standard") -> Figure:
     """
     check_one_scope(results, protocol)
     summaries = [summary_of(result, protocol) for result in results]
-    ks = [k for k in summaries[0]["i2t"] if k[0] == "r" and k[1:].isdigit()]
     runs = [result["run"] for result in results]
     figure = new_figure(
         "Recall on the test split" if results[0]["split"] == "test" else "Recall",
         f"{result_scope(results[0], protocol)} · best checkpoint of each run, 95 % intervals",
-        f"Dot plots of recall at {', '.join(k[1:] for k in ks)} for {', '.join(runs)}, both directions, each"
+        f"Dot plots of recall at 1, 5, 10 for {', '.join(runs)}, both directions, each"
         " with its interval, and the chance level.",
         height=0.75 + 0.62 * len(results),
         legend=[*dot_handles(), Line2D([], [], color=SOFT, linestyle=":", label="chance")],
     )
-    panels = figure.subplots(1, len(ks), sharey=True, squeeze=False)[0]
-    for axes, k in zip(panels, ks, strict=True):
+    panels = figure.subplots(1, len(RECALLS), sharey=True, squeeze=False)[0]
+    for axes, k in zip(panels, RECALLS, strict=True):
         for direction in DIRECTIONS:
             for row, summary in enumerate(summaries):
                 recall = summary[direction][k]

@@ -4,6 +4,7 @@ from mmlib.metrics.compare import check_comparable
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 DIRECTIONS = ("i2t", "t2i")
+RECALLS = ("r1", "r5", "r10")
 
 
 def scope(dataset: str, split: str, summary: dict) -> str:

@@ -13,6 +13,7 @@ from mmlib.metrics import RetrievalRanks, summarise
 from mmlib.reporting import published
 from mmlib.reporting.scope import (
     DIRECTIONS,
+    RECALLS,
     best_row,
     check_one_scope,
     percent,
@@ -144,10 +145,12 @@ def results_table(results: list[dict], protocol: str = "standard") -> Table:
         summary = summary_of(result, protocol)
         for direction in DIRECTIONS:
             part = summary[direction]
-            ks = [k for k in part if k[0] == "r" and k[1:].isdigit()]
             rows.append(
                 {"run": result["run"], "direction": DIRECTION_NAMES[direction]}
-                | {f"R@{k[1:]}": f"{recall_text(part[k])}, {part[k]['hits']:,}/{part['n']:,}" for k in ks}
+                | {
+                    f"R@{k[1:]}": f"{recall_text(part[k])}, {part[k]['hits']:,}/{part['n']:,}"
+                    for k in RECALLS
+                }
                 | {"chance R@1": f"{percent(part['r1']['chance'])} %"}
                 | {"median rank": f"{part['median_rank']:g} of {part['gallery']:,}"}
                 | {"tied": f"{part['tied']:,}", "rsum": percent(summary["rsum"])}
