@@ -98,7 +98,8 @@ def test_a_parameter_is_refused_where_nothing_reads_it(name):
     [
         (
             {"data_root": "/x"},
-            "data_root is read by dataset 'folder', 'flickr8k', 'flickr30k', 'coco'; this run has dataset 'shapes'",
+            "data_root is read by dataset 'folder', 'flickr8k', 'flickr30k', 'coco'; this run has dataset"
+            " 'shapes'",
         ),
         (
             {"image_weights": "default"},
