@@ -14,8 +14,7 @@ import pytest
 from mmlib.arrays import open_npy, read_npz
 from mmlib.metrics import RetrievalRanks, retrieval_ranks
 from mmlib.metrics.embeddings import read_array
-from mmlib.training.runs import run_folder
-from mmlib.training.stored_analysis import read_arrays
+from mmlib.training.runs import read_arrays, run_folder
 
 MOST_MEMORY = 32 << 20  # bytes, for files of some KB
 

@@ -24,7 +24,7 @@ from mmlib.training.runs import (
     stored_config,
     stored_environment,
 )
-from mmlib.training.stored import DECIDES, Record, read_stored
+from mmlib.training.stored import DECIDES, Ablation, read_stored
 
 Log = Callable[[str], None]
 Arms = dict[str, list[PlannedRun]]
@@ -265,7 +265,7 @@ def read_ablation(run: str) -> dict | None:
         ValueError: the file is damaged.
     """
     path = run_folder(run) / FILE
-    return read_stored(path, Record) if path.exists() else None
+    return read_stored(path, Ablation) if path.exists() else None
 
 
 def members(record: dict) -> tuple[str, ...]:
@@ -345,7 +345,7 @@ def judge_claims(
         resamples: of bootstrap and permutation test.
 
     Returns:
-        Each claim with `verdict`, one of `stored.VERDICTS`, `seeds` (those that both arms have), and,
+        Each claim with `verdict`, one of four words, `seeds` (those that both arms have), and,
         where it was judged, `interval`, `metrics` (of `compare_seeds`), `p_holm` and `judged`, the number of
         claims that p was corrected over.
     """

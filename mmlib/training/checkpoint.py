@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,20 +21,25 @@ from mmlib.config import ModelConfig, TrainConfig
 from mmlib.data import Tokenizer, restore_tokenizer
 from mmlib.files import read_json
 from mmlib.training.runs import parse_history, run_folder, stored_environment
+from mmlib.training.stored import checked, fields
 
 FORMAT = 1
 _ANEW = "bring it back from a copy, or train again with overwrite=True"
-PARTS = {  # by part, the names in it that whoever reads a checkpoint relies on; "" is the whole
-    "": (
-        "config", "tokenizer", "tokenizer_fingerprint", "architecture", "phase", "parent_epoch", "position",
-        "best", "model", "average", "loss", "optimizer", "optimizer_names", "precision", "rng",
-        "rng_of_others",
-    ),
+_USE_OTHER = "use the run's other checkpoint, or train again with overwrite=True"
+PARTS = {  # by part, the names in it that whoever reads a checkpoint relies on
     "position": ("epoch", "step", "loss_sums", "pairs", "seconds", "first_lr"),
     "best": ("epoch", "value"),
     "optimizer": ("state", "param_groups"),
     "rng": ("torch", "cuda", "numpy", "python"),
-}  # fmt: skip
+}
+OTHERS = (
+    "config", "tokenizer", "tokenizer_fingerprint", "architecture", "phase", "parent_epoch", "model",
+    "average", "loss", "optimizer_names", "precision", "rng_of_others",
+)  # fmt: skip
+Checkpoint = fields(
+    **dict.fromkeys(OTHERS, Any),
+    **{part: fields(**dict.fromkeys(names, Any)) for part, names in PARTS.items()},
+)
 ARCHITECTURE = (*ModelConfig.model_fields, "image_size", "max_tokens")
 
 
@@ -56,8 +62,10 @@ def load_checkpoint(path: Path) -> dict:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint: expected {files.shown(path)}, found nothing there")
-    _check_whole(path)
     try:
+        with zipfile.ZipFile(path) as archive:  # torch itself looks at no checksum
+            if broken := archive.testzip():
+                raise zipfile.BadZipFile(f"wrong checksum of its part {broken}")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -66,45 +74,18 @@ def load_checkpoint(path: Path) -> dict:
             f" ({asked[1] if asked else 'an unknown instruction'}), which no checkpoint of this project does."
             " Do not load it elsewhere"
         ) from None
-    except Exception as error:  # the file is whole, so somebody made it so; its reader can fail anywhere
-        raise ValueError(_damaged(path, _first_line(error))) from None
+    except Exception as error:  # on garbage both readers can fail anywhere
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(
+            f"{files.shown(path)} is truncated, damaged or no checkpoint ({path.stat().st_size} bytes;"
+            f" {reason}); {_USE_OTHER}"
+        ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format", "no format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(
             f"{files.shown(path)} is no checkpoint of this project: expected format {FORMAT}, found {found}"
         )
-    parts = content | {"": content}
-    for part, names in PARTS.items():
-        if lacking := [n for n in names if not isinstance(parts[part], dict) or n not in parts[part]]:
-            where = f" in its part {part!r}" if part else ""
-            raise ValueError(
-                f"{files.shown(path)} is damaged or no checkpoint of this project: expected"
-                f" {', '.join(lacking)}{where}, found nothing of that name. Use the run's other checkpoint,"
-                " or train again with overwrite=True"
-            )
-    return content
-
-
-def _check_whole(path: Path) -> None:
-    """Passes if every byte is the one that was written: `torch.load` itself looks at no checksum."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except Exception as error:  # zipfile leaks many kinds on garbage: struct.error, zlib.error, …
-        raise ValueError(_damaged(path, _first_line(error))) from None
-    if broken:
-        raise ValueError(_damaged(path, f"wrong checksum of its part {broken}"))
-
-
-def _damaged(path: Path, reason: str) -> str:
-    return (
-        f"{files.shown(path)} is truncated, damaged or no checkpoint ({path.stat().st_size} bytes; {reason})."
-        " Use the run's other checkpoint, or train again with overwrite=True"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return checked(content, Checkpoint, files.shown(path), _USE_OTHER)
 
 
 def check_fits(path: Path, content: dict, config: Mapping, tokenizer_fingerprint: str) -> None:
@@ -303,7 +284,7 @@ def check_history(path: Path, content: dict) -> None:
         ValueError: it is damaged.
     """
     history = path.with_name("history.jsonl")
-    there = {row["epoch"] for row in parse_history(history)[0]} if history.is_file() else set()
+    there = {row["epoch"] for row in parse_history(history)} if history.is_file() else set()
     if lacking := [epoch for epoch in range(1, content["position"]["epoch"]) if epoch not in there]:
         raise FileNotFoundError(
             f"expected the epochs 1 to {content['position']['epoch'] - 1} in {files.shown(history)}, as"

@@ -43,7 +43,7 @@ from mmlib.training.processes import (
 )
 from mmlib.training.runs import (
     RunFolder,
-    describe_environment,
+    describe_machine,
     open_run,
     read_history,
     require_complete,
@@ -291,14 +291,13 @@ def _start_folder(learner: Learner, parent: Parent | None, data_identity: dict) 
     folder, config = learner.folder, learner.config
     losses = count_losses(learner.tokenizer, learner.val_data.split.captions, config.max_tokens)
     _log_losses(losses, learner.log)
-    described = describe_environment(
-        config.seed,
-        learner.fabric.device,
-        data_identity,
-        parent.lineage if parent else None,
-        sum(p.numel() for group in learner.optimizer.param_groups for p in group["params"]),
-        losses,
-    )
+    described = describe_machine(learner.fabric.device) | {
+        "seed": config.seed,
+        "data": data_identity,
+        "tokenizer_losses": losses,
+        "parent": parent.lineage if parent else None,
+        "trainable_weights": sum(p.numel() for g in learner.optimizer.param_groups for p in g["params"]),
+    }
     folder.clear()
     folder.write_json("environment.json", described)
     folder.write_json("tokenizer.json", learner.tokenizer.state)

@@ -14,8 +14,7 @@ from mmlib.data import Dataset, Split
 from mmlib.data.judgements import find_judgements
 from mmlib.files import write_json
 from mmlib.metrics import paired_ranks, retrieval_ranks, summarise
-from mmlib.training.runs import run_folder
-from mmlib.training.stored_analysis import read_diagnosis, read_queries
+from mmlib.training.runs import read_diagnosis, read_queries, run_folder
 
 IMAGES, PER_IMAGE = 48, 5
 THINGS = ("man", "dog", "two men", "ball")

@@ -20,10 +20,17 @@ from tiny_runs import (
 
 from mmlib import files
 from mmlib.training import loop, run_state
-from mmlib.training.checkpoint import PARTS, check_fits, checkpoint_bytes, load_checkpoint, load_weights
+from mmlib.training.checkpoint import (
+    OTHERS,
+    PARTS,
+    check_fits,
+    checkpoint_bytes,
+    load_checkpoint,
+    load_weights,
+)
 from mmlib.training.runs import RunFolder
 
-CONTENT = {name: {} for name in PARTS[""]} | {part: dict.fromkeys(PARTS[part], 0) for part in PARTS if part}
+CONTENT = dict.fromkeys(OTHERS, 0) | {part: dict.fromkeys(names, 0) for part, names in PARTS.items()}
 CONTENT |= {"model": {"weight": torch.arange(1000.0)}, "tokenizer_fingerprint": "0" * 16}
 
 
@@ -95,16 +102,20 @@ def test_a_strangers_checkpoint_that_lacks_a_part_is_refused_by_name(name, saved
     content = {"format": 1, **CONTENT}
     del content[name]
     torch.save(content, saved)
-    message = rf"last\.pt is damaged or no checkpoint .*: expected {name}, found nothing of that name\. Use"
+    message = rf"last\.pt is damaged: {name}: expected it, found nothing; use the run's other checkpoint"
     with pytest.raises(ValueError, match=message):
         load_checkpoint(saved)
 
 
 @pytest.mark.parametrize("part", ["position", "best", "rng", "optimizer"])
 def test_a_part_that_is_not_what_it_should_be_is_refused_by_name(part, saved):
-    for wrong in (7, dict.fromkeys(PARTS[part][1:], 0)):
+    first, *rest = PARTS[part]
+    for wrong, message in (
+        (7, "input should be .*, found 7"),
+        (dict.fromkeys(rest, 0), "expected it, found n"),
+    ):
         torch.save({"format": 1, **CONTENT, part: wrong}, saved)
-        with pytest.raises(ValueError, match=f"expected {PARTS[part][0]}.* in its part '{part}', found noth"):
+        with pytest.raises(ValueError, match=rf"damaged: {part}(\.{first})?: {message}"):
             load_checkpoint(saved)
 
 
