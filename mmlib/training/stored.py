@@ -275,7 +275,6 @@ Report = fields(
     state=Literal["failed", "killed", "interrupted", "running", "incomplete", "complete"],
     reason=str | None,
     notebooks=dict[Words, fields(page=Name | None)],
-    thumbnail=fields(alt=Words) | None,
     metrics=dict[
         Words, fields(data=Data | None, best=list[fields(epoch=Count, val=Summary)], test=Result | None)
     ],
