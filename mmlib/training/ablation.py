@@ -314,7 +314,7 @@ def _statistics(results: list[dict], ranks: list[RetrievalRanks]) -> dict[str, A
         return {"interval": None, "metrics": {}}
     names = [f"{d}_{field}" for d in DIRECTIONS for field in (*(f"r{k}" for k in KS), "median_rank")]
     if len(results) > 1:
-        found = summarise_seeds(ranks, ks=KS)
+        found = summarise_seeds(ranks)
         keys = ("mean", "low", "high", "values")
         metrics = {n: {key: found[n][key] for key in keys} for n in (*names, "rsum", "mean_r1")}
         return {"interval": "seeds and queries", "metrics": metrics}
