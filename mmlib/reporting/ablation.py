@@ -41,13 +41,13 @@ def plan_table(planned: list[PlannedRun]) -> Table:
     rows, most = [], 0
     for number, (name, arm) in enumerate(arms_of(planned).items()):
         tried, seeds = candidates(arm), list(dict.fromkeys(run.config.seed for run in arm))
-        runs = len(tried) + len(seeds) - 1
+        runs = max(len(tried), 1) + len(seeds) - 1
         most += runs
         rows.append(
             {
                 "arm": name,
                 "what differs": _parameters(arm[0].differs) or ("nothing (base line)" if not number else ""),
-                "tuned on validation": "; ".join(_parameters(run.tuned) for run in tried if run.tuned) or "–",
+                "tuned on validation": "; ".join(_parameters(run.tuned) for run in tried) or "–",
                 "seeds": ", ".join(map(str, seeds)),
                 "runs": runs,
             }
@@ -181,7 +181,7 @@ def _chosen(run: dict, tried: list[dict]) -> str:
         return ""
     edges = []
     for name, value in run["tuned"].items():
-        values = {other["tuned"][name] for other in tried}
+        values = {other["tuned"].get(name) for other in tried}
         if len(values) > 2 and all(isinstance(v, int | float) for v in values):
             edges += [
                 f"{word} {name}"

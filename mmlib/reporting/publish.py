@@ -77,7 +77,7 @@ def _card(folder: Path) -> dict:
         checked_name(folder.name, "experiment")
         report = read_stored(folder / "results.json", Report, "make the report again")
         card |= {"state": report["state"], "reason": report["reason"], "numbers": _numbers(report["metrics"])}
-        records = report.get("ablations", {}).values()  # reports from before there were any have none
+        records = (report.get("ablations") or {}).values()  # reports from before there were any have none
         card["verdicts"] = [text for record in records for text in ablation_verdicts(record).sentences]
         if card["verdicts"]:
             card["numbers"] = None  # of a single run, which is not what an ablation is about

@@ -89,7 +89,7 @@ def stored_choice(run: str) -> str:
     Raises:
         FileNotFoundError, ValueError: there is no such run, or its `config.json` is damaged.
     """
-    return stored.read_stored(run_folder(run) / "config.json", stored.Choice).get("select_by", "rsum")
+    return stored.read_stored(run_folder(run) / "config.json", stored.Choice).get("select_by") or "rsum"
 
 
 def stored_environment(run: str) -> dict:
@@ -295,10 +295,9 @@ class RunFolder:
         """`write` of an object as JSON."""
         self.write(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
-    def write_status(self, state: str, epoch: int, epochs: int, reason: str | None = None) -> None:
-        """Writes `status.json`; `epoch` is the last finished one, `epochs` the last one planned."""
-        status = {"state": state, "reason": reason, "epoch": epoch, "epochs": epochs, "updated": now()}
-        self.write_json("status.json", status)
+    def write_status(self, state: str, reason: str | None = None, **progress: int) -> None:
+        """Writes `status.json`; of a run, `epoch` is the last finished one, `epochs` the last one planned."""
+        self.write_json("status.json", {"state": state, "reason": reason, **progress, "updated": now()})
 
     def append_history(self, row: dict) -> None:
         """Appends one epoch and flushes it to disk.

@@ -313,7 +313,8 @@ def _run(learner: Learner) -> None:
     fabric = learner.fabric
 
     def status(state: str, reason: str | None = None) -> None:
-        learner.folder.write_status(state, learner.position.epoch - 1, learner.last_epoch, reason)
+        epoch, epochs = learner.position.epoch - 1, learner.last_epoch
+        learner.folder.write_status(state, reason, epoch=epoch, epochs=epochs)
 
     # Until the last word is written: torchrun signals the processes that are left when one has ended.
     with stop_requests(patient=fabric.world_size > 1) as stop:
