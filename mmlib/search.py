@@ -23,7 +23,7 @@ from tqdm import tqdm
 from mmlib.arrays import read_npz
 from mmlib.config import ParameterError
 from mmlib.data.decoding import MAX_BYTES, SUFFIXES, decode_image, resize_image
-from mmlib.data.folders import SYSTEM_FOLDERS
+from mmlib.data.photos import SYSTEM_FOLDERS
 from mmlib.files import explained, parse_json, printable, read_bounded, shown
 from mmlib.training.runs import open_run, require_complete, run_folder
 
