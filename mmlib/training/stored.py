@@ -60,8 +60,9 @@ _OneWay = fields(
 )
 _Ceiling = dict[Annotated[str, Field(pattern=r"^(i2t|t2i)_r\d+$")], Share]
 Summary = fields(
-    "ceiling", protocol=Words, rsum=Number, mean_r1=Share, i2t=_OneWay, t2i=_OneWay, ceiling=_Ceiling
-)
+    "folds ceiling",
+    protocol=Words, folds=Count, rsum=Number, mean_r1=Share, i2t=_OneWay, t2i=_OneWay, ceiling=_Ceiling,
+)  # fmt: skip
 _Sizes = fields(images=Count, captions=Count)
 Data = fields(
     "held_out_fingerprint",
