@@ -237,7 +237,7 @@ def test_damaged_arrays_are_named(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("evaluated")
 def test_a_folder_is_refused_where_the_data_are_drawn():
     with pytest.raises(
-        ParameterError, match=r"data_root is read by dataset 'flickr8k', .* has dataset 'shapes'"
+        ParameterError, match=r"data_root is read by dataset 'folder', .* has dataset 'shapes'"
     ):
         tiny_evaluate("tiny", data_root="data/x")
 
