@@ -178,8 +178,8 @@ def _matches(pattern: str) -> Iterator[str]:
         shards = [match for match in matching if os.path.isfile(match)]
         if not shards:
             raise FileNotFoundError(
-                "expected tar files, as in folder/train-*.tar, or a URL of http, https or file, found none that"
-                f" match {rest!r} in {there}; relative paths are read from {files.ROOT}"
+                "expected tar files, as in folder/train-*.tar, or a URL of http, https or file, found none"
+                f" that match {rest!r} in {there}; relative paths are read from {files.ROOT}"
             )
         yield from shards
 

@@ -472,9 +472,9 @@ def test_a_folder_that_is_there_by_name_is_no_pattern(tmp_path, monkeypatch, fol
         (
             "gone-*.tar",
             FileNotFoundError,
-            r"x: 'gone-\*\.tar': expected tar files, .* match 'gone-\*\.tar' in",
+            r"x: 'gone-\*\.tar': expected tar files, .* that match 'gone-\*\.tar' in",
         ),
-        ("a-{000..001}.tar", FileNotFoundError, r"x: 'a-\{000\.\.001\}\.tar': .* match 'a-001\.tar' in"),
+        ("a-{000..001}.tar", FileNotFoundError, r"x: 'a-\{000\.\.001\}\.tar': .* that match 'a-001\.tar' in"),
         (".", FileNotFoundError, r"as in folder/train-\*\.tar"),
         (
             "s3://bucket/a.tar",
