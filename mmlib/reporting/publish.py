@@ -63,8 +63,8 @@ def _card(folder: Path) -> dict:
         checked_name(folder.name, "experiment")
         report = read_stored(folder / "results.json", Report, "make the report again")
         card |= {"state": report["state"], "reason": report["reason"]}
-        # Reports from before there were ablations have none; where there is one, its verdicts are the result.
-        verdicts = [ablation_verdicts(record) for record in report.get("ablations", {}).values()]
+        # Where there is an ablation, its verdicts are the result.
+        verdicts = [ablation_verdicts(record) for record in (report.get("ablations") or {}).values()]
         tables = [dataclasses.replace(table, caption="") for table in verdicts] or _numbers(report["metrics"])
         card["shown"] = [Markup(table._repr_html_()) for table in tables]
         card["links"] = [
@@ -182,7 +182,7 @@ def _quoted(report: dict, what: str) -> list[Table]:
     if what == "results":
         results = [run["test"] for run in report["metrics"].values() if run["test"]]
         return [results_table(results, protocol) for protocol in protocols_of_results(results)]
-    if not report.get("ablations"):
+    if not report["ablations"]:
         raise ValueError("it has no ablation")
     tables = []
     for record in report["ablations"].values():
