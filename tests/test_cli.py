@@ -332,7 +332,7 @@ def test_shard_writes_the_data_of_a_parameter_file(capsys, write, tmp_path):
         ["shards.json", *(line.split("  ")[0] for line in said[:-1])]
     )
     assert cli.main(words) == 2
-    assert "found finished ones in" in capsys.readouterr().err
+    assert "without finished or other shards, found shards.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def file_digests(paths: Sequence[Path], cache_file: Path) -> list[str]:
         latest_ns = time.time_ns() - SETTLED_NS
         with ThreadPoolExecutor(THREADS) as pool:
             digests = tqdm(
-                pool.map(_sha256, stale), total=len(stale), desc="fingerprint", unit="file", disable=None
+                pool.map(file_sha256, stale), total=len(stale), desc="fingerprint", unit="file", disable=None
             )
             cached |= {key: (*marks[key], digest) for key, digest in zip(stale, digests)}
         unsettled = {key for key in stale if marks[key][2] > latest_ns or _mark(key) != marks[key]}
@@ -256,7 +256,8 @@ def _mark(path: str) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _sha256(path: str) -> str:
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -66,13 +66,13 @@ def files(tmp_path):
 def read(monkeypatch):
     """Names of the files that were read, in sorted order when asked."""
     names = []
-    real = fingerprint._sha256
+    real = fingerprint.file_sha256
 
     def spy(path):
         names.append(os.path.basename(path))
         return real(path)
 
-    monkeypatch.setattr(fingerprint, "_sha256", spy)
+    monkeypatch.setattr(fingerprint, "file_sha256", spy)
     return names
 
 
@@ -135,7 +135,7 @@ def test_a_file_that_was_just_changed_is_not_remembered(files, tmp_path, read, m
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_remembered(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(fingerprint, "_sha256", lambda path: os.utime(path, ns=(1, 1)) or "0" * 64)
+    monkeypatch.setattr(fingerprint, "file_sha256", lambda path: os.utime(path, ns=(1, 1)) or "0" * 64)
     assert file_digests(files[:1], tmp_path / "cache.json") == ["0" * 64]
     assert json.loads((tmp_path / "cache.json").read_text()) == {}
 

@@ -195,6 +195,6 @@ def test_an_image_replaced_by_one_of_equal_size_and_time_changes_the_fingerprint
 def test_second_load_reads_no_image(tmp_path, monkeypatch):
     monkeypatch.setattr("mmlib.data.dataset.SETTLED_NS", 0)
     first = load_flickr8k(tiny.write_original(tmp_path))
-    monkeypatch.setattr("mmlib.data.dataset._sha256", None)
+    monkeypatch.setattr("mmlib.data.dataset.file_sha256", None)
     assert load_flickr8k(tmp_path).fingerprint == first.fingerprint
     assert len(json.loads((files.CACHE / "flickr8k-digests.json").read_text())) == 8
