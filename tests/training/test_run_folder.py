@@ -25,7 +25,7 @@ from mmlib.data import shapes
 from mmlib.data.tokenizers import loss_shares, losses_warning
 from mmlib.files import InUse, read_json
 from mmlib.reporting import lineage_table
-from mmlib.reporting.scope import percent
+from mmlib.reporting.tables import percent
 from mmlib.training import read_history, read_result, run_state, start, stored_config
 from mmlib.training.loop import Learner
 from mmlib.training.runs import open_run, parse_history, require_complete
