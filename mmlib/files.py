@@ -31,7 +31,10 @@ def _root() -> Path:
     """The repository around this package, else around the working directory, else that directory."""
     if given := os.environ.get("MMLIB_ROOT"):
         return Path(given).resolve()
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it was deleted, which the commands say that need it
+        here = Path("/")
     for folder in (Path(__file__).resolve().parent.parent, here, *here.parents):
         if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
             return folder
