@@ -97,7 +97,7 @@ def test_weights_are_given_to_all_arms_beside_the_file(base):
         ({"tune": {"no-memory": {"feedback_steps": [0, 1]}}}, "arm 'no-memory': feedback_steps is read by"),
         ({"grid": {"tokenizer": ["char", "bpe"], "bpe_vocabulary": [99]}}, "arm 'memory-tokenizerchar-bpe"),
         ({"changes": {"momentum": 0.8}}, "changes: momentum is read by optimizer 'sgd', 'rmsprop'; this r"),
-        ({"data_root": "x"}, "  data_root is read by dataset 'folder', 'flickr8k', 'flickr30k', 'coco'; this run ha"),
+        ({"data_root": "x"}, "  data_root is read by dataset 'folder', 'flickr8k', 'flickr30k', 'coco'; "),
         ({"image_weights": "default"}, "  image_weights is read by image_encoder <library>:<name>; this r"),
         ({"claims": [CLAIM | {"arm": "memroy"}]}, "claim 1: arm: there is no arm 'memroy'; did you mean"),
         ({"claims": [CLAIM | {"over": "x"}]}, "claim 1: over: there is no arm 'x'; there are: memory, no"),
@@ -120,7 +120,8 @@ def test_what_all_arms_are_given_may_be_unread_in_some_of_them(base, tmp_path):
     assert plan_grid(tiny_grid(sgd, changes={"optimizer": "adamw"}))[0].config.momentum == 0.8
     said = refusal(write_base(tmp_path, data_root="x", optimizer="sgd", momentum=0.8))
     assert said.splitlines()[1:] == [
-        "  base: data_root is read by dataset 'folder', 'flickr8k', 'flickr30k', 'coco'; this run has dataset 'shapes'"
+        "  base: data_root is read by dataset 'folder', 'flickr8k', 'flickr30k', 'coco'; this run has dataset"
+        " 'shapes'"
     ]
 
 
