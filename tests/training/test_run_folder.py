@@ -308,7 +308,7 @@ def test_a_failed_run_goes_on_and_keeps_its_reason_until_then(monkeypatch, folde
 
 
 def test_a_status_that_cannot_be_written_hides_no_error(monkeypatch, folder):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     def fail(training):
