@@ -265,7 +265,7 @@ def members(record: dict) -> tuple[str, ...]:
 
 def _statistics(results: list[dict], ranks: list[RetrievalRanks]) -> dict[str, Any]:
     if len(results) > 1:
-        return {"interval": "seeds and queries", "metrics": summarise_seeds(ranks, ks=KS)}
+        return {"interval": "seeds and queries", "metrics": summarise_seeds(ranks)}
     metrics = {}
     for result in results:
         standard = result["protocols"]["standard"]

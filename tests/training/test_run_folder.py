@@ -23,8 +23,7 @@ from mmlib.cli import main
 from mmlib.config import ParameterError
 from mmlib.data import shapes
 from mmlib.data.tokenizers import loss_shares, losses_warning
-from mmlib.files import read_json
-from mmlib.locks import InUse
+from mmlib.files import InUse, read_json
 from mmlib.reporting import lineage_table
 from mmlib.reporting.tables import percent
 from mmlib.training import read_history, read_result, run_state, start, stored_config
