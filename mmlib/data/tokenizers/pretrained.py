@@ -178,7 +178,7 @@ def from_transformers(name: str) -> EncoderTokenizer:
     folder = files.from_root(name)
     is_here = folder.is_dir()
     try:
-        with fetching(f"the tokenizer of hf:{name}", hub=not is_here):
+        with fetching(hub=not is_here):
             source = str(folder) if is_here else name
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=is_here)
     except (OSError, ValueError) as error:
@@ -207,8 +207,7 @@ def from_open_clip(name: str) -> Tokenizer:
         hint = nearest(name, list_models()) or "; open_clip.list_models() lists them"
         raise ParameterError(f"text_encoder: expected a model of open_clip, found {name!r}{hint}")
     try:
-        is_on_hub = "hf_tokenizer_name" in get_model_config(name)["text_cfg"]
-        with fetching(f"the tokenizer of open_clip:{name}", is_on_hub):
+        with fetching(hub="hf_tokenizer_name" in get_model_config(name)["text_cfg"]):
             tokenizer = get_tokenizer(name)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
