@@ -38,8 +38,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Tuned = Annotated[str, Field(pattern=r"^(all|none|last-[1-9][0-9]*)$")]
 
 
-DATASETS = ("shapes", "flickr8k", "flickr30k", "coco", "shards")
-_PHOTOS = ("flickr8k", "flickr30k", "coco")
+DATASETS = ("shapes", "folder", "flickr8k", "flickr30k", "coco", "shards")
+_PHOTOS = ("folder", "flickr8k", "flickr30k", "coco")
 _TUNED, _ON = (OTHER_THAN, "none"), (OTHER_THAN, 0)
 _FROZEN_ONCE = {"image_tune": _TUNED, "cache_features": (False,), "dataset": ("shards",)}
 _AUGMENTATION = {"crop_area": (OTHER_THAN, 1), "flip": (True,), "colour": _ON, "randaugment": _ON}
@@ -51,6 +51,7 @@ class RunConfig(Config):
 
     READ_BY = (
         ({"dataset": _PHOTOS}, ("data_root", "also_train_on")),
+        ({"dataset": ("folder",)}, ("data_name", "private", "val_fraction", "test_fraction", "split_seed")),
         ({"dataset": ("shards",)}, ("train_shards", "val_shards", "test_shards")),
         ({"dataset": ("shapes",)}, ("shapes_seed", "shapes_train", "shapes_val", "shapes_test")),
         ({"dataset": (OTHER_THAN, "shapes")}, ("resize", "leaks")),
@@ -92,7 +93,7 @@ class DataConfig(RunConfig):
     """Which images and captions."""
 
     dataset: Literal[DATASETS] = param(
-        "shapes", "data set; shapes is drawn from a seed, shards are webdataset tar files"
+        "shapes", "drawn shapes, one's own photos (folder), a published set, or tar files (shards)"
     )
     data_root: str | None = param(
         None, "folder of a data set on disk, from the repository's root (null: data/<dataset>)"
@@ -100,6 +101,11 @@ class DataConfig(RunConfig):
     also_train_on: list[str] = param(
         [], "training splits of more sets, each name[:folder][@weight], as flickr30k@0.5"
     )
+    data_name: Name = param("own-photos", "folder: what tables and figures call the data")
+    private: bool = param(False, "folder: keep photos and captions out of the pages that can be passed on")
+    val_fraction: float = param(0.15, "folder: share of photos drawn for validation", gt=0, lt=1)
+    test_fraction: float = param(0.15, "folder: share of photos drawn for the test split", gt=0, lt=1)
+    split_seed: int = param(0, "folder: seed of splits that are drawn", ge=0)
     train_shards: list[str] = param([], "shards: paths, URLs or patterns of the training split")
     val_shards: list[str] = param([], "shards: the same of the validation split")
     test_shards: list[str] = param([], "shards: the same of the test split")
@@ -277,6 +283,9 @@ def _conflicts(c: "TrainConfig") -> list[str]:
             c.tokenizer == "encoder" and not own_tokens,
         f"text_encoder {c.text_encoder!r} needs tokenizer 'encoder': found {c.tokenizer!r}":
             c.tokenizer != "encoder" and own_tokens,
+        f"val_fraction {c.val_fraction:g} and test_fraction {c.test_fraction:g} leave no photo to train on":
+            c.val_fraction + c.test_fraction >= 1,
+        f"data_name {c.data_name!r} is the name of a published set: choose another": c.data_name in DATASETS,
     }  # fmt: skip
     for side in ("image", "text"):
         tune, encoder = getattr(c, f"{side}_tune"), getattr(c, f"{side}_encoder")

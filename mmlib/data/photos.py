@@ -128,7 +128,7 @@ def _load_flickr(
     else:
         splits = {split: _listed(lists[split]) for split in SPLITS}
     folder, names = find_image_folder(root, chain.from_iterable(splits.values()))
-    return _build(name, splits, captions, path, folder, names, _note_sizes(splits, name))
+    return build_dataset(name, splits, captions, path, folder, names, _note_sizes(splits, name))
 
 
 def _split_lists(root: Path) -> dict[str, list[Path]]:
@@ -198,7 +198,7 @@ def load_coco(root: str | Path) -> Dataset:
             " there"
         )
     names = {f"{part}/{name}" for part in parts for name in _images(os.listdir(folders[0] / part))}
-    return _build("coco", splits, captions, path, folders[0], names, notes)
+    return build_dataset("coco", splits, captions, path, folders[0], names, notes)
 
 
 def _official_captions(root: Path) -> tuple[str, dict[str, Path]]:
@@ -354,7 +354,7 @@ def _note_sizes(splits: Splits, name: str) -> list[str]:
     ]
 
 
-def _build(
+def build_dataset(
     data_set: str,
     splits: Splits,
     captions: Captions,
@@ -362,6 +362,7 @@ def _build(
     folder: Path,
     on_hand: set[str],
     notes: Iterable[str] = (),
+    redistributable: bool = False,
 ) -> Dataset:
     """The data set of checked parts; the first call hashes every image, later ones what has changed.
 
@@ -376,6 +377,7 @@ def _build(
         folder: of the images.
         on_hand: names of the image files in it, in any Unicode form and case (`match_names`).
         notes: what the loader has noted so far.
+        redistributable: as of `Dataset`.
 
     Raises:
         FileNotFoundError: the image of a split is missing.
@@ -387,24 +389,25 @@ def _build(
     if twice:
         where = " and ".join(split for split, names in splits.items() if twice[0] in names)
         raise ValueError(
-            f"expected every image in one split, found {_first(twice)} in {where}; get the split files again"
+            f"expected every image in one split, found {first_of(twice)} in {where}; get the split files"
+            " again"
         )
     on_disk = match_names(split_of, on_hand, shown(folder))
     if missing := [name for name in split_of if name not in on_disk]:
         raise FileNotFoundError(
-            f"expected every image of the splits in {shown(folder)}, found no {_first(missing)}; complete the"
-            " folder"
+            f"expected every image of the splits in {shown(folder)}, found no {first_of(missing)}; complete"
+            " the folder"
         )
     name_there = match_names(split_of, captions, caption_file.name)
     said = {name: captions[there] for name, there in name_there.items()}
     if silent := [name for name in split_of if not said.get(name)]:
         raise ValueError(
             f"expected captions of every image of the splits in {shown(caption_file)}, found none of"
-            f" {_first(silent)}; get the file again"
+            f" {first_of(silent)}; get the file again"
         )
     notes = list(notes)
     if empty := [name for name in split_of for text in said[name] if not text.strip()]:
-        notes.append(f"Captions without text: {len(empty):,}, of {_first(empty)}.")
+        notes.append(f"Captions without text: {len(empty):,}, of {first_of(empty)}.")
     if unused := on_hand - set(on_disk.values()):
         notes.append(f"Left out: {count(len(unused), 'image')} in no split.")
     if others := captions.keys() - set(name_there.values()):
@@ -418,8 +421,8 @@ def _build(
         image_of_caption_M = np.repeat(np.arange(len(images)), [len(said[image]) for image in images])
         built[split] = Split(split, images, texts, image_of_caption_M)
     renamed = {image: file for image, file in on_disk.items() if image != file}
-    source = ImageFolder(folder, digests, renamed)
-    return Dataset(data_set, built, source, dataset_fingerprint(built, digests), tuple(notes))
+    source, fingerprint = ImageFolder(folder, digests, renamed), dataset_fingerprint(built, digests)
+    return Dataset(data_set, built, source, fingerprint, tuple(notes), redistributable)
 
 
 def count(number: int, noun: str) -> str:
@@ -427,7 +430,7 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + "s" * (number != 1)
 
 
-def _first(names: list[str]) -> str:
+def first_of(names: list[str]) -> str:
     """The first of several names, and how many more there are."""
     more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
     return f"{printable(names[0])}{more}"

@@ -111,7 +111,7 @@ def test_a_kernel_builds_the_config_from_its_cells(kernel, tmp_path):
     assert "this cell has a %run" in run(CELL, f"%run {file}")  # which would have got the run 'a'
     assert run("%%capture\n" + CELL.replace("0.1", "0.3"), show) == "a 3 0.3 False\n"
     assert run("%matplotlib inline\n" + CELL, "%%capture --no-stdout\n" + show) == "a 3 0.1 False\n"
-    assert "data_root is read by dataset 'flickr8k'" in run(CELL + 'data_root: str = "x"\n', show)
+    assert "data_root is read by dataset 'folder', 'flickr8k'" in run(CELL + 'data_root: str = "x"\n', show)
 
 
 @pytest.mark.parametrize("name", CONFIG_OF_NOTEBOOK)

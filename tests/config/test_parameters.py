@@ -215,9 +215,10 @@ def test_a_continued_run_does_not_inherit_the_parents_warm_up():
 
 
 OTHER = {
-    "dataset": "flickr8k", "also_train_on": ["coco"], "train_shards": ["a.tar"], "val_shards": ["b.tar"],
-    "test_shards": ["c.tar"], "shapes_seed": 1, "shapes_train": 7, "shapes_val": 7, "shapes_test": 7,
-    "image_size": 32, "resize": "crop", "leaks": "keep",
+    "dataset": "flickr8k", "also_train_on": ["coco"], "data_name": "home", "private": True,
+    "val_fraction": 0.2, "test_fraction": 0.2, "split_seed": 1, "train_shards": ["a.tar"],
+    "val_shards": ["b.tar"], "test_shards": ["c.tar"], "shapes_seed": 1, "shapes_train": 7,
+    "shapes_val": 7, "shapes_test": 7, "image_size": 32, "resize": "crop", "leaks": "keep",
     "tokenizer": "word", "max_tokens": 9, "min_word_count": 2, "bpe_vocabulary": 300,
     "image_encoder": "resnet18", "image_weights": "a", "image_pooling": "attention",
     "text_encoder": "gru", "text_weights": "b",
@@ -256,7 +257,8 @@ def test_what_a_continued_run_inherits_may_be_unread_and_what_it_asks_for_may_no
     assert str(caught.value) == (
         "2 parameter(s) that nothing in this run reads:\n"
         "  momentum is read by optimizer 'sgd', 'rmsprop'; this run has optimizer 'adamw'\n"
-        "  data_root is read by dataset 'flickr8k', 'flickr30k', 'coco'; this run has dataset 'shapes'\n"
+        "  data_root is read by dataset 'folder', 'flickr8k', 'flickr30k', 'coco'; this run has dataset"
+        " 'shapes'\n"
         "Leave them out, or choose what reads them."
     )
 

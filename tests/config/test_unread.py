@@ -25,6 +25,11 @@ TEXT = {"text_encoder": "hf:x", "tokenizer": "encoder"}
 CASES = {
     "data_root": ("x", {"dataset": "coco"}, {}),
     "also_train_on": (["coco"], {"dataset": "flickr8k"}, SHARDS),
+    "data_name": ("home", {"dataset": "folder"}, {}),
+    "private": (True, {"dataset": "folder"}, {"dataset": "coco"}),
+    "val_fraction": (0.2, {"dataset": "folder"}, SHARDS),
+    "test_fraction": (0.2, {"dataset": "folder"}, {}),
+    "split_seed": (1, {"dataset": "folder"}, {}),
     "train_shards": (["a.tar"], SHARDS, {}),
     "val_shards": (["b.tar"], SHARDS, {}),
     "test_shards": (["c.tar"], SHARDS, {"dataset": "coco"}),
@@ -93,7 +98,8 @@ def test_a_parameter_is_refused_where_nothing_reads_it(name):
     [
         (
             {"data_root": "/x"},
-            "data_root is read by dataset 'flickr8k', 'flickr30k', 'coco'; this run has dataset 'shapes'",
+            "data_root is read by dataset 'folder', 'flickr8k', 'flickr30k', 'coco'; this run has dataset"
+            " 'shapes'",
         ),
         (
             {"image_weights": "default"},
