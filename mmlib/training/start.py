@@ -17,7 +17,7 @@ from mmlib.config import ParameterError, TrainConfig, build, continued, differen
 from mmlib.data import Dataset, Tokenizer, load_dataset, tokenizer_for
 from mmlib.data.batches import PairSource, SplitTensors
 from mmlib.data.tokenizers import count_losses, loss_shares, losses_warning
-from mmlib.locks import InUse
+from mmlib.files import InUse
 from mmlib.model import DualEncoder, build_loss, build_model, load_learned
 from mmlib.training.checkpoint import (
     Parent,
