@@ -156,19 +156,25 @@ _GALLERY = {
     "i2t_query": ("u", "qhw3"), "i2t_captions": ("U", "qk"), "i2t_hit": ("b", "qk"), "i2t_rank": ("iu", "q"),
     "redistributable": ("b", ""),
 }  # fmt: skip
+_NEIGHBOURS = {
+    "t2i_top": ("i", "MK"), "t2i_similarity": ("f", "MK"), "i2t_top": ("i", "Nk"), "i2t_similarity": ("f", "Nk"),
+    "sheets": ("u", "B"), "sheet_sizes": ("i", "S"),
+}  # fmt: skip
 _BLOCKS = ("image", "text", "central_image", "central_text")
 _Pair = Annotated[tuple[str, float], Strict(False)]  # of a word and a number; JSON has no tuples
 _Readers = fields(top=list[fields(slot=Count, share=Share, read_by=list[_Pair])])
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], name: str, where: str) -> None:
-    """Passes if arrays are those of `gallery` or `slots`; a run without a memory has no arrays of its slots.
+    """Passes if arrays are those of `gallery`, `neighbours` or `slots`; a run without a memory has no arrays of its slots.
 
     Raises:
         ValueError: one is missing, of another kind or another shape; names file and array.
     """
     if name == "gallery":
         _check_shapes(arrays, _GALLERY, where)
+    if name == "neighbours" and arrays:
+        _check_shapes(arrays, _NEIGHBOURS, where)
     for block in _BLOCKS if name == "slots" and arrays else ():
         _check_shapes(arrays, {f"{block}_weight": ("f", "S"), f"{block}_top": ("U", "")}, where)
         weight_S, place = arrays[f"{block}_weight"], f"{where}, {block}_top,"
