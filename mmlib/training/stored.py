@@ -54,8 +54,9 @@ OneWay = fields(
 )
 Ceiling = dict[Annotated[str, Field(pattern=r"^(i2t|t2i)_r\d+$")], Share]
 Summary = fields(
-    protocol=Words, rsum=Number, mean_r1=Share, i2t=OneWay, t2i=OneWay, ceiling=(Ceiling | None, None)
-)
+    protocol=Words, folds=(Count | None, None), rsum=Number, mean_r1=Share, i2t=OneWay, t2i=OneWay,
+    ceiling=(Ceiling | None, None),
+)  # fmt: skip
 Sizes = fields(images=Count, captions=Count)
 Data = fields(
     name=Words, fingerprint=Words, splits=dict[Words, Sizes], held_out_fingerprint=(Words | None, None)

@@ -26,7 +26,7 @@ from mmlib.data.tokenizers import loss_shares, losses_warning
 from mmlib.files import read_json
 from mmlib.locks import InUse
 from mmlib.reporting import lineage_table
-from mmlib.reporting.scope import percent
+from mmlib.reporting.tables import percent
 from mmlib.training import read_history, read_result, run_state, start, stored_config
 from mmlib.training.loop import Learner
 from mmlib.training.runs import open_run, parse_history, require_complete
