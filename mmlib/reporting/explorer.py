@@ -18,7 +18,7 @@ from mmlib.analysis.neighbours import COLUMNS, THUMBNAIL
 from mmlib.files import printable
 from mmlib.metrics import RetrievalRanks
 from mmlib.reporting.pages import TEMPLATES, stylesheet, well_formed
-from mmlib.reporting.scope import percent
+from mmlib.reporting.tables import percent
 from mmlib.training.runs import evaluated_file, read_arrays, read_queries, read_result
 
 WITHOUT_SCRIPTS = 100  # queries in the table that stands in for the page where scripts do not run
@@ -143,8 +143,8 @@ def _policy(scripts: Sequence[str]) -> str:
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     return (
-        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none';"
-        " form-action 'none'"
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed};"
+        " base-uri 'none'; form-action 'none'"
     )
 
 

@@ -110,7 +110,9 @@ _PAPERMILL_MARK = "papermill-error-cell-tag"  # its red error cells; the page ha
 _NO_PICTURE = "[a picture that is no PNG is left out]"
 
 
-def render_notebook(executed_ipynb: Path, experiment: str, pages: tuple[Page, ...] = ()) -> dict[str, bytes]:
+def render_notebook(
+    executed_ipynb: Path, experiment: str, pages: tuple[Page, ...] = (), explorer: str | None = None
+) -> dict[str, bytes]:
     """Renders an executed notebook as a page that runs nothing and loads nothing from anywhere.
 
     Outputs that are marked private (`mmlib.reporting.style`) are replaced by a sentence that says
@@ -122,6 +124,7 @@ def render_notebook(executed_ipynb: Path, experiment: str, pages: tuple[Page, ..
         experiment: its name.
         pages: all pages of the experiment, for navigation and state; a notebook that is not among
             them counts as complete.
+        explorer: file of the explorer, for navigation; None if there is none.
 
     Returns:
         Contents by file name in the report's folder: the pages, `<notebook>.html` and
@@ -147,6 +150,7 @@ def render_notebook(executed_ipynb: Path, experiment: str, pages: tuple[Page, ..
             elif figure:
                 made[f"{'private' if output in private else 'figures'}/{name}-{figure}.png"] = png
         shown = {"title": _take_title(notebook) or name, "experiment": experiment, "page": page}
+        shown["explorer"] = explorer
         if private:
             made[f"{name}.private.html"] = _exported(notebook, shown | {"pages": pages, "private": True})
         for output in private:

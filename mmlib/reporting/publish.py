@@ -213,6 +213,7 @@ def _files_of(source: Path, name: str) -> list[str]:
     names = ["results.json", "README.md", *(f"{notebook}.html" for notebook in report["notebooks"])]
     names += [file for file in drawn if file.startswith(own)]  # others were not made by this
     names += [THUMBNAIL] if report["thumbnail"] else []
+    names += ["explore.html"] if report.get("explorer") == "explore.html" else []
     for file in names:
         _require(source, file)
     return names

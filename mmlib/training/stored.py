@@ -158,8 +158,8 @@ _GALLERY = {
     "redistributable": ("b", ""),
 }  # fmt: skip
 _NEIGHBOURS = {
-    "t2i_top": ("i", "MK"), "t2i_similarity": ("f", "MK"), "i2t_top": ("i", "Nk"), "i2t_similarity": ("f", "Nk"),
-    "sheets": ("u", "B"), "sheet_sizes": ("i", "S"),
+    "t2i_top": ("i", "MK"), "t2i_similarity": ("f", "MK"), "i2t_top": ("i", "Nk"),
+    "i2t_similarity": ("f", "Nk"), "sheets": ("u", "B"), "sheet_sizes": ("i", "S"),
 }  # fmt: skip
 _BLOCKS = ("image", "text", "central_image", "central_text")
 _Pair = Annotated[tuple[str, float], Strict(False)]  # of a word and a number; JSON has no tuples
@@ -167,7 +167,7 @@ _Readers = fields(top=list[fields(slot=Count, share=Share, read_by=list[_Pair])]
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], name: str, where: str) -> None:
-    """Passes if arrays are those of `gallery`, `neighbours` or `slots`; a run without a memory has no arrays of its slots.
+    """Passes if arrays are those of `gallery`, `neighbours` or `slots`; the last two may have none.
 
     Raises:
         ValueError: one is missing, of another kind or another shape; names file and array.
@@ -286,6 +286,7 @@ Report = fields(
         Words, fields(data=Data | None, best=list[fields(epoch=Count, val=Summary)], test=Result | None)
     ],
     ablations=(dict[Words, Ablation], {}),
+    explorer=(Words | None, None),
 )
 
 

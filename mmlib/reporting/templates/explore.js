@@ -71,9 +71,9 @@ function drawList() {
   const more = listed.length > SHOWN ? `, the first ${SHOWN} shown` : "";
   $("count").textContent = `${listed.length.toLocaleString("en")} of ${total.toLocaleString("en")} queries${more}`;
   $("list").replaceChildren(...shown.map(({ q, note }) => {
-    const label = state.d === "t2i" ? text(q) : thumbnail(q);
+    const label = state.d === "t2i" ? [text(q)] : [thumbnail(q), data.images[q]];
     const button = element("button", { type: "button", onclick: () => go({ q }) },
-      label, element("span", { className: "rank", textContent: note }));
+      ...label, element("span", { className: "rank", textContent: note }));
     button.dataset.q = q;
     return element("li", {}, button);
   }));
@@ -104,7 +104,7 @@ function drawResults() {
     });
     return element("section", {},
       element("h2", { textContent: name }),
-      element("p", { textContent: `${before} · R@1 of all queries ${results.hits}` }),
+      element("p", { textContent: `${before} · R@1 of all queries ${results.hits} %` }),
       element("ol", { className: captions ? "results pictures" : "results" }, ...items));
   }));
 }
