@@ -55,9 +55,9 @@ def plan_table(planned: list[PlannedRun]) -> Table:
             {
                 "arm": name,
                 "what differs": _parameters(arm[0].differs) or ("" if number else "nothing (base line)"),
-                "tuned on validation": "; ".join(_parameters(run.tuned) for run in tried if run.tuned) or "–",
+                "tuned on validation": "; ".join(_parameters(run.tuned) for run in tried) or "–",
                 "seeds": ", ".join(map(str, seeds)),
-                "runs": len(tried) + len(seeds) - 1,
+                "runs": max(len(tried), 1) + len(seeds) - 1,
             }
         )
     frame = pd.DataFrame(rows)
@@ -168,7 +168,7 @@ def _chosen(run: dict, tried: list[dict]) -> str:
         return ""
     edges = []
     for name, value in run["tuned"].items():
-        values = {other["tuned"][name] for other in tried}
+        values = {other["tuned"].get(name) for other in tried}
         if len(values) > 2 and all(isinstance(v, int | float) for v in values):
             ends = {min(values): "lowest", max(values): "highest"}
             edges += [f"{ends[value]} {name}"] if value in ends else []

@@ -204,14 +204,15 @@ def agreement_table(diagnosis: dict) -> Table | None:
     for name, who in _PEOPLE.items():
         if (found := people[name]) is None:
             continue
-        tau = "–" if found["tau"] is None else "{tau:.3f} ({low:.3f} to {high:.3f})".format_map(found)
+        lacks = None in (found["tau"], found.get("low"), found.get("high"))
+        tau = "–" if lacks else "{tau:.3f} ({low:.3f} to {high:.3f})".format_map(found)
         rows.append(
             {
                 "rated by": who,
                 "Kendall's tau": f"τ_{found['variant']}",
                 "value (95 %)": tau,
                 "ratings": f"{found['n']:,}",
-                "images": f"{found.get('images', 0):,}",
+                "images": f"{found.get('images') or 0:,}",
                 "own captions left out": f"{found['own_left_out']:,}",
                 "not scored": "; ".join(f"{n:,} {why}" for why, n in found["unscored"].items() if n) or "0",
             }

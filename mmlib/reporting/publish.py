@@ -16,12 +16,12 @@ from mmlib.files import (
     checked_name,
     explained,
     flush_folder,
+    locked,
     printable,
     read_bounded,
     write_bytes_atomic,
     write_text_atomic,
 )
-from mmlib.locks import locked
 from mmlib.reporting.ablation import ablation_table, ablation_verdicts
 from mmlib.reporting.notebooks import report_folder
 from mmlib.reporting.pages import POLICY, TEMPLATES, stylesheet, well_formed
@@ -73,7 +73,7 @@ def _card(folder: Path) -> dict:
         report = read_stored(folder / "results.json", Report, "make the report again")
         card |= {"state": report["state"], "reason": report["reason"]}
         # Reports from before there were ablations have none; where there is one, its verdicts are the result.
-        verdicts = [ablation_verdicts(record) for record in report.get("ablations", {}).values()]
+        verdicts = [ablation_verdicts(record) for record in (report.get("ablations") or {}).values()]
         tables = [dataclasses.replace(table, caption="") for table in verdicts] or _numbers(report["metrics"])
         card["shown"] = [Markup(table._repr_html_()) for table in tables]
         card["links"] = [

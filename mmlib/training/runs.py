@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +21,23 @@ import numpy as np
 from mmlib import files
 from mmlib.arrays import read_npz
 from mmlib.config import ParameterError, TrainConfig, build
-from mmlib.files import checked_name, explained, parse_json, read_bounded, read_json, write_bytes_atomic
-from mmlib.locks import FolderLock, holder, locked
+from mmlib.files import (
+    checked_name,
+    explained,
+    holder,
+    locked,
+    parse_json,
+    read_bounded,
+    read_json,
+    write_bytes_atomic,
+)
 from mmlib.training import stored
 
 _OF_WEIGHTS = (
     "best.pt", "model.safetensors", "results.json", "ranks.npz", "diagnosis.json", "slots.npz", "gallery.npz",
     "neighbours.npz", "queries.json",
 )  # fmt: skip
-_TRAIN_AGAIN = "bring it back from a copy, or train again with overwrite=True"
+TRAIN_AGAIN = "bring it back from a copy, or train again with overwrite=True"
 _EVALUATE_AGAIN = "evaluate the run again"
 
 
@@ -60,11 +68,11 @@ def read_history(run: str) -> list[dict]:
     rows = parse_history(path)
     for number, row in enumerate(rows, 1):
         where = f"{files.shown(path)}, line {number},"
-        stored.checked(row, stored.Epoch, where, _TRAIN_AGAIN)
+        stored.checked(row, stored.Epoch, where, TRAIN_AGAIN)
         before = rows[number - 2]["epoch"] if number > 1 else 0
         if row["epoch"] <= before:
             raise ValueError(
-                f"{where} is damaged: expected an epoch after {before}, found {row['epoch']}; {_TRAIN_AGAIN}"
+                f"{where} is damaged: expected an epoch after {before}, found {row['epoch']}; {TRAIN_AGAIN}"
             )
     return rows
 
@@ -89,7 +97,7 @@ def stored_choice(run: str) -> str:
     Raises:
         FileNotFoundError, ValueError: there is no such run, or its `config.json` is damaged.
     """
-    return stored.read_stored(run_folder(run) / "config.json", stored.Choice).get("select_by", "rsum")
+    return stored.read_stored(run_folder(run) / "config.json", stored.Choice).get("select_by") or "rsum"
 
 
 def stored_environment(run: str) -> dict:
@@ -98,7 +106,7 @@ def stored_environment(run: str) -> dict:
     Raises:
         FileNotFoundError, ValueError: there is no such run, or its `environment.json` is damaged.
     """
-    return stored.read_stored(run_folder(run) / "environment.json", stored.Environment, _TRAIN_AGAIN)
+    return stored.read_stored(run_folder(run) / "environment.json", stored.Environment, TRAIN_AGAIN)
 
 
 def read_result(run: str) -> dict:
@@ -130,17 +138,9 @@ def read_diagnosis(run: str) -> dict:
 
     Raises:
         FileNotFoundError: the run was not evaluated, or before there were diagnoses.
-        ValueError: the file is damaged, or of another evaluation than `results.json`.
+        ValueError: the file is damaged.
     """
-    result = read_result(run)
-    diagnosis = stored.read_stored(evaluated_file(run, "diagnosis.json"), stored.Diagnosis, _EVALUATE_AGAIN)
-    here = {"data": result["data"], "split": result["split"], "standard": result["protocols"]["standard"]}
-    if differs := [key for key, value in here.items() if diagnosis[key] != value]:
-        raise ValueError(
-            f"run {run!r}: expected diagnosis.json of the evaluation in results.json, found another"
-            f" {', '.join(differs)}; {_EVALUATE_AGAIN}"
-        )
-    return diagnosis
+    return stored.read_stored(evaluated_file(run, "diagnosis.json"), stored.Diagnosis, _EVALUATE_AGAIN)
 
 
 def read_queries(run: str) -> dict:
@@ -189,7 +189,7 @@ def parse_history(path: Path) -> list[dict]:
         if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
             raise ValueError(
                 f"{files.shown(path)}, line {number} is damaged: expected one JSON object per line, with its"
-                f" epoch; {_TRAIN_AGAIN}"
+                f" epoch; {TRAIN_AGAIN}"
             )
         rows.append(row)
     return rows
@@ -259,12 +259,12 @@ class RunFolder:
 
     Args:
         path: of the folder.
-        lock: held on it; None in those of several processes that leave the writing to the first.
+        check: of its lock (`locked`); None in those of several processes that leave the writing to the first.
     """
 
-    def __init__(self, path: Path, lock: FolderLock | None = None):
+    def __init__(self, path: Path, check: Callable[[], None] | None = None):
         self.path = path
-        self._check = lock.check if lock else lambda: None
+        self._check = check or (lambda: None)
 
     def clear(self) -> None:
         """Removes what an earlier run left that was killed before it said anything of itself.
@@ -295,10 +295,9 @@ class RunFolder:
         """`write` of an object as JSON."""
         self.write(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
-    def write_status(self, state: str, epoch: int, epochs: int, reason: str | None = None) -> None:
-        """Writes `status.json`; `epoch` is the last finished one, `epochs` the last one planned."""
-        status = {"state": state, "reason": reason, "epoch": epoch, "epochs": epochs, "updated": now()}
-        self.write_json("status.json", status)
+    def write_status(self, state: str, reason: str | None = None, **progress: int) -> None:
+        """Writes `status.json`; of a run, `epoch` is the last finished one, `epochs` the last one planned."""
+        self.write_json("status.json", {"state": state, "reason": reason, **progress, "updated": now()})
 
     def append_history(self, row: dict) -> None:
         """Appends one epoch and flushes it to disk.
@@ -347,7 +346,7 @@ def open_run(run: str, overwrite: bool = False) -> Iterator[RunFolder]:
         OSError: the folder cannot be written to.
     """
     folder = run_folder(run)
-    with locked(folder, f"run {run!r}") as lock:
+    with locked(folder, f"run {run!r}") as check:
         # Under the lock, unfinished files can only be a killed process's.
         doomed = list(folder.glob("*.part"))
         if overwrite:
@@ -357,7 +356,7 @@ def open_run(run: str, overwrite: bool = False) -> Iterator[RunFolder]:
         for path in doomed:
             if path.name != ".lock":
                 _remove(path)
-        yield RunFolder(folder, lock)
+        yield RunFolder(folder, check)
 
 
 def _remove(path: Path) -> None:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from mmlib.config import ParameterError, TrainConfig, build, continued, differences, training_of
-from mmlib.data import Dataset, Tokenizer, load_dataset, restore_tokenizer, tokenizer_for
+from mmlib.data import Dataset, Tokenizer, load_dataset, tokenizer_for
 from mmlib.data.batches import PairSource, SplitTensors
 from mmlib.data.tokenizers import count_losses, loss_shares, losses_warning
-from mmlib.locks import InUse
+from mmlib.files import InUse
 from mmlib.model import DualEncoder, build_loss, build_model, load_learned
 from mmlib.training.checkpoint import (
     Parent,
@@ -28,7 +28,7 @@ from mmlib.training.checkpoint import (
     last_checkpoint,
     load_checkpoint,
     load_weights,
-    stored_tokenizer,
+    tokenizer_of,
 )
 from mmlib.training.inputs import standardise_heads, training_data
 from mmlib.training.loop import Learner, run, stop_requests
@@ -103,14 +103,15 @@ def continue_training(
     resolved = continued(config, parent_config)
     path = run_folder(config.parent) / f"{config.parent_checkpoint}.pt"
     content = load_checkpoint(path)
-    check_fits(path, content, resolved.model_dump(), stored_tokenizer(config.parent).fingerprint)
+    check_fits(path, content, resolved.model_dump())
     check_history(path, content)
     if config.optimizer_state == "keep" and resolved.optimizer != parent_config.optimizer:
         raise ParameterError(
             f"optimizer_state='keep' needs the parent's optimizer: the parent {config.parent!r} has"
             f" {parent_config.optimizer!r}, asked for {resolved.optimizer!r}; use optimizer_state='reset'"
         )
-    parent = Parent(config.parent, config.parent_checkpoint, config.optimizer_state, content)
+    epoch = content["position"]["epoch"] - 1
+    parent = Parent(config.parent, config.parent_checkpoint, epoch, config.optimizer_state, content)
     return _train(resolved, parent, log, if_complete)
 
 
@@ -196,11 +197,11 @@ def _find_start(config: TrainConfig, parent: Parent | None, log: Log, if_complet
     if parent and not resumed:
         path, content = run_folder(parent.run) / f"{parent.checkpoint}.pt", parent.content
     if content:
-        tokenizer = restore_tokenizer(content["tokenizer"])
+        tokenizer = tokenizer_of(path, content)
     else:
         tokenizer = tokenizer_for(config, dataset.splits["train"].captions, config.text_encoder)
     if resumed:
-        check_fits(path, content, config.model_dump(), tokenizer.fingerprint)
+        check_fits(path, content, config.model_dump())
     return _Start(config, parent, found, dataset, tokenizer, path, content, resumed)
 
 
@@ -313,7 +314,8 @@ def _run(learner: Learner) -> None:
     fabric = learner.fabric
 
     def status(state: str, reason: str | None = None) -> None:
-        learner.folder.write_status(state, learner.position.epoch - 1, learner.last_epoch, reason)
+        epoch, epochs = learner.position.epoch - 1, learner.last_epoch
+        learner.folder.write_status(state, reason, epoch=epoch, epochs=epochs)
 
     # Until the last word is written: torchrun signals the processes that are left when one has ended.
     with stop_requests(patient=fabric.world_size > 1) as stop:

@@ -4,7 +4,7 @@ Each schema names the fields that a table, figure or page relies on, and no othe
 version may say more.  Values are handed on as they were read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,19 +22,25 @@ _DEPTH = 30  # brackets within brackets; no file of ours has half as many
 
 Number = Annotated[float, Field(ge=-1e15, le=1e15)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Positive = Annotated[int, Field(ge=1, le=2**53)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Words = Annotated[str, Field(max_length=1000)]  # of a title, an axis or a cell
-Values = dict[Words, str | bool | int | float | list | dict | None]  # of parameters
+Values = dict[Words, Any]  # of parameters
+Metric = Literal["rsum", "mean_r1"]
 
 
-def fields(**kinds: Any) -> type[BaseModel]:
-    """A JSON object with these fields; a pair of type and default stands for one that may be missing.
+def fields(may_lack: str = "", check: Callable | None = None, **kinds: Any) -> type[BaseModel]:
+    """A JSON object with these fields: strict, since a text is not a number, and open to more of them.
 
-    Strict, since a text is not a number, and open to more fields.
+    Args:
+        may_lack: the names of those that may be missing or null.
+        check: raises ValueError where the fields do not fit together.
+        kinds: type of each.
     """
     strict = ConfigDict(strict=True, allow_inf_nan=False)
-    parts = {name: kind if isinstance(kind, tuple) else (kind, ...) for name, kind in kinds.items()}
-    return create_model("Object", __config__=strict, **parts)
+    parts = {n: (kind | None, None) if n in may_lack.split() else (kind, ...) for n, kind in kinds.items()}
+    checks = {"check": model_validator(mode="after")(check)} if check else None
+    return create_model("Object", __config__=strict, __validators__=checks, **parts)
 
 
 def _expect(holds: Any, expected: str) -> None:
@@ -44,112 +50,99 @@ def _expect(holds: Any, expected: str) -> None:
 
 # --- history.jsonl, environment.json, status.json, results.json
 
-Recall = fields(value=Share, hits=Count, low=Share, high=Share, chance=Share)
-OneWay = fields(
-    n=Annotated[Count, Field(ge=1)],
+_Recall = fields(value=Share, hits=Count, low=Share, high=Share, chance=Share)
+_OneWay = fields(
+    n=Positive,
     gallery=Annotated[float, Field(ge=0, le=2**53)],  # the mean over folds may be no whole number
     median_rank=Number,
     tied=Count,
-    **dict.fromkeys(("r1", "r5", "r10"), Recall),
+    **dict.fromkeys(("r1", "r5", "r10"), _Recall),
 )
-Ceiling = dict[Annotated[str, Field(pattern=r"^(i2t|t2i)_r\d+$")], Share]
+_Ceiling = dict[Annotated[str, Field(pattern=r"^(i2t|t2i)_r\d+$")], Share]
 Summary = fields(
-    protocol=Words, folds=(Count | None, None), rsum=Number, mean_r1=Share, i2t=OneWay, t2i=OneWay,
-    ceiling=(Ceiling | None, None),
+    "folds ceiling",
+    protocol=Words, folds=Count, rsum=Number, mean_r1=Share, i2t=_OneWay, t2i=_OneWay, ceiling=_Ceiling,
 )  # fmt: skip
-Sizes = fields(images=Count, captions=Count)
+_Sizes = fields(images=Count, captions=Count)
 Data = fields(
-    name=Words, fingerprint=Words, splits=dict[Words, Sizes], held_out_fingerprint=(Words | None, None)
-)
-TokenizerLosses = fields(
+    "held_out_fingerprint",
+    name=Words, fingerprint=Words, splits=dict[Words, _Sizes], held_out_fingerprint=Words,
+)  # fmt: skip
+_Losses = fields(
     tokenizer=Words, **dict.fromkeys(("max_tokens", "captions", "cut", "tokens", "unknown", "longest"), Count)
 )
-Origin = fields(run=Name, checkpoint=Literal["best", "last"], epoch=Count)
+_Parent = fields(run=Name, checkpoint=Literal["best", "last"], epoch=Count)
 Environment = fields(
-    data=Data,
-    parent=Origin | None,
-    trainable_weights=Count,
-    tokenizer_losses=(TokenizerLosses | None, None),  # older runs did not count
-)
-Choice = fields(select_by=(Literal["rsum", "mean_r1"], "rsum"))
-Status = fields(
-    state=Literal["running", "complete", "failed", "interrupted", "killed"], reason=(str | None, None)
-)
-Ordinal = Annotated[int, Field(ge=1, le=10**9)]
+    "tokenizer_losses",  # which older runs did not count
+    data=Data, parent=_Parent | None, trainable_weights=Count, tokenizer_losses=_Losses,
+)  # fmt: skip
+Choice = fields("select_by", select_by=Metric)
+Status = fields("reason", state=Literal["running", "complete", "failed", "interrupted", "killed"], reason=str)
 Epoch = fields(
-    epoch=Ordinal, phase=Ordinal, run=Name, lr=Number, steps=Count, train_loss=Number, val=Summary,
+    epoch=Positive, phase=Positive, run=Name, lr=Number, steps=Count, train_loss=Number, val=Summary,
     seconds=Number, pairs_per_s=Number,
 )  # fmt: skip
 
 
-class Result(
-    fields(
-        run=Name, checkpoint=Words, epoch=Count, split=Words, data=Data, pretraining=Words,
-        protocols=dict[Words, Summary],
-    )
-):  # fmt: skip
-    """`results.json` of a run."""
+def _has_standard(result: BaseModel) -> BaseModel:
+    _expect("standard" in result.protocols, "numbers under the protocol 'standard'")
+    return result
 
-    @model_validator(mode="after")
-    def _has_the_standard_protocol_and_its_split(self):
-        _expect("standard" in self.protocols, "numbers under the protocol 'standard'")
-        _expect(self.split in self.data.splits, f"the sizes of the split {self.split!r} in data.splits")
-        return self
 
+Result = fields(
+    check=_has_standard,
+    run=Name, checkpoint=Words, epoch=Count, split=Words, data=Data, pretraining=Words,
+    protocols=dict[Words, Summary],
+)  # fmt: skip
 
 # --- queries.json, diagnosis.json, gallery.npz, slots.npz
 
 Queries = fields(fingerprint=Words, split=Words, redistributable=bool, images=list[str], captions=list[str])
-_Group = fields(group=Words, n=Count, value=Share, low=Share, high=Share)
+_Interval = {"value": Share, "low": Share, "high": Share}
+_Group = fields(group=Words, n=Count, **_Interval)
 _Groups = dict[Words, fields(r1=list[_Group], r10=list[_Group])]
 _Hubs = fields(
     k=Count, gallery=Count, expected=Number, largest=Count, skewness=Number, never=Share,
     never_by_chance=Share,
 )  # fmt: skip
-_Histogram = fields(n=Annotated[int, Field(ge=1)], counts=list[Count])
-_PARTS = ("positive", "hardest_i2t", "hardest_t2i")
-_Margin = fields(value=Share, low=Share, high=Share, margin_low=Number, margin_high=Number)
+_HISTOGRAMS = ("positive", "hardest_i2t", "hardest_t2i")
+_Margins = list[fields(**_Interval, margin_low=Number, margin_high=Number)]
 _Agreement = fields(
-    tau=Number | None, low=(Number | None, None), high=(Number | None, None), variant=Words, n=Count,
-    images=(Count, 0), own_left_out=Count, unscored=dict[Words, Count], reason=(Words, ""),
+    "tau low high images reason",
+    tau=Number, low=Number, high=Number, variant=Words, n=Count, images=Count, own_left_out=Count,
+    unscored=dict[Words, Count], reason=Words,
 )  # fmt: skip
-_Hits = fields(value=Share, hits=Count, low=Share, high=Share)
-_Judged = fields(n=Count, judged=Count, extended=Count, **dict.fromkeys(("r1", "r5", "r10"), _Hits))
+_Hits = dict.fromkeys(("r1", "r5", "r10"), fields(**_Interval, hits=Count))
+_Judged = fields(n=Count, judged=Count, extended=Count, **_Hits)
+_HumanAware = fields(threshold=Literal[3.0, 4.0], i2t=_Judged, t2i=_Judged)
 _People = fields(
-    expert=_Agreement | None,
-    crowdflower=_Agreement | None,
-    human_aware=list[fields(threshold=Literal[3.0, 4.0], i2t=_Judged, t2i=_Judged)] | None,
+    expert=_Agreement | None, crowdflower=_Agreement | None, human_aware=list[_HumanAware] | None,
     caption_numbers=Words,
+)  # fmt: skip
+
+
+def _has_groups_and_bins(diagnosis: BaseModel) -> BaseModel:
+    length, bins = diagnosis.groups.t2i.get("length"), len(diagnosis.similarity.edges) - 1
+    _expect(length and length.r1 and length.r10, "groups of captions by length at 1 and 10")
+    for part in _HISTOGRAMS:
+        _expect(len(getattr(diagnosis.similarity, part).counts) == bins, f"{bins} counts in {part}")
+    return diagnosis
+
+
+Diagnosis = fields(
+    check=_has_groups_and_bins,
+    data=Data,
+    split=Words,
+    standard=Summary,
+    groups=fields(i2t=_Groups, t2i=_Groups),
+    hubness=fields(i2t=_Hubs, t2i=_Hubs),
+    similarity=fields(
+        edges=Annotated[list[Number], Field(min_length=2)],
+        **dict.fromkeys(_HISTOGRAMS, fields(n=Positive, counts=list[Count])),
+    ),
+    calibration=fields(i2t=_Margins, t2i=_Margins),
+    people=_People | None,
 )
-
-
-class Diagnosis(
-    fields(
-        data=Data,
-        split=Words,
-        standard=Summary,
-        groups=fields(i2t=_Groups, t2i=_Groups),
-        hubness=fields(i2t=_Hubs, t2i=_Hubs),
-        similarity=fields(
-            edges=Annotated[list[Number], Field(min_length=2)], **dict.fromkeys(_PARTS, _Histogram)
-        ),
-        calibration=fields(i2t=list[_Margin], t2i=list[_Margin]),
-        people=_People | None,
-    )
-):
-    """`diagnosis.json`."""
-
-    @model_validator(mode="after")
-    def _parts_fit_together(self):
-        length, bins = self.groups.t2i.get("length"), len(self.similarity.edges) - 1
-        _expect(length and length.r1 and length.r10, "groups of captions by length at 1 and 10")
-        for part in _PARTS:
-            _expect(len(getattr(self.similarity, part).counts) == bins, f"{bins} counts in {part}")
-        for found in (self.people.expert, self.people.crowdflower) if self.people else ():
-            whole = not found or found.tau is None or None not in (found.low, found.high)
-            _expect(whole, "low and high beside tau")
-        return self
-
 
 # By name, kinds of dtype and axes: one letter stands for one length.
 _GALLERY = {
@@ -162,8 +155,8 @@ _NEIGHBOURS = {
     "i2t_similarity": ("f", "Nk"), "sheets": ("u", "B"), "sheet_sizes": ("i", "S"),
 }  # fmt: skip
 _BLOCKS = ("image", "text", "central_image", "central_text")
-_Pair = Annotated[tuple[str, float], Strict(False)]  # of a word and a number; JSON has no tuples
-_Readers = fields(top=list[fields(slot=Count, share=Share, read_by=list[_Pair])])
+_WordAndLift = Annotated[tuple[str, float], Strict(False)]  # JSON has no tuples
+_Readers = fields(top=list[fields(slot=Count, share=Share, read_by=list[_WordAndLift])])
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], name: str, where: str) -> None:
@@ -201,19 +194,25 @@ def _check_shapes(arrays: Mapping[str, np.ndarray], expected: dict[str, tuple[st
 
 # --- ablation.json
 
-_RECALLS = tuple(f"{d}_r{k}" for d in ("i2t", "t2i") for k in (1, 5, 10))
-_Metric = fields(mean=Number, low=Number | None, high=Number | None, values=list[Number])
-_Interval = fields(mean=Number, low=Number, high=Number, values=list[Number])
+_End = Number | None  # of an interval that not every metric has
+_METRICS = ("i2t_median_rank", "t2i_median_rank", "rsum", "mean_r1")
+_RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
 _Metrics = fields(
-    **dict.fromkeys(_RECALLS, _Interval),
-    **dict.fromkeys(("i2t_median_rank", "t2i_median_rank", "rsum", "mean_r1"), _Metric),
+    **dict.fromkeys(_METRICS, fields(mean=Number, low=_End, high=_End, values=list[Number])),
+    **dict.fromkeys(_RECALLS, fields(mean=Number, low=Number, high=Number, values=list[Number])),
 )
-_ENDED = {
-    "run": Name, "seed": Count, "state": Words, "reason": str | None, "epoch": Count | None,
-    "validation": Number | None,
-}  # fmt: skip
-_Tried = fields(**_ENDED, tuned=dict[Words, str | bool | int | float | None], chosen=bool)
-_Final = fields(**_ENDED, trainable_weights=Count, seconds=Number)
+
+
+def _ended(**kinds: Any) -> Any:
+    """A run that is complete, or diverged."""
+    kinds |= {"run": Name, "seed": Count, "epoch": Count | None}
+    complete = fields(state=Literal["complete"], validation=Number, **kinds)
+    diverged = fields(state=Literal["failed"], reason=str | None, **kinds)
+    return Annotated[complete | diverged, Field(discriminator="state")]
+
+
+_Tried = _ended(tuned=dict[Words, str | bool | int | float | None], chosen=bool)
+_Final = _ended(trainable_weights=Count, seconds=Number)
 _Arm = fields(
     name=Words,
     differs=Values,
@@ -227,65 +226,53 @@ _Arm = fields(
 _Scope = fields(
     data=Words, fingerprint=Words, split=Literal["val", "test"], protocol=Words, images=Count, captions=Count
 )
-_Difference = fields(**dict.fromkeys(("a", "b", "difference", "low", "high"), Number))
-_Claim = fields(
-    claim=Words,
-    arm=Words,
-    over=Words,
-    seeds=list[int],
-    verdict=Literal["supported", "contradicted", "no evidence", "not judged"],
-    interval=(Words | None, None),
-    judged=(Count | None, None),
-    p_holm=(Share | None, None),
-    metrics=(fields(**dict.fromkeys((DECIDES, "i2t_r1", "t2i_r1"), _Difference)) | None, None),
+_Difference = fields(a=Number, b=Number, difference=Number, low=Number, high=Number)
+_CLAIM = {"claim": Words, "arm": Words, "over": Words, "seeds": list[int]}
+_NotJudged = fields(verdict=Literal["not judged"], **_CLAIM)
+_Verdict = fields(
+    verdict=Literal["supported", "contradicted", "no evidence"],
+    interval=Words,
+    judged=Count,
+    p_holm=Share,
+    metrics=fields(**dict.fromkeys((DECIDES, "i2t_r1", "t2i_r1"), _Difference)),
+    **_CLAIM,
 )
 
 
-class Ablation(
-    fields(
-        run=Name,
-        seeds=Annotated[list[int], Field(min_length=1)],
-        select_by=Literal["rsum", "mean_r1"],
-        scope=_Scope | None,
-        chance=dict[Words, Share],
-        arms=Annotated[list[_Arm], Field(min_length=1, max_length=500)],
-        claims=list[_Claim],
-    )
-):
-    """`ablation.json`."""
+def _fits_together(record: BaseModel) -> BaseModel:
+    for arm in record.arms:
+        complete = any(run.state == "complete" for run in arm.runs)
+        _expect(arm.metrics or not complete, f"metrics of arm {arm.name!r}, of which a run is complete")
+    known = {arm.name for arm in record.arms}
+    _expect(all({c.arm, c.over} <= known for c in record.claims), "the arms of each claim among arms")
+    measured = [arm for arm in record.arms if arm.metrics]
+    judged = [claim for claim in record.claims if claim.verdict != "not judged"]
+    _expect(record.scope or not (measured or judged), "the scope of what was measured")
+    return record
 
-    @model_validator(mode="after")
-    def _parts_fit_together(self):
-        for arm in self.arms:
-            complete = [run for run in (*arm.tried, *arm.runs) if run.state == "complete"]
-            validated = all(run.validation is not None for run in complete)
-            _expect(validated, f"the validation metric of complete runs of arm {arm.name!r}")
-            measured = arm.metrics or not any(run in arm.runs for run in complete)
-            _expect(measured, f"metrics of arm {arm.name!r}, of which runs are complete")
-            same = len({tuple(run.tuned) for run in arm.tried}) < 2
-            _expect(same, f"the same parameters in all runs that were tried of arm {arm.name!r}")
-        judged = [claim for claim in self.claims if claim.verdict != "not judged"]
-        for claim in judged:
-            numbers = (claim.metrics, claim.interval, claim.judged, claim.p_holm)
-            _expect(None not in numbers, f"the numbers behind the verdict on {claim.claim!r}")
-        known = {arm.name for arm in self.arms}
-        _expect(all({c.arm, c.over} <= known for c in self.claims), "the arms of each claim among arms")
-        unmeasured = not judged and not any(arm.metrics for arm in self.arms)
-        _expect(self.scope or unmeasured, "the scope of what was measured")
-        return self
 
+Ablation = fields(
+    check=_fits_together,
+    run=Name,
+    seeds=Annotated[list[int], Field(min_length=1)],
+    select_by=Metric,
+    scope=_Scope | None,
+    chance=dict[Words, Share],
+    arms=Annotated[list[_Arm], Field(min_length=1, max_length=500)],
+    claims=list[Annotated[_Verdict | _NotJudged, Field(discriminator="verdict")]],
+)
 
 # --- reports/<experiment>/results.json, as far as the index reads it
 
+_RunOfReport = fields(data=Data | None, best=list[fields(epoch=Count, val=Summary)], test=Result | None)
 Report = fields(
+    "ablations",
     state=Literal["failed", "killed", "interrupted", "running", "incomplete", "complete"],
     reason=str | None,
     notebooks=dict[Words, fields(page=Name | None)],
     thumbnail=fields(alt=Words) | None,
-    metrics=dict[
-        Words, fields(data=Data | None, best=list[fields(epoch=Count, val=Summary)], test=Result | None)
-    ],
-    ablations=(dict[Words, Ablation], {}),
+    metrics=dict[Words, _RunOfReport],
+    ablations=dict[Words, Ablation],
     explorer=(Words | None, None),
 )
 

@@ -23,8 +23,7 @@ from mmlib.cli import main
 from mmlib.config import ParameterError
 from mmlib.data import shapes
 from mmlib.data.tokenizers import loss_shares, losses_warning
-from mmlib.files import read_json
-from mmlib.locks import InUse
+from mmlib.files import InUse, read_json
 from mmlib.reporting import lineage_table
 from mmlib.reporting.tables import percent
 from mmlib.training import read_history, read_result, run_state, start, stored_config
@@ -309,7 +308,7 @@ def test_a_failed_run_goes_on_and_keeps_its_reason_until_then(monkeypatch, folde
 
 
 def test_a_status_that_cannot_be_written_hides_no_error(monkeypatch, folder):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     def fail(training):

@@ -320,7 +320,7 @@ def command(tmp_path, shards):
         ({"batch_size": 121}, "batch_size must not exceed the pairs of an epoch: found 121 for 120 training"),
         (
             {"also_train_on": ["coco"]},
-            "also_train_on is read by dataset 'flickr8k', 'flickr30k', 'coco'; this",
+            "also_train_on is read by dataset 'folder', 'flickr8k', 'flickr30k', 'coco'; this",
         ),
     ],
 )
