@@ -266,14 +266,14 @@ Ablation = fields(
 
 _RunOfReport = fields(data=Data | None, best=list[fields(epoch=Count, val=Summary)], test=Result | None)
 Report = fields(
-    "ablations",
+    "ablations explorer",
     state=Literal["failed", "killed", "interrupted", "running", "incomplete", "complete"],
     reason=str | None,
     notebooks=dict[Words, fields(page=Name | None)],
     thumbnail=fields(alt=Words) | None,
     metrics=dict[Words, _RunOfReport],
     ablations=dict[Words, Ablation],
-    explorer=(Words | None, None),
+    explorer=Words,
 )
 
 
