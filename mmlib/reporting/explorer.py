@@ -10,14 +10,14 @@ import io
 import json
 from collections.abc import Sequence
 
-import jinja2
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
-from mmlib.analysis.neighbours import COLUMNS, THUMBNAIL
+from mmlib.analysis.neighbours import COLUMNS, THUMBNAIL, TOP_K
 from mmlib.files import printable
 from mmlib.metrics import RetrievalRanks
-from mmlib.reporting.pages import TEMPLATES, stylesheet, well_formed
+from mmlib.reporting.pages import TEMPLATES, page_from
 from mmlib.reporting.tables import percent
 from mmlib.training.runs import evaluated_file, read_arrays, read_queries, read_result
 
@@ -62,25 +62,22 @@ def explorer_page(experiment: str, runs: Sequence[str]) -> tuple[str, bytes] | N
         (TEMPLATES / "minisearch.min.js").read_text(encoding="utf-8"),
         (TEMPLATES / "explore.js").read_text(encoding="utf-8"),
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     result = read_result(explored[-1])
-    html = environment.get_template("explore.html.j2").render(
-        css=jinja2.filters.Markup(stylesheet()),
-        policy=_policy(scripts),
+    html = page_from(
+        "explore.html.j2",
+        _policy(scripts),
         experiment=experiment,
         split=queries["split"],
         data_name=result["data"]["name"],
         sheets=_sheets(arrays),
-        data=jinja2.filters.Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),
-        scripts=[jinja2.filters.Markup(script) for script in scripts],
+        data=Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),
+        scripts=[Markup(script) for script in scripts],
         run=explored[-1],
         rows=_table(data, last),
         queries=len(data["captions"]),
     )
     kind = "html" if queries["redistributable"] else "private.html"
-    return f"explore.{kind}", (well_formed(html) + "\n").encode()
+    return f"explore.{kind}", html.encode()
 
 
 def _neighbours(run: str) -> dict[str, np.ndarray]:
@@ -93,17 +90,15 @@ def _neighbours(run: str) -> dict[str, np.ndarray]:
 
 def _check_sizes(run: str, arrays: dict[str, np.ndarray], ranks: RetrievalRanks, queries: dict) -> None:
     images, captions = len(queries["images"]), len(queries["captions"])
-    found = {
-        "captions": {len(ranks.t2i_M), len(arrays["t2i_top"])},
-        "images": {len(ranks.i2t_N), len(arrays["i2t_top"])},
-    }
-    inside = all(
-        ((arrays[name] >= 0) & (arrays[name] < size)).all()
-        for name, size in (("t2i_top", images), ("i2t_top", captions))
-    )
-    if found != {"captions": {captions}, "images": {images}} or not inside:
+    fits = (len(ranks.t2i_M), len(ranks.i2t_N)) == (captions, images)
+    for direction, rows, items in (("t2i", captions, images), ("i2t", images, captions)):
+        top, similarity = arrays.get(f"{direction}_top"), arrays.get(f"{direction}_similarity")
+        fits = fits and top is not None and similarity is not None and top.dtype.kind == "i"
+        fits = fits and top.shape == similarity.shape == (rows, min(TOP_K, items))
+        fits = fits and bool(((top >= 0) & (top < items)).all() and np.isfinite(similarity).all())
+    if not fits:
         raise ValueError(
-            f"run {run!r}: expected first results of {captions:,} captions and {images:,} images in"
+            f"run {run!r}: expected the first results of {captions:,} captions and {images:,} images in"
             " neighbours.npz and ranks.npz, found others; evaluate it again"
         )
 
@@ -125,14 +120,13 @@ def _run(run: str, arrays: dict[str, np.ndarray], ranks: RetrievalRanks) -> dict
 
 
 def _sheets(arrays: dict[str, np.ndarray]) -> list[dict]:
-    """Each sheet of thumbnails as an address that holds it, encoded anew, with its size in pixels."""
+    """Each sheet of thumbnails as an address that holds it, with its size in pixels."""
     sheets, start = [], 0
-    for size in arrays["sheet_sizes"]:
+    for size in arrays.get("sheet_sizes", ()):
         content = arrays["sheets"][start : start + size].tobytes()
         start += int(size)
         with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
             width, height = image.size
-            image.verify()
         address = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
         sheets.append({"address": address, "width": width, "height": height})
     return sheets
