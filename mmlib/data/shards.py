@@ -233,7 +233,7 @@ def _load_split(split: str, tars: Sequence[Tar], source: TarImages, notes: list[
     same key, as where two tars overlap; equal captions under another key may be two people's.  Images that
     a data set names are as many as their names (two of Flickr8k's have the same bytes).
     """
-    once = list({tar.sha256: tar for tar in reversed(tars)}.values())[::-1]
+    once = list({tar.sha256: tar for tar in tars}.values())
     if len(once) < len(tars):
         again = len(tars) - len(once)
         notes.append(f"Read once: {again:,} shards of {split} with the same bytes as another one.")
