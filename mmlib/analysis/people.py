@@ -58,11 +58,14 @@ def captions_by_id(tokens: Path | None, dataset: Dataset) -> dict[str, str]:
     Raises:
         ValueError: as `read_token_file`.
     """
-    numbered = read_token_file(tokens) if tokens else defaultdict(dict)
-    for split in dataset.splits.values() if not tokens else ():
-        for text, image in zip(split.captions, split.image_of_caption_M):
-            texts = numbered[split.images[image]]
-            texts[len(texts)] = text
+    if tokens:
+        numbered = read_token_file(tokens)
+    else:
+        numbered = defaultdict(dict)
+        for split in dataset.splits.values():
+            for text, image in zip(split.captions, split.image_of_caption_M):
+                texts = numbered[split.images[image]]
+                texts[len(texts)] = text
     return {f"{image}#{n}": text.strip() for image, texts in numbered.items() for n, text in texts.items()}
 
 
