@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mmlib.config import AugmentConfig, ParameterError
-from mmlib.data.augment import PIXEL_MEAN, PIXEL_STD, Augment, normalise
+from mmlib.data.augment import PIXEL_MEAN, PIXEL_STD, augment, normalise
 from mmlib.data.dataset import Dataset, Split
 from mmlib.data.decoding import Resize, resize_image
 from mmlib.data.shard_files import WINDOW
@@ -77,11 +77,11 @@ class SplitTensors:
         shard_N = self.split.shard_of_image_N
         self._shard_of_caption_M = None if shard_N is None else shard_N[self.split.image_of_caption_M]
         if shard_N is None:
-            self._pixels = _Rows(store.array, store.rows(split), device)
+            self._pixels = _Rows(store.array, store.splits[split], device)
         else:
             self._pixels = _Decoded(dataset, self.split, store.array.shape[1], store.resize, device)
         self._image_features, self._text_features = (
-            features and _Rows(features.array, features.rows(split), device)
+            features and _Rows(features.array, features.splits[split], device)
             for features in (image_features, text_features)
         )
 
@@ -262,7 +262,7 @@ class PairSource:
     ):
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.captions_per_image, self._share_of = captions_per_image, share_of
-        self._augment = Augment(augment)
+        self.augment = augment
         if (pairs := len(self._order(1))) < batch_size:
             raise ParameterError(
                 f"batch_size must not exceed the pairs of an epoch: found {batch_size} for {pairs} training"
@@ -298,11 +298,12 @@ class PairSource:
             place_R = place_R.clamp(max=len(order_P) - 1)
             caption_R = order_P[place_R]
             image_R = torch.from_numpy(self.data.split.image_of_caption_M[caption_R.numpy()])
-            if self.data.views or not self._augment.active:
+            if self.data.views:
                 image = self.data.image_batch(image_R, None if view_P is None else view_P[place_R])
             else:
-                pixels_RHWC, data = self.data.pixel_batch(image_R), self.data
-                image = self._augment(pixels_RHWC, self.seed, epoch, place_R.numpy(), data.mean, data.std)
+                pixels_RHWC = self.data.pixel_batch(image_R)
+                pixels_RHWC = augment(pixels_RHWC, self.augment, self.seed, epoch, place_R.numpy())
+                image = normalise(pixels_RHWC, self.data.mean, self.data.std)
             tokens, length_R = self.data.caption_batch(caption_R)
             image_id_R = image_R.to(self.data.device, non_blocking=True)
             yield Batch(image, tokens, length_R, image_id_R, rows.stop - rows.start, size)

@@ -4,8 +4,6 @@ Shapes: N images, M captions, B items of a batch, V views, F feature channels, P
 L tokens, H = W pixels.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch
 from mmlib import files
 from mmlib.config import TrainConfig
 from mmlib.data import Dataset, Tokenizer, open_store
-from mmlib.data.augment import VERSION, Augment, normalise
+from mmlib.data.augment import VERSION, augment, normalise
 from mmlib.data.batches import PairSource, SplitTensors
 from mmlib.data.store import Store, open_array
 from mmlib.model import DualEncoder
@@ -80,11 +78,11 @@ def split_tensors(
     features = {}
     if caches_features(config, "image"):
         views = config.feature_views
-        augment = Augment(config)
 
         def view(pixels_BHWC: torch.Tensor, number: int, first: int) -> torch.Tensor:
             rows = range(first, first + len(pixels_BHWC))
-            return augment(pixels_BHWC, config.seed, number, rows, image.mean, image.std)
+            augmented_BHWC = augment(pixels_BHWC, config, config.seed, number, rows)
+            return normalise(augmented_BHWC, image.mean, image.std)
 
         settings = (config.crop_area, config.flip, config.colour, config.randaugment, config.seed)
         what = f"version {VERSION}: {settings}"
@@ -177,14 +175,13 @@ def open_features(
             f"expected 1 view, or several and an augmentation, found {views} views and"
             f" {'an' if augment else 'no'} augmentation"
         )
-    key = hashlib.sha256(augmentation.encode()).hexdigest()[:8] if views > 1 else "plain"
     header = {
         "encoder": fingerprint,
         "images": store.path.stem,
         "shape": [len(store.array), views, *encoder.feature_shape],
         "augmentation": augmentation if views > 1 else "",
     }
-    name = f"{store.path.stem}-{fingerprint}-{views}-{key}.npy"
+    path = (cache or files.CACHE) / f"{store.path.stem}-features"
     is_train_N = np.zeros(len(store.array), dtype=bool)
     is_train_N[store.splits.get("train", [])] = True
 
@@ -203,8 +200,8 @@ def open_features(
 
     with _reading(encoder) as read:
         label = f"features of {store.path.stem.split('-')[0]}"
-        array = open_array((cache or files.CACHE) / name, header, compute, batch_size, label)
-    return Store(array, dict(store.splits), (cache or files.CACHE) / name)
+        array = open_array(path, header, compute, batch_size, label)
+    return Store(array, dict(store.splits))
 
 
 def open_text_features(
@@ -230,16 +227,14 @@ def open_text_features(
     captions = [caption for split in dataset.splits.values() for caption in split.captions]
     if not captions:
         raise ValueError(f"expected captions, found none in data set {dataset.name!r}")
-    digest = hashlib.sha256(json.dumps(captions).encode()).hexdigest()
     header = {
         "encoder": fingerprint,
-        "captions": digest,
+        "captions": captions,
         "tokenizer": tokenizer.fingerprint,
         "max_tokens": max_tokens,
         "shape": [len(captions), *encoder.feature_shape],
     }
-    key = f"{digest[:16]}-{tokenizer.fingerprint}-{max_tokens}-{fingerprint}"
-    path = (cache or files.CACHE) / f"{dataset.name}-captions-{key}.npy"
+    path = (cache or files.CACHE) / f"{dataset.name}-captions"
 
     def compute(start: int, stop: int) -> np.ndarray:
         tokens_BL, length_B = map(torch.from_numpy, tokenizer.encode(captions[start:stop], max_tokens))
@@ -254,7 +249,7 @@ def open_text_features(
     with _reading(encoder) as read:
         label = f"features of {dataset.name} captions"
         array = open_array(path, header, compute, CAPTIONS, label)
-    return Store(array, _caption_rows(dataset), path)
+    return Store(array, _caption_rows(dataset))
 
 
 def _caption_rows(dataset: Dataset) -> dict[str, np.ndarray]:

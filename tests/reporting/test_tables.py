@@ -3,9 +3,11 @@
 import pytest
 import reporting_samples as samples
 from pydantic import BaseModel, Field
+from torch import nn
 
 from mmlib.metrics import recall_interval
-from mmlib.reporting import best_epochs_table, parameter_table, results_table
+from mmlib.model.network import MemoryBlock
+from mmlib.reporting import best_epochs_table, model_table, parameter_table, results_table
 from mmlib.reporting.published import (
     published_section,
     published_systems,
@@ -111,3 +113,14 @@ def test_what_may_not_stand_beside_published_figures_is_told_why(change, reason,
     why, table, _ = displayed([samples.flickr_result(), other], monkeypatch)
     assert reason in why.data
     assert len(table.frame) == len(published_systems())
+
+
+def test_the_parts_of_a_model_add_up():
+    model = nn.Module()
+    model.encoder, model.fusion = MemoryBlock(2, 8, 1), nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    table = model_table(model)
+    assert table.frame.values.tolist() == [
+        ["encoder", "MemoryBlock", f"{16 + 4 * (64 + 8) + 16:,}"],
+        ["fusion", "Linear, ReLU", "8"],
+    ]
+    assert table.caption == "328 weights in all."

@@ -72,14 +72,14 @@ def test_features_are_the_encoders_of_each_packed_image(store, tmp_path, pooling
     expected = encoder.features((pixels_NCHW - 0.5) / 0.5)
     torch.testing.assert_close(torch.tensor(features.array[:, 0]).float(), expected, atol=2e-3, rtol=2e-3)
     for split in ("train", "val", "test"):
-        assert np.array_equal(features.rows(split), store.rows(split))
+        assert np.array_equal(features.splits[split], store.splits[split])
 
 
 def test_views_are_augmented_in_the_training_split_alone(store, tmp_path):
     encoder = frozen()
     features = open_features(encoder, store, 3, darken, "darken", batch_size=4, cache=tmp_path)
     assert features.array.shape == (11, 3, 96)
-    train, rest = store.rows("train"), np.concatenate([store.rows("val"), store.rows("test")])
+    train, rest = store.splits["train"], np.concatenate([store.splits["val"], store.splits["test"]])
     for view in (1, 2):
         assert np.array_equal(features.array[rest, view], features.array[rest, 0])
         pixels_NHWC = torch.from_numpy(np.array(store.array))
@@ -167,7 +167,7 @@ def test_features_of_captions_split_after_split(dataset, tmp_path):
     features = open_text_features(encoder, dataset, tokenizer, 12, batch_size=7, cache=tmp_path)
     for split in dataset.splits.values():
         tokens_ML, length_M = map(torch.from_numpy, tokenizer.encode(split.captions, 12))
-        found_MF = torch.from_numpy(features.array[features.rows(split.name)]).float()
+        found_MF = torch.from_numpy(features.array[features.splits[split.name]]).float()
         expected_MF = encoder.eval().features(tokens_ML, length_M)
         assert found_MF.shape == (len(split.captions), 16)
         torch.testing.assert_close(found_MF, expected_MF, atol=2e-3, rtol=2e-3)
