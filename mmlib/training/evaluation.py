@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from mmlib.analysis import diagnose, queries_of, slot_readers
+from mmlib.analysis.neighbours import nearest_neighbours
+from mmlib.analysis.people import find_judgements
 from mmlib.config import DataConfig, EvaluateConfig, ParameterError, TrainConfig, build, is_pretrained, unread
 from mmlib.data import Dataset, Tokenizer, load_dataset
 from mmlib.data.batches import SplitTensors
-from mmlib.data.judgements import find_judgements
 from mmlib.files import InUse
 from mmlib.metrics import RetrievalRanks, paired_ranks, retrieval_ranks, summarise
 from mmlib.metrics.compare import held_out_fingerprint
@@ -199,6 +200,7 @@ def _evaluate_run(
     has_memory = isinstance(parts.model, MemoryNetwork)
     arrays = {
         "gallery": _gallery(dataset, data, ranks, image_ND, text_MD, config.gallery_queries),
+        "neighbours": nearest_neighbours(dataset, config.split, image_ND, text_MD),
         "slots": slot_readers(parts.model, data, config.eval_batch_size) if has_memory else {},
         "ranks": vars(ranks),
     }

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from mmlib.config import ParameterError, TrainConfig, build, continued, differences, training_of
-from mmlib.data import Dataset, Tokenizer, load_dataset, tokenizer_for
+from mmlib.data import Dataset, Tokenizer, build_tokenizer, load_dataset
 from mmlib.data.batches import PairSource, SplitTensors
 from mmlib.data.tokenizers import count_losses, loss_shares, losses_warning
 from mmlib.files import InUse
@@ -199,7 +199,10 @@ def _find_start(config: TrainConfig, parent: Parent | None, log: Log, if_complet
     if content:
         tokenizer = tokenizer_of(path, content)
     else:
-        tokenizer = tokenizer_for(config, dataset.splits["train"].captions, config.text_encoder)
+        tokenizer = build_tokenizer(
+            config.tokenizer, dataset.splits["train"].captions, config.min_word_count, config.bpe_vocabulary,
+            config.text_encoder,
+        )  # fmt: skip
     if resumed:
         check_fits(path, content, config.model_dump())
     return _Start(config, parent, found, dataset, tokenizer, path, content, resumed)

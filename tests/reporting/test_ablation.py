@@ -11,7 +11,7 @@ from mmlib import files
 from mmlib.config import ParameterError
 from mmlib.files import read_json, write_json
 from mmlib.metrics import paired_ranks, retrieval_ranks, summarise, summarise_seeds
-from mmlib.pipeline import check_data_roots, plan, run_experiment
+from mmlib.pipeline import check, plan, run_experiment
 from mmlib.reporting import (
     ablation_checks,
     ablation_figure,
@@ -343,9 +343,9 @@ def test_a_wrong_ablation_stops_before_anything_is_executed(planned):
 
 def test_missing_data_of_an_ablation_stop_it_too(planned):
     steps = planned("arms: {a: {}}\nchanges: {dataset: flickr8k}\n")
-    with pytest.raises(FileNotFoundError, match=r"05_ablation: expected the Flickr8k folder data/flickr8k"):
-        check_data_roots(steps)
-    check_data_roots([replace(steps[0], parameters=steps[0].parameters | {"data_root": str(files.ROOT)})])
+    with pytest.raises(FileNotFoundError, match=r"05_ablation: expected the folder data/flickr8k"):
+        check(steps)
+    check([replace(steps[0], parameters=steps[0].parameters | {"data_root": str(files.ROOT)})])
 
 
 def test_the_plan_is_a_row_an_arm(planned):
