@@ -179,10 +179,7 @@ def best_row(rows: list[dict], by: str = "rsum") -> dict:
 
 
 def parameter_table(config: BaseModel) -> Table:
-    """Parameters with value and meaning: those set away from their default, the others folded.
-
-    A run on embedded data says under the table that it is a small one.
-    """
+    """Parameters with value and meaning: those set away from their default, the others folded."""
     fields = type(config).model_fields
     rows = [
         {"parameter": name, "value": value_text(getattr(config, name)), "meaning": field.description or ""}
@@ -194,10 +191,8 @@ def parameter_table(config: BaseModel) -> Table:
     ]
     frame = pd.DataFrame(rows)
     others = frame[~np.array(is_set)]
-    small = getattr(config, "dataset", None) == "shapes"
     return Table(
         frame[np.array(is_set)],
-        SMALL_RUN if small else "",
         folded=(f"{len(others)} more at their defaults", others) if len(others) else None,
     )
 
@@ -210,7 +205,10 @@ def value_text(value: Any) -> str:
 
 
 def dataset_table(dataset: Dataset) -> Table:
-    """Images and captions of each split, captions per image, and what the loader noticed."""
+    """Images and captions of each split, captions per image, and what the loader noticed.
+
+    Of drawn shapes it says that their numbers say nothing of photographs.
+    """
     rows = []
     for split in dataset.splits.values():
         per_image = np.bincount(split.image_of_caption_M, minlength=len(split.images))
@@ -225,6 +223,7 @@ def dataset_table(dataset: Dataset) -> Table:
             }
         )
     notes = [f"{dataset.name}, fingerprint {dataset.fingerprint}.", *dataset.notes]
+    notes += [SMALL_RUN] if dataset.name == "shapes" else []
     return Table(pd.DataFrame(rows), " ".join(notes))
 
 
@@ -307,7 +306,7 @@ def best_epochs_table(history: list[dict], dataset: str, best_by: str = "rsum") 
 # --- checks
 
 
-def checks_table(checks: list[tuple[str, str, Any, Any]], caption: str = "") -> Table:
+def passed(checks: list[tuple[str, str, Any, Any]], caption: str = "") -> Table:
     """One row per check, if all pass.
 
     Args:
@@ -352,4 +351,4 @@ def check_run(run: str) -> Table:
     if parent:
         there = stored_environment(parent["run"])["data"]["fingerprint"]
         checks.append(("data of the parent", there, environment["data"]["fingerprint"]))
-    return checks_table([(run, *check) for check in checks])
+    return passed([(run, *check) for check in checks])
