@@ -270,7 +270,7 @@ def _build_learner(start: _Start, inputs: _Inputs, folder: RunFolder, fabric: "F
     if fabric.global_rank:
         torch.manual_seed(config.seed + fabric.global_rank)  # another dropout than the first process's
     if start.resumed:
-        learner.restore(start.content)
+        learner.restore(start.path, start.content)
         position = learner.position
         if fabric.is_global_zero:
             folder.keep_history(position.epoch - 1)
