@@ -33,6 +33,7 @@ def config_of(values: dict, steps: int, **changes) -> TrainConfig:
     """A run of one epoch on drawn scenes that lasts for `steps` steps."""
     images = math.ceil((SKIP + steps + 1) * values["batch_size"] / CAPTIONS)
     data = {"dataset": "shapes", "shapes_train": images, "shapes_val": 4, "shapes_test": 4}
+    data["captions_per_image"] = "all"  # as the textbook loop and open_clip's batches have them
     place = {"run": "benchmark", "overwrite": True, "epochs": 1, "lr": 1e-4}
     return build(TrainConfig, {**data, **place, **values, **changes})
 

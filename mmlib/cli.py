@@ -1,4 +1,4 @@
-"""The commands: `python -m mmlib run | train | evaluate | report | publish | shard`.
+"""The commands: `python -m mmlib run | train | evaluate | report | publish | index | search | shard`.
 
 Exit codes: 0 done, 1 failed while working, 2 wrong input (nothing was touched), 130 interrupted.
 Heavy imports happen inside the commands, so that `--help` and a wrong word answer at once.
@@ -7,6 +7,7 @@ Heavy imports happen inside the commands, so that `--help` and a wrong word answ
 import argparse
 import codecs
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -138,6 +139,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     publish.add_argument("experiment", help="a folder name of reports/")
     publish.set_defaults(command=_publish)
+
+    index = commands.add_parser(
+        "index",
+        help="embed a folder of photos with a trained run, for `search`",
+        description="Embeds the images of a folder and its sub-folders. Called again, it embeds what is"
+        " new or has changed.",
+    )
+    index.add_argument("run", help="name of a complete run")
+    index.add_argument("folder", type=Path, help="of photos")
+    index.set_defaults(command=_index)
+
+    search = commands.add_parser(
+        "search",
+        help="find photos in the folders that a run has indexed, by a sentence or a photo",
+        description="Prints the images that are most similar to a sentence or to a photo.",
+    )
+    search.add_argument("run", help="name of a run with an index")
+    search.add_argument("text", nargs="?", help='a sentence, as "a dog runs on the beach"')
+    search.add_argument("--image", type=Path, metavar="PHOTO", help="search with a photo instead")
+    search.add_argument("--top", type=int, default=20, metavar="K", help="how many (20)")
+    search.add_argument("--html", type=Path, metavar="PAGE", help="writes a page that shows them")
+    search.add_argument("--json", action="store_true", help="prints them as JSON")
+    search.set_defaults(command=_search)
 
     shard = commands.add_parser(
         "shard",
@@ -341,6 +365,37 @@ def _report_name(typed: str) -> str:
         return report_folder(Path(typed).name).name
     except ValueError as error:
         raise ParameterError(str(error)) from None
+
+
+def _index(options: argparse.Namespace) -> int:
+    from mmlib.search import Retriever
+
+    found = Retriever.load(options.run).index(options.folder)
+    for name, reason in found.unreadable.items():
+        print(f"skipped: {name}: {reason}", file=sys.stderr)
+    if found.outside:
+        print(f"skipped: {found.outside:,} links that lead out of the folder", file=sys.stderr)
+    print(f"{found.images:,} images can be searched: {found.new:,} new, {found.removed:,} gone or replaced")
+    return 0
+
+
+def _search(options: argparse.Namespace) -> int:
+    from mmlib.search import Retriever
+
+    retriever = Retriever.load(options.run)
+    hits = retriever.search(options.text, options.image, options.top)
+    if options.json:
+        print(json.dumps([{"file": str(hit.file), "similarity": hit.similarity} for hit in hits], indent=1))
+    else:
+        for hit in hits:
+            print(f"{hit.similarity:6.3f}  {printable(str(hit.file))}")
+    if options.html:
+        from mmlib.reporting.search_page import write_search_page
+
+        images = retriever.images
+        write_search_page(options.html, options.run, images, hits, options.text, options.image)
+        print(shown(options.html), file=sys.stderr)
+    return 0
 
 
 def _shard(options: argparse.Namespace) -> int:

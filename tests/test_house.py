@@ -25,6 +25,7 @@ ORDER = (
     {"model"},
     {"analysis"},
     {"training"},
+    {"search"},
     {"reporting"},
     {"pipeline"},
     {"cli", "__main__"},

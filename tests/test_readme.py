@@ -19,6 +19,7 @@ from mmlib.config import CONFIG_OF_NOTEBOOK, TrainConfig, build
 from mmlib.pipeline import plan
 from mmlib.reporting.notebooks import cell_parameters, read_notebook
 from mmlib.reporting.publish import QUOTED, QUOTING, renewed
+from mmlib.search import Indexed
 from mmlib.training import train
 
 README = (files.ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,7 +31,8 @@ YAML = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.M | re.S)
 
 def commands() -> list[str]:
     """What README and docs tell a person to type, each once, continued lines joined."""
-    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", TEXT, re.M | re.S)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.M | re.S)
+    blocks = [block for language, block in fenced if language in ("", "sh")]
     lines = [line for block in blocks for line in re.sub(r"\\\n\s*", "", block).splitlines()]
     lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.M | re.S))
     found = [re.search(r"(?:^|/)(?:python|torchrun|mmlib|papermill|make|srun) \S.*", line) for line in lines]
@@ -64,6 +66,20 @@ def test_the_commands_that_stand_in_readme_and_docs_are_found():
     assert len(found) >= 15
 
 
+class Reached:
+    """A `Retriever` that only notes."""
+
+    def __init__(self, note):
+        self.note, self.images = note, 0
+
+    def index(self, folder):
+        self.note(folder)
+        return Indexed(0, 0, 0)
+
+    def search(self, text, image, top):
+        return self.note(text, image, top)[:0]
+
+
 @pytest.mark.parametrize("command", [c for c in commands() if of_mmlib(c)])
 def test_commands_of_mmlib_reach_their_work(command, tmp_path, monkeypatch):
     """Read by the real parser and built to the config; what would take long is noted instead of done."""
@@ -77,6 +93,8 @@ def test_commands_of_mmlib_reach_their_work(command, tmp_path, monkeypatch):
         monkeypatch.setattr(f"mmlib.{work}", note)
     for work in ("data.shards.write_shards", "pipeline.run_experiment"):
         monkeypatch.setattr(f"mmlib.{work}", note)
+    monkeypatch.setattr("mmlib.search.Retriever.load", lambda run: Reached(note))
+    monkeypatch.setattr("mmlib.reporting.search_page.write_search_page", note)
     monkeypatch.setattr("mmlib.pipeline.render_again", lambda name: note(name) or tmp_path)
     monkeypatch.setattr("mmlib.metrics.embeddings.results_text", lambda *given: note(*given) and "")
     monkeypatch.chdir(tmp_path)

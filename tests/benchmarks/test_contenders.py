@@ -12,7 +12,7 @@ from mmlib.config import TrainConfig, build
 
 TINY = {
     **training.EQUAL, "image_size": 16, "patch_size": 8, "latent_dim": 32, "num_layers": 2, "num_heads": 2,
-    "max_tokens": 8, "batch_size": 4, "precision": "fp32", "device": "cpu", "captions_per_image": "all",
+    "max_tokens": 8, "batch_size": 4, "precision": "fp32", "device": "cpu",
 }  # fmt: skip
 
 

@@ -1,0 +1,61 @@
+"""The answer of a search as a page that holds its pictures."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from mmlib.data.decoding import MAX_BYTES, decode_image
+from mmlib.files import printable, read_bounded, write_text_atomic
+from mmlib.reporting.pages import POLICY, TEMPLATES, stylesheet, well_formed
+from mmlib.search import Hit
+
+SIDE = 320  # pixels of the longer side of a thumbnail
+
+
+def write_search_page(
+    page: Path, run: str, images: int, hits: Sequence[Hit], text: str | None = None, photo: Path | None = None
+) -> None:
+    """Write one HTML file with the hits in order, each with its picture, similarity and name.
+
+    Args:
+        page: the file, replaced as a whole.
+        run: whose model searched.
+        images: how many were searched.
+        hits: from `Retriever.search`.
+        text, photo: what was searched with.
+
+    Raises:
+        OSError: the page cannot be written.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    shown = [
+        {"name": printable(str(hit.file)), "similarity": hit.similarity, "picture": _thumbnail(hit.file)}
+        for hit in hits
+    ]
+    html = environment.get_template("search.html.j2").render(
+        css=jinja2.filters.Markup(stylesheet()),
+        policy=POLICY,
+        run=run,
+        images=images,
+        query=None if text is None else printable(text),
+        photo=None if photo is None else _thumbnail(photo),
+        hits=shown,
+    )
+    write_text_atomic(page, well_formed(html) + "\n")
+
+
+def _thumbnail(file: Path) -> str | None:
+    """A small WebP as an address that holds it; None if the file is gone or no image any more."""
+    try:
+        image = decode_image(read_bounded(file, MAX_BYTES), file.name, SIDE)
+    except (OSError, ValueError):
+        return None
+    image.thumbnail((SIDE, SIDE))
+    content = io.BytesIO()
+    image.save(content, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
