@@ -27,11 +27,11 @@ DRAWN_SIZE = 224  # of the pictures that stand in for photos, pixels
 def jpegs(count: int) -> tuple[list[Path], str]:
     """`count` JPEG files and what they are: Flickr8k's, or drawn scenes where that is not at hand."""
     from mmlib import files
-    from mmlib.data.folders import find_image_folder
+    from mmlib.data.photos import image_folders
 
     root = files.ROOT / "data" / "flickr8k"
     if root.exists():
-        folder, names, _ = find_image_folder(root, ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images"))
+        folder, names = max(image_folders(root).items(), key=lambda item: len(item[1]))
         if len(names) >= count:
             return [folder / name for name in sorted(names)[:count]], "Flickr8k"
     return _drawn(count), f"drawn scenes of {DRAWN_SIZE} px as JPEG (there is no data/flickr8k)"
@@ -53,7 +53,7 @@ def _drawn(count: int) -> list[Path]:
 def packed(count: int, size: int):
     """The packed store of the same images."""
     from mmlib.data import Dataset, Split, open_store
-    from mmlib.data.folders import ImageFolder
+    from mmlib.data.dataset import ImageFolder
 
     files, _ = jpegs(count)
     names = tuple(file.name for file in files)

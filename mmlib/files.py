@@ -23,7 +23,7 @@ import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 logger = logging.getLogger(__name__)
 
@@ -94,16 +94,27 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Writes `data` to a temporary file beside `path`, flushes it to the disk and renames it.
+    """`written_whole` of `data`."""
+    with written_whole(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path, alone: bool = False) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside `path`, which gets its name when it is complete and flushed to the disk.
+
+    Args:
+        path: of the file.
+        alone: nobody else writes it meanwhile; then what a killed process left is overwritten by the next.
 
     Raises:
         OSError: the folder cannot be written to or the disk is full; nothing is left behind and
             `path` is as it was.
     """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    temporary = path.with_name(f"{path.name}.{'' if alone else uuid.uuid4().hex}.part")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         replace_flushed(temporary, path)

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from mmlib.arrays import read_npz
 from mmlib.config import ParameterError
-from mmlib.data.decoding import MAX_BYTES, SUFFIXES, decode_image, resize_image
-from mmlib.data.folders import SYSTEM_FOLDERS
+from mmlib.data.decoding import MAX_BYTES, decode_image, resize_image
+from mmlib.data.own_photos import walk_images
 from mmlib.files import explained, parse_json, printable, read_bounded, shown
 from mmlib.training.runs import open_run, require_complete, run_folder
 
@@ -135,7 +135,7 @@ class Retriever:
         root = Path(folder).expanduser().resolve()
         if not root.is_dir():
             raise FileNotFoundError(f"expected a folder of images, found none at {root}; correct the path")
-        there, outside = _image_files(root)
+        there, outside = walk_images(root)
         if not there:
             raise ValueError(
                 f"expected images (JPEG, PNG, WebP, GIF, BMP or TIFF) in {shown(root)}, found none; name the"
@@ -309,29 +309,6 @@ def _unit(embedding_BD) -> np.ndarray:
     vector_BD = embedding_BD.double().cpu().numpy()
     length_B1 = np.linalg.norm(vector_BD, axis=1, keepdims=True)
     return (vector_BD / np.maximum(length_B1, np.finfo(np.float64).tiny)).astype(np.float32)
-
-
-def _image_files(root: Path) -> tuple[dict[str, tuple[int, int]], int]:
-    """Image files below `root`: name to (size, time of change in ns), by name; and links that lead out."""
-    found, outside = {}, 0
-    for folder, folders, names in os.walk(root):
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        outside += sum(not _inside(Path(folder, name), root) for name in links)
-        folders[:] = sorted(name for name in folders if not name.startswith(SYSTEM_FOLDERS))
-        for name in names:
-            path = Path(folder, name)
-            if name.startswith(".") or not name.lower().endswith(SUFFIXES) or not path.is_file():
-                continue
-            if path.is_symlink() and not _inside(path, root):
-                outside += 1
-                continue
-            stat = path.stat()
-            found[path.relative_to(root).as_posix()] = (stat.st_size, stat.st_mtime_ns)
-    return dict(sorted(found.items())), outside
-
-
-def _inside(path: Path, root: Path) -> bool:
-    return path.resolve().is_relative_to(root)
 
 
 def _read(path: Path) -> _Index:

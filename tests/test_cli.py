@@ -332,7 +332,7 @@ def test_shard_writes_the_data_of_a_parameter_file(capsys, write, tmp_path):
         ["shards.json", *(line.split("  ")[0] for line in said[:-1])]
     )
     assert cli.main(words) == 2
-    assert "found finished ones in" in capsys.readouterr().err
+    assert "without finished or other shards, found shards.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_shard_writes_the_data_of_a_parameter_file(capsys, write, tmp_path):
         (["-p", "lr", "0.1"], "-p lr: expected parameters that choose data; shards hold images and captions"),
         (
             ["-p", "data_root", "x"],
-            "data_root is read by dataset 'flickr8k', 'flickr30k', 'coco'; this run has",
+            "data_root is read by dataset 'folder', 'flickr8k', 'flickr30k', 'coco'; this run has",
         ),
         (["--samples-per-shard", "0"], "--samples-per-shard: expected at least 1, found 0"),
     ],

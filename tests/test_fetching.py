@@ -3,14 +3,15 @@
 import logging
 import socket
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 
 from mmlib import files
 from mmlib.data.tokenizers.pretrained import from_open_clip, from_transformers
 from mmlib.files import fetching
+from mmlib.model.backbones import build_timm
 from mmlib.model.pretrained import downloading
-from mmlib.model.timm_and_torchvision import build_timm
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ class AtOnce:
     ("load", "what"),
     [
         (
-            lambda: build_timm("test_resnet", "default", 32, "", load_pretrained=True),
+            lambda: build_timm("test_resnet", SimpleNamespace(image_weights="default"), load_pretrained=True),
             "weights 'default' of timm:test_resnet",
         ),
         (lambda: from_transformers("some/encoder"), "the tokenizer of hf:some/encoder"),

@@ -188,15 +188,8 @@ def changed_queries(rank_a_Q, rank_b_Q, *, k: int = 1) -> dict[str, np.ndarray]:
 
     Returns:
         `gained` (hit at k in b alone) and `lost` (in a alone): int64 query indices.
-
-    Raises:
-        ValueError: shapes that differ.
     """
     rank_a_Q, rank_b_Q = np.asarray(rank_a_Q), np.asarray(rank_b_Q)
-    if rank_a_Q.shape != rank_b_Q.shape:
-        raise ValueError(
-            f"expected ranks of the same queries, found shapes {rank_a_Q.shape} and {rank_b_Q.shape}"
-        )
     order = np.argsort(-np.abs(rank_b_Q - rank_a_Q), kind="stable")
     hit_a_Q, hit_b_Q = rank_a_Q[order] <= k, rank_b_Q[order] <= k
     return {"gained": order[hit_b_Q & ~hit_a_Q], "lost": order[hit_a_Q & ~hit_b_Q]}

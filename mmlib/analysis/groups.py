@@ -14,7 +14,7 @@ import numpy as np
 from mmlib.data import Split
 from mmlib.metrics import RetrievalRanks
 from mmlib.metrics.ranks import UnitRows
-from mmlib.metrics.summary import recall_interval
+from mmlib.metrics.summary import recall_with_interval
 
 LEAST_QUERIES = 30  # of an object word: fewer give intervals that say nothing
 CLUSTERS = 8
@@ -72,13 +72,11 @@ def recall_by_groups(split: Split, ranks: RetrievalRanks, image_ND, ks=(1, 10)) 
         for word, holds_M in words.items()
     }
     words_of_images = {word: share >= 0.5 for word, share in share_N.items()}
+    frequent = {word: has_N for word, has_N in words_of_images.items() if has_N.sum() >= LEAST_QUERIES}
     cluster_N = image_clusters(image_ND)
     clusters = {_cluster_name(c, cluster_N, share_N): cluster_N == c for c in range(cluster_N.max() + 1)}
     groups = {
-        "i2t": {
-            "word": {word: has_N for word, has_N in words_of_images.items() if has_N.sum() >= LEAST_QUERIES},
-            "cluster": clusters,
-        },
+        "i2t": {"word": frequent, "cluster": clusters},
         "t2i": {
             "length": length_bins(split.captions),
             "word": words,
@@ -110,9 +108,8 @@ def recall_by_group(rank_Q, members: dict[str, np.ndarray], *, k: int = 1, clust
     rows = []
     for name, member in members.items():
         hit_q = np.asarray(rank_Q)[member] <= k
-        low, high = recall_interval(hit_q, None if cluster_Q is None else np.asarray(cluster_Q)[member])
-        counts = {"group": name, "n": len(hit_q), "hits": int(hit_q.sum())}
-        rows.append(counts | {"value": float(hit_q.mean()), "low": low, "high": high})
+        cluster_q = None if cluster_Q is None else np.asarray(cluster_Q)[member]
+        rows.append({"group": name, "n": len(hit_q), **recall_with_interval(hit_q, cluster_q)})
     return rows
 
 

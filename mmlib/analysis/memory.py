@@ -56,17 +56,12 @@ def slot_readers(model: MemoryNetwork, data: SplitTensors, batch_size: int = 250
 def _reads(
     model: MemoryNetwork, data: SplitTensors, modality: str, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    modality_parts, central_parts = [], []
-    count = data.images if modality == "image" else data.captions
-    for index_B in torch.arange(count).split(batch_size):
-        if modality == "image":
-            reads = model.slot_reads(image_BCHW=data.image_batch(index_B))
-        else:
-            tokens_BL, length_B = data.caption_batch(index_B)
-            reads = model.slot_reads(tokens_BL=tokens_BL, length_B=length_B)
-        modality_parts.append(reads.modality_BS.cpu())
-        central_parts.append(reads.central_BS.cpu())
-    return torch.cat(modality_parts).numpy(), torch.cat(central_parts).numpy()
+    is_image, parts = modality == "image", []
+    for index_B in torch.arange(data.images if is_image else data.captions).split(batch_size):
+        inputs = (data.image_batch(index_B),) if is_image else data.caption_batch(index_B)
+        parts.append(model.slot_reads(modality, *inputs))
+    modality_QS, central_QS = (torch.cat(part).cpu().numpy() for part in zip(*parts))
+    return modality_QS, central_QS
 
 
 def _words_of_captions(captions: tuple[str, ...]) -> tuple[list[str], np.ndarray]:

@@ -17,8 +17,8 @@ from mmlib.data.judgements import JudgementFiles, captions_by_number, captions_b
 from mmlib.files import read_text
 from mmlib.metrics import RetrievalRanks
 from mmlib.metrics.ranks import UnitRows, ranks_of_pairs
-from mmlib.metrics.resampling import image_weights, interval_tails
-from mmlib.metrics.summary import DIRECTIONS, recall_interval
+from mmlib.metrics.resampling import TAILS, image_weights
+from mmlib.metrics.summary import DIRECTIONS, recall_with_interval
 
 EmbedCaptions = Callable[[list[str]], np.ndarray]
 THRESHOLDS = (4.0, 3.0)  # mean expert rating that makes a hit; 4 is "describes without errors"
@@ -47,7 +47,7 @@ def agreement_with_people(
         image_ND, text_MD: embeddings of that split.
         ranks: their standard ranks.
         embed_captions: texts to embeddings `(len(texts), D)`, for captions of other splits.
-        resamples: of the intervals, at least 100.
+        resamples: of the intervals.
 
     Returns:
         `caption_numbers` (where the numbers of caption ids come from), `expert` and `crowdflower`:
@@ -67,7 +67,7 @@ def agreement_with_people(
     text_row: dict[tuple[str, str], int] = {}
     for row, (image, caption) in enumerate(zip(split.image_of_caption_M, split.captions)):
         text_row.setdefault((split.images[image], caption.strip()), row)
-    for name, variant in (("expert", "c"), ("crowdflower", "b")):
+    for name, variant, each in (("expert", "c", 3), ("crowdflower", "b", 1)):
         path = getattr(files, name)
         if path is None:
             continue
@@ -80,15 +80,19 @@ def agreement_with_people(
             if row < 0 and embed_captions is not None:
                 row = outside.setdefault(text, len(split.captions) + len(outside))
             row_2[:] = image_row.get(image, -1), row
-        each = 3 if name == "expert" else 1
-        rating_J = np.array([ratings for _, _, ratings in pairs], dtype=np.float64).ravel()
         image_J, text_J = np.repeat(row_P2, each, axis=0).T
-        unscored = {
-            "image outside the split": int((image_J < 0).sum()),
-            "caption outside the split": int(((image_J >= 0) & (text_J < 0)).sum()),
+        is_image, is_text = image_J >= 0, text_J >= 0
+        kept = is_image & is_text
+        counts = {
+            "judgements": len(kept),
+            "own_left_out": own,
+            "unscored": {
+                "image outside the split": int((~is_image).sum()),
+                "caption outside the split": int((is_image & ~is_text).sum()),
+            },
         }
-        kept = (image_J >= 0) & (text_J >= 0)
-        image_J, text_J, rating_J = image_J[kept], text_J[kept], rating_J[kept]
+        rating_J = np.array([ratings for *_, ratings in pairs], dtype=np.float64).ravel()[kept]
+        image_J, text_J = image_J[kept], text_J[kept]
         every_MD = np.concatenate([text_MD, embed_captions(list(outside))]) if outside else text_MD
         score_J = pair_scores(image_ND, every_MD, image_J, text_J)
         try:
@@ -96,7 +100,7 @@ def agreement_with_people(
         except ValueError as error:
             # A collapsed model, or a split that nobody judged, has no tau; the evaluation goes on.
             tau = {"tau": None, "variant": variant, "n": len(score_J), "reason": str(error)}
-        result[name] = {"judgements": len(kept), "own_left_out": own, "unscored": unscored} | tau
+        result[name] = counts | tau
         if name == "expert":
             inside = text_J < len(split.captions)
             judged = image_J[inside], text_J[inside], rating_J[inside]
@@ -157,9 +161,7 @@ def read_judgements(
     return kept, len(table) - len(kept)
 
 
-def kendall_agreement(
-    score_J, rating_J, image_of_J, *, variant: str, resamples: int = 200, level: float = 0.95, seed: int = 0
-) -> dict:
+def kendall_agreement(score_J, rating_J, image_of_J, *, variant: str, resamples: int = 200) -> dict:
     """Kendall's tau between a model's scores and people's ratings, with an interval.
 
     The interval is the normal one around tau with the standard error of a bootstrap over images
@@ -171,43 +173,30 @@ def kendall_agreement(
         rating_J: people's rating of it.
         image_of_J: the cluster of each judgement, integers.
         variant: `b` (CrowdFlower) or `c` (Expert).
-        resamples: at least 100.
-        level: confidence level.
-        seed: the same seed gives the same interval.
+        resamples: of the bootstrap.
 
     Returns:
-        `tau`, `low`, `high`, `variant`, `n` (judgements) and `images`.
+        `tau`, `low`, `high` (95 %), `variant`, `n` (judgements) and `images`.
 
     Raises:
-        ValueError: shapes that differ, NaN, another variant, or scores or ratings all equal, for
-            which tau is not defined; judgements of a single image.
+        ValueError: scores or ratings that are all equal or not finite, for which tau is not defined;
+            judgements of a single image.
     """
     from scipy.stats import kendalltau, norm
 
-    score_J, rating_J, image_of_J = np.asarray(score_J), np.asarray(rating_J), np.asarray(image_of_J)
-    if not score_J.shape == rating_J.shape == image_of_J.shape or score_J.ndim != 1:
-        raise ValueError(
-            "expected one score, rating and image per judgement, found shapes"
-            f" {score_J.shape}, {rating_J.shape}, {image_of_J.shape}"
-        )
-    if not (np.isfinite(score_J).all() and np.isfinite(rating_J).all()):
-        raise ValueError("expected finite scores and ratings, found NaN or infinity; check the embeddings")
-    if variant not in ("b", "c"):
-        raise ValueError(f"variant: expected b or c, found {variant!r}")
-    if len(score_J) < 2 or np.ptp(score_J) == 0 or np.ptp(rating_J) == 0:
-        raise ValueError("expected scores and ratings that vary, found one value; tau is not defined for it")
-    tails = interval_tails(level, resamples)
+    if len(score_J) < 2 or not (np.ptp(score_J) > 0 and np.ptp(rating_J) > 0):
+        raise ValueError("expected finite scores and ratings that vary, found others; tau is not defined")
     tau = float(kendalltau(score_J, rating_J, variant=variant).statistic)
     names, image_of_J = np.unique(image_of_J, return_inverse=True)
     if len(names) < 2:
         raise ValueError("image_of_J: expected judgements of two images or more, found one; no interval")
     taus = []
-    for weight_BN in image_weights(len(names), resamples, seed):
+    for weight_BN in image_weights(len(names), resamples, seed=0):
         for weight_N in weight_BN:
             drawn = np.repeat(np.arange(len(score_J)), weight_N[image_of_J])
             taus.append(kendalltau(score_J[drawn], rating_J[drawn], variant=variant).statistic)
     # A resample of very few images can hold one rating alone: it has no tau.
-    half = norm.ppf(tails[1]) * float(np.nanstd(taus, ddof=1))
+    half = norm.ppf(TAILS[1]) * float(np.nanstd(taus, ddof=1))
     return {
         "tau": tau,
         "low": float(max(tau - half, -1)),
@@ -266,12 +255,6 @@ def human_aware_recall(
             "extended": len(np.unique(added_P // texts if i2t else added_P % texts)),
         }
         for k in ks:
-            low, high = recall_interval(rank_Q <= k, None if i2t else ranks.image_of_text_M)
-            part[f"r{k}"] = {
-                "value": float((rank_Q <= k).mean()),
-                "hits": int((rank_Q <= k).sum()),
-                "low": low,
-                "high": high,
-                "standard_hits": int((ranks.of(direction) <= k).sum()),
-            }
+            part[f"r{k}"] = recall_with_interval(rank_Q <= k, None if i2t else ranks.image_of_text_M)
+            part[f"r{k}"]["standard_hits"] = int((ranks.of(direction) <= k).sum())
     return result

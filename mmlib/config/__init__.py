@@ -1,15 +1,5 @@
 """Parameters → frozen, typed, checked configs."""
 
-from mmlib.config.asking import (
-    ask,
-    continued,
-    differences,
-    from_notebook,
-    is_read,
-    refuse_unread,
-    training_of,
-    unread,
-)
 from mmlib.config.parameters import (
     CONFIG_OF_NOTEBOOK,
     IDENTITY,
@@ -22,10 +12,22 @@ from mmlib.config.parameters import (
     LossConfig,
     ModelConfig,
     OptimConfig,
-    PlaceConfig,
     TokenizerConfig,
     TrainConfig,
-    TuneConfig,
-    is_pretrained,
+    continued,
+    differences,
 )
-from mmlib.config.reading import ParameterError, build, defaults, read_values, read_yaml, required
+from mmlib.config.reading import (
+    ParameterError,
+    ask,
+    build,
+    defaults,
+    from_notebook,
+    is_pretrained,
+    read_values,
+    read_yaml,
+    refuse_unread,
+    required,
+    training_of,
+    unread,
+)

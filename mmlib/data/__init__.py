@@ -48,6 +48,10 @@ def load_dataset(config: DataConfig) -> Dataset:
 
     parsed = [parse_addition(text) for text in config.also_train_on]
     additions = [(_on_disk(name, folder or f"data/{name}"), weight) for name, folder, weight in parsed]
+    if config.dataset == "folder":
+        from mmlib.data.own_photos import load_folder
+
+        return mix(load_folder(config), additions, config.leaks)
     return mix(_on_disk(config.dataset, config.folder), additions, config.leaks)
 
 

@@ -13,17 +13,18 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from mmlib.config import ParameterError
-from mmlib.files import shown, write_text_atomic
+from mmlib.data.decoding import MAX_BYTES, decode_image
+from mmlib.files import printable, read_bounded, shown, write_text_atomic
 
 SPLITS = ("train", "val", "test")
 
@@ -60,17 +61,20 @@ class Split:
     def __post_init__(self):
         if len(set(self.images)) != len(self.images):
             raise ValueError(f"split {self.name!r}: image names must be unique")
-        lengths = {"M": len(self.captions), "N": len(self.images)}
-        for field in ("image_of_caption_M", "weight_of_caption_M", "shard_of_image_N"):
-            if getattr(self, field) is not None:
-                dtype = np.float64 if field == "weight_of_caption_M" else np.int64
-                values = np.asarray(getattr(self, field), dtype=dtype)
-                object.__setattr__(self, field, values)
-                if values.shape != (lengths[field[-1]],):
-                    raise ValueError(
-                        f"split {self.name!r}: expected {field} to have shape ({lengths[field[-1]]},), found"
-                        f" {values.shape}"
-                    )
+        for attribute, dtype, length in (
+            ("image_of_caption_M", np.int64, len(self.captions)),
+            ("weight_of_caption_M", np.float64, len(self.captions)),
+            ("shard_of_image_N", np.int64, len(self.images)),
+        ):
+            if getattr(self, attribute) is None:
+                continue
+            values = np.asarray(getattr(self, attribute), dtype=dtype)
+            object.__setattr__(self, attribute, values)
+            if values.shape != (length,):
+                raise ValueError(
+                    f"split {self.name!r}: expected {attribute} to have shape ({length},),"
+                    f" found {values.shape}"
+                )
         image_M, weight_M = self.image_of_caption_M, self.weight_of_caption_M
         if len(image_M) and not (image_M.min() >= 0 and image_M.max() < len(self.images)):
             raise ValueError(
@@ -140,6 +144,51 @@ class Dataset:
         return list(dict.fromkeys(name for split in splits for name in split.images))
 
 
+@dataclass(frozen=True)
+class ImageFolder:
+    """Reads the images of one folder by name.
+
+    Attributes:
+        folder: where the files lie.
+        digests: image name to the SHA-256 that the data set's fingerprint counts.  What is read later
+            must still have it, so no other pixels are ever packed under that fingerprint.
+        on_disk: image name to its file's name, where the two are spelled differently.
+    """
+
+    folder: Path
+    digests: Mapping[str, str] = field(default_factory=dict, repr=False)
+    on_disk: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def load(self, name: str, size: int | None = None) -> Image.Image:
+        """The image `name` as `decode_image` gives it.
+
+        Raises:
+            FileNotFoundError: the file is missing.
+            ValueError: it is cut short or no image, or has changed since it was hashed.
+        """
+        return decode_image(self.read(name), name, size)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of the file, checked against its digest if that is known.
+
+        Raises:
+            FileNotFoundError: the file is missing.
+            ValueError: it is too large for an image, or has changed since it was hashed.
+        """
+        path = self.folder / self.on_disk.get(name, name)
+        content = read_bounded(path, MAX_BYTES)
+        if name in self.digests and hashlib.sha256(content).hexdigest() != self.digests[name]:
+            raise ValueError(
+                f"{printable(shown(path))} has changed since the data set was loaded: expected the bytes that"
+                " its fingerprint counts; load the data set again"
+            )
+        return content
+
+    def digest(self, name: str) -> str:
+        """The SHA-256 of the file's bytes, 64 hex digits."""
+        return self.digests.get(name) or hashlib.sha256(self.read(name)).hexdigest()
+
+
 logger = logging.getLogger(__name__)
 
 THREADS = 8  # hashing releases the interpreter lock; more readers than this do not help a disk
@@ -157,26 +206,11 @@ def dataset_fingerprint(splits: Mapping[str, Split], digests: Mapping[str, str])
     Args:
         splits: by name.
         digests: image name to a digest of its bytes, for every image of the splits.
-
-    Raises:
-        ValueError: an image of a split has no digest.
     """
-    missing = [name for split in splits.values() for name in split.images if name not in digests]
-    if missing:
-        raise ValueError(
-            f"expected a digest for every image of the splits, found none for {missing[0]!r}"
-            f" and {len(missing) - 1} more; digest all images first"
-        )
     # JSON quotes and escapes every text, so no two data sets can run together into the same bytes.
     content = [
-        [
-            key,
-            splits[key].images,
-            [digests[name] for name in splits[key].images],
-            splits[key].captions,
-            splits[key].image_of_caption_M.tolist(),
-        ]
-        for key in sorted(splits)
+        (name, s.images, [digests[i] for i in s.images], s.captions, s.image_of_caption_M.tolist())
+        for name, s in sorted(splits.items())
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
@@ -199,17 +233,16 @@ def file_digests(paths: Sequence[Path], cache_file: Path) -> list[str]:
     """
     keys = [os.path.abspath(path) for path in paths]
     cached = _read_cache(cache_file)
-    marks = {key: _mark(os.stat(key)) for key in keys}
+    marks = {key: _mark(key) for key in keys}
     stale = [key for key, mark in marks.items() if cached.get(key, ())[:3] != mark]
     if stale:
         latest_ns = time.time_ns() - SETTLED_NS
         with ThreadPoolExecutor(THREADS) as pool:
-            bar = tqdm(
-                pool.map(_sha256, stale), total=len(stale), desc="fingerprint", unit="file", disable=None
+            digests = tqdm(
+                pool.map(file_sha256, stale), total=len(stale), desc="fingerprint", unit="file", disable=None
             )
-            for key, digest in zip(stale, bar):
-                cached[key] = (*marks[key], digest)
-        unsettled = {key for key in stale if marks[key][2] > latest_ns or _mark(os.stat(key)) != marks[key]}
+            cached |= {key: (*marks[key], digest) for key, digest in zip(stale, digests)}
+        unsettled = {key for key in stale if marks[key][2] > latest_ns or _mark(key) != marks[key]}
         kept = {key: entry for key, entry in cached.items() if key not in unsettled}
         try:
             write_text_atomic(cache_file, json.dumps(kept))
@@ -218,20 +251,21 @@ def file_digests(paths: Sequence[Path], cache_file: Path) -> list[str]:
     return [cached[key][3] for key in keys]
 
 
-def _mark(status: os.stat_result) -> tuple[int, int, int]:
+def _mark(path: str) -> tuple[int, int, int]:
+    status = os.stat(path)
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _sha256(path: str) -> str:
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_cache(cache_file: Path) -> dict[str, tuple]:
+def _read_cache(cache_file: Path) -> dict[str, tuple[int, int, int, str]]:
     """Path to size, mtime_ns, ctime_ns, sha256; empty if the file is missing or not such a table."""
-    entry = tuple[int, int, int, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
     try:
-        return TypeAdapter(dict[str, entry]).validate_json(cache_file.read_bytes())
+        return TypeAdapter(dict[str, tuple[int, int, int, str]]).validate_json(cache_file.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -7,7 +7,7 @@ their numbers, without the numbers.
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmlib.data.captions import read_numbered_captions
+from mmlib.data.captions import read_token_file
 from mmlib.data.dataset import Dataset
 from mmlib.data.photos import FLICKR8K_TOKENS, find_file
 from mmlib.files import from_root
@@ -53,7 +53,7 @@ def captions_by_number(tokens: Path) -> dict[str, str]:
         FileNotFoundError: there is no such file.
         ValueError: as `mmlib.data.captions.read_token_file`.
     """
-    numbered, _ = read_numbered_captions(tokens)
+    numbered = read_token_file(tokens)
     return {f"{image}#{n}": text.strip() for image, texts in numbered.items() for n, text in texts.items()}
 
 

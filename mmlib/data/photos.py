@@ -9,16 +9,17 @@ Descriptions".
 
 import os
 import re
-from collections import Counter
+import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from mmlib import files
 from mmlib.data.captions import (
-    CaptionFile,
+    Captions,
     Splits,
     read_caption_csv,
     read_coco_captions,
@@ -26,63 +27,27 @@ from mmlib.data.captions import (
     read_split_list,
     read_token_file,
 )
-from mmlib.data.dataset import SPLITS, Dataset, Split, dataset_fingerprint, file_digests
+from mmlib.data.dataset import SPLITS, Dataset, ImageFolder, Split, dataset_fingerprint, file_digests
 from mmlib.data.decoding import SUFFIXES
-from mmlib.data.folders import (
-    ImageFolder,
-    find_image_folder,
-    list_images,
-    match_names,
-    normal_form,
-    note_skipped,
-)
 from mmlib.files import checked_name, printable, read_bounded, shown
 
 FLICKR8K_TOKENS = "Flickr8k.token.txt"
-SPLIT_LIST = re.compile(r"(?:(?:flickr_?(?:8k|30k)|karpathy)[._-]?)?(\w+?)[._-]?(?:images|imgs|ids)?\.txt")
-SPLIT_WORDS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-FLICKR30K_SIZES = {"train": 29_000, "val": 1_014, "test": 1_000}  # Karpathy's
-COCO_KARPATHY = "dataset_coco.json"
-REST = "restval"  # what Karpathy left over of the official val split
-YEARS = ("2014", "2017")
-COCO_SIZES = {
-    "karpathy": {"train": 113_287, "val": 5_000, "test": 5_000},
-    "2014": {"train": 82_783, "val": 40_504},
-    "2017": {"train": 118_287, "val": 5_000},
+FLICKR30K_TOKENS = "results_20130124.token"
+SPLIT_LIST = re.compile(
+    r"(?:(?:flickr_?(?:8k|30k)|karpathy)[._-]?)?(train|val|dev|test)(?:ing|id|idation)?[._-]?"
+    r"(?:images|imgs|ids)?\.txt"
+)
+SIZES = {  # images of the splits that published figures are computed on, and whose splits these are
+    "flickr30k": ("Karpathy's", {"train": 29_000, "val": 1_014, "test": 1_000}),
+    "coco": ("Karpathy's, with restval in train,", {"train": 113_287, "val": 5_000, "test": 5_000}),
+    "coco2014": ("COCO's own of 2014", {"train": 82_783, "val": 40_504}),
+    "coco2017": ("COCO's own of 2017", {"train": 118_287, "val": 5_000}),
 }
-
-
-@dataclass(frozen=True)
-class _Flickr:
-    """What the copies of Flickr8k and of Flickr30k are made of."""
-
-    name: str
-    title: str
-    readers: dict[str, Callable[[Path], CaptionFile]]  # of caption files by name, the first to use first
-    karpathy: str
-    lists: dict[str, str]  # the usual names of the split lists
-    folders: tuple[str, ...]  # the usual names of the image folder
-
-
-_FLICKR8K = _Flickr(
-    "flickr8k",
-    "Flickr8k",
-    {FLICKR8K_TOKENS: read_token_file, "captions.txt": read_caption_csv},
-    "dataset_flickr8k.json",
-    {split: f"Flickr_8k.{word}Images.txt" for split, word in zip(SPLITS, ("train", "dev", "test"))},
-    ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images"),
-)
-_FLICKR30K = _Flickr(
-    "flickr30k",
-    "Flickr30k",
-    {"results_20130124.token": read_token_file},
-    "dataset_flickr30k.json",
-    {split: f"{split}.txt" for split in SPLITS},
-    (*(f"{f}lickr30k{mark}images" for f in "fF" for mark in "-_"), "Images", "images"),
-)
+FOLDERS = (  # usual names of the image folder; they decide where several hold the images
+    "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images", "Images", "images",
+)  # fmt: skip
+DEPTH = 3  # folders below the root that are searched; zips unpacked into themselves are 2 deep
+SYSTEM_FOLDERS = (".", "@", "#", "$", "__MACOSX")  # how those begin that systems and NAS boxes put there
 
 
 def load_flickr8k(root: str | Path) -> Dataset:
@@ -97,8 +62,8 @@ def load_flickr8k(root: str | Path) -> Dataset:
       random split: its figures could be compared with nobody's.
 
     Images come in the order of the split lists (of the JSON without them), captions in the order of
-    their numbers.  Known oddities, and files that disagree with the one used, become `notes`.  The
-    first call hashes every image for the fingerprint; later ones reuse what has not changed.
+    their numbers.  Known oddities become `notes`.  The first call hashes every image for the fingerprint;
+    later ones reuse what has not changed.
 
     Args:
         root: the folder; a relative path is read from the repository's root.
@@ -109,7 +74,8 @@ def load_flickr8k(root: str | Path) -> Dataset:
             content; an image is in two splits or has no caption; several image folders and none of
             a usual name.
     """
-    return _load_flickr(_FLICKR8K, root, lambda _: [])
+    readers = {FLICKR8K_TOKENS: _numbered, "captions.txt": read_caption_csv}
+    return _load_flickr("flickr8k", root, readers, "Flickr_8k.trainImages.txt")
 
 
 def load_flickr30k(root: str | Path) -> Dataset:
@@ -121,55 +87,63 @@ def load_flickr30k(root: str | Path) -> Dataset:
     with `dev` or `valid` for `val`, after `flickr30k_` or `karpathy_`, before `_images`, `Images` or `_ids`,
     in any case.  A note says where the sizes are not Karpathy's.
     """
-    return _load_flickr(_FLICKR30K, root, lambda splits: _note_sizes(splits, FLICKR30K_SIZES, "Karpathy's"))
+    return _load_flickr("flickr30k", root, {FLICKR30K_TOKENS: _numbered}, "train.txt")
 
 
-def _load_flickr(copy: _Flickr, root: str | Path, note_sizes: Callable[[Splits], list[str]]) -> Dataset:
-    root = _find_root(root, copy.title)
-    there = {name: path for name in copy.readers if (path := find_file(root, name))}
-    captions = [copy.readers[name](path) for name, path in there.items()]
-    karpathy: Splits = {}
-    if path := find_file(root, copy.karpathy):
-        source, karpathy = read_karpathy(path)
-        captions.append(source)
-    if not captions:
+def _numbered(path: Path) -> Captions:
+    return {image: list(captions.values()) for image, captions in read_token_file(path).items()}
+
+
+def _load_flickr(
+    name: str, root: str | Path, readers: dict[str, Callable[[Path], Captions]], list_name: str
+) -> Dataset:
+    """Captions from the first file that `readers` names, else Karpathy's; splits from lists, else Karpathy's.
+
+    Args:
+        name: of the data set.
+        root: its folder.
+        readers: of caption files, by name.
+        list_name: the usual name of the list of the training images, for an error.
+    """
+    root = _find_root(root, name.capitalize())
+    json_name = f"dataset_{name}.json"
+    json_path = find_file(root, json_name)
+    path = next((path for file in readers if (path := find_file(root, file))), json_path)
+    if not path:
         raise FileNotFoundError(
-            f"expected captions in {shown(root)} or a folder of it: {', '.join(copy.readers)} or"
-            f" {copy.karpathy} (Karpathy, with the splits), found none; put one there"
+            f"expected captions in {shown(root)} or a folder of it: {', '.join(readers)} or {json_name}"
+            " (Karpathy, with the splits), found none; put one there"
         )
-    splits, notes = _official_splits(copy, root, karpathy)
-    folder, files, found = find_image_folder(root, copy.folders, sum(splits.values(), ()))
-    return _build(copy.name, splits, captions, folder, files, notes + found + note_sizes(splits))
+    captions, splits = read_karpathy(json_path) if json_path else ({}, {})
+    if path != json_path:
+        captions = readers[path.name](path)
+    lists = _split_lists(root)
+    if missing := [split for split in SPLITS if split not in lists]:
+        if lists or not splits:
+            raise FileNotFoundError(
+                f"expected lists of the images of each split in {shown(root)} or a folder of it (as"
+                f" {list_name}), found none of {', '.join(missing)}; put them there, or {json_name} in place"
+                " of all three"
+            )
+    else:
+        splits = {split: _listed(lists[split]) for split in SPLITS}
+    folder, names = find_image_folder(root, chain.from_iterable(splits.values()))
+    return build_dataset(name, splits, captions, path, folder, names, _note_sizes(splits, name))
 
 
-def _official_splits(copy: _Flickr, root: Path, karpathy: Splits) -> tuple[Splits, list[str]]:
-    """Image names by split from the lists, else Karpathy's; and notes on repeated lines and Karpathy's."""
-    found: dict[str, list[Path]] = {}
-    for path in (path for folder in _text_folders(root) for path in _files(folder)):
-        match = SPLIT_LIST.fullmatch(path.name.lower())
-        if match and match[1] in SPLIT_WORDS and path.is_file():
-            found.setdefault(SPLIT_WORDS[match[1]], []).append(path)
-    if karpathy and not found:
-        return karpathy, []
-    missing = [copy.lists[split] for split in SPLITS if split not in found]
-    if missing:
-        raise FileNotFoundError(
-            f"expected the official split file {missing[0]} in {shown(root)} or a folder of it, found none"
-            f" ({len(missing)} of 3 split files are missing); put it there, or {copy.karpathy} in place of"
-            " all three"
-        )
-    splits, notes = {}, []
-    for split in SPLITS:
-        path = _only_copy(found[split])
-        names, repeated = read_split_list(path)
-        splits[split] = tuple(name if name.lower().endswith(SUFFIXES) else f"{name}.jpg" for name in names)
-        if repeated:
-            notes.append(f"{path.name} lists {count(repeated, 'image')} more than once; taken once.")
-    if karpathy:
-        moved = [split for split in SPLITS if set(splits[split]) != set(karpathy[split])]
-        says = f"other images in {', '.join(moved)}" if moved else "the same splits"
-        notes.append(f"Splits are read from the official lists; {copy.karpathy} has {says}.")
-    return splits, notes
+def _split_lists(root: Path) -> dict[str, list[Path]]:
+    """Split lists by split."""
+    lists = defaultdict(list)
+    for path in chain.from_iterable(sorted(folder.iterdir()) for folder in _text_folders(root)):
+        if match := SPLIT_LIST.fullmatch(path.name.lower()):
+            lists["val" if match[1] == "dev" else match[1]].append(path)
+    return lists
+
+
+def _listed(paths: list[Path]) -> list[str]:
+    """The image names of a split list; a number stands for a JPEG."""
+    names = read_split_list(_only_copy(paths))
+    return [name if name.lower().endswith(SUFFIXES) else f"{name}.jpg" for name in names]
 
 
 def load_coco(root: str | Path) -> Dataset:
@@ -197,76 +171,58 @@ def load_coco(root: str | Path) -> Dataset:
             of both years; an image is in two splits or has no caption.
     """
     root = _find_root(root, "COCO")
-    if path := find_file(root, COCO_KARPATHY):
-        captions, splits = read_karpathy(path, also_train=(REST,), folders=True)
-        notes = [f"Images that {COCO_KARPATHY} calls {REST} are in train."]
-        notes += _note_sizes(splits, COCO_SIZES["karpathy"], "Karpathy's, with restval in train,")
+    path = find_file(root, "dataset_coco.json")
+    if path:
+        captions, splits = read_karpathy(path)
+        notes = ["Images that dataset_coco.json calls restval are in train.", *_note_sizes(splits, "coco")]
     else:
-        year, files = _find_official(root)
-        captions, splits = read_coco_captions(files)
+        year, paths = _official_captions(root)
+        said = {split: read_coco_captions(paths[split], f"{split}{year}") for split in paths}
+        captions, splits = said["train"] | said["val"], {split: list(said[split]) for split in said}
+        path = paths["train"].parent
         notes = [
             "No test split: the captions of COCO's own were never published; dataset_coco.json (Karpathy)"
             " has one.",
-            *_note_sizes(splits, COCO_SIZES[year], f"COCO's own of {year}"),
+            *_note_sizes(splits, f"coco{year}"),
         ]
-    parts = sorted({name.rpartition("/")[0] for names in splits.values() for name in names})
+    parts = sorted({name.rpartition("/")[0] for name in captions})
     for part in parts:
         checked_name(part, "image folder")
-    folder = _find_images(root, parts)
-    files, skipped = set(), Counter()
-    for part in parts:
-        names, _, others = list_images(folder / part)
-        files |= {f"{part}/{name}" for name in names}
-        skipped += others
-    return _build("coco", splits, [captions], folder, files, notes + note_skipped(skipped))
-
-
-def _find_official(root: Path) -> tuple[str, dict[str, Path]]:
-    """The year of the official captions, and their files by image folder."""
-    named = {year: [f"captions_{split}{year}.json" for split in ("train", "val")] for year in YEARS}
-    there = {year: [find_file(root, name) for name in names] for year, names in named.items()}
-    found = [year for year in YEARS if any(there[year])]
-    if not found:
+    candidates = _text_folders(root)
+    folders = [folder for folder in candidates if all((folder / part).is_dir() for part in parts)]
+    if not folders:
+        there = [shown(folder / part) for folder in candidates for part in parts if (folder / part).is_dir()]
         raise FileNotFoundError(
-            f"expected captions in {shown(root)} or a folder of it: {COCO_KARPATHY} (Karpathy) or"
-            f" {' and '.join(named[YEARS[0]])} (official, also of 2017), found none; put them there"
+            f"expected the image folders {', '.join(f'{part}/' for part in parts)} side by side in"
+            f" {shown(root)} or a folder of it, found {', '.join(there) or 'none'}; unpack COCO's zip files"
+            " there"
         )
-    if len(found) > 1:
-        raise ValueError(
-            f"expected captions of one year in {shown(root)}, found those of {' and '.join(found)}, whose"
-            f" splits differ; move one year's away, or put {COCO_KARPATHY} there, which decides"
-        )
-    (year,) = found
-    if None in there[year]:
+    names = {f"{part}/{name}" for part in parts for name in _images(os.listdir(folders[0] / part))}
+    return build_dataset("coco", splits, captions, path, folders[0], names, notes)
+
+
+def _official_captions(root: Path) -> tuple[str, dict[str, Path]]:
+    """The year of the official captions, and their file of each split."""
+    there = {}
+    for year in ("2014", "2017"):
+        for split in ("train", "val"):
+            if path := find_file(root, f"captions_{split}{year}.json"):
+                there[year, split] = path
+    years = {year for year, _ in there}
+    if len(years) != 1 or len(there) != 2:
         raise FileNotFoundError(
-            f"expected {named[year][there[year].index(None)]} in {shown(root)} or a folder of it, found none;"
-            f" it comes with the other file in COCO's annotations_trainval{year}.zip"
+            f"expected captions in {shown(root)} or a folder of it: dataset_coco.json (Karpathy), or"
+            " captions_train2014.json and captions_val2014.json, or both of 2017 (official; the splits of the"
+            f" years differ), found {', '.join(path.name for path in there.values()) or 'none'}; leave one of"
+            " these there"
         )
-    return year, {f"{split}{year}": path for split, path in zip(("train", "val"), there[year])}
-
-
-def _find_images(root: Path, parts: list[str]) -> Path:
-    """The folder that holds all the image folders."""
-    folders = _text_folders(root)
-    for folder in folders:
-        if all(os.path.isdir(folder / part) for part in parts):  # False where it may not be read
-            return folder
-    there = [shown(folder / part) for folder in folders for part in parts if os.path.isdir(folder / part)]
-    raise FileNotFoundError(
-        f"expected the image folders {', '.join(f'{part}/' for part in parts)} side by side in"
-        f" {shown(root)} or a folder of it, found {', '.join(there) or 'none'}; unpack COCO's zip files there"
-    )
+    return years.pop(), {split: path for (_, split), path in there.items()}
 
 
 LOADERS = {"flickr8k": load_flickr8k, "flickr30k": load_flickr30k, "coco": load_coco}
 
 
 def _find_root(root: str | Path, title: str) -> Path:
-    """The folder of a data set; a relative path is read from the repository's root.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
     root = files.from_root(root)
     if not root.is_dir():
         raise FileNotFoundError(
@@ -276,38 +232,119 @@ def _find_root(root: str | Path, title: str) -> Path:
 
 
 def find_file(root: Path, name: str) -> Path | None:
-    """The file `name` in `root` or in a folder of it; copies with equal content count as one."""
-    return _only_copy([path for folder in _text_folders(root) if os.path.isfile(path := folder / name)])
+    """The file `name` in `root` or in a folder of it; copies with equal content count as one.
+
+    Raises:
+        ValueError: there are several with different content.
+    """
+    found = [folder / name for folder in _text_folders(root) if os.path.isfile(folder / name)]
+    return _only_copy(found) if found else None
+
+
+def _only_copy(found: Sequence[Path]) -> Path:
+    if len(found) > 1 and len({read_bounded(path) for path in found}) > 1:
+        there = printable(", ".join(map(shown, found)))
+        raise ValueError(f"expected one {found[0].name}, found {there} with different content; keep one")
+    return found[0]
 
 
 def _text_folders(root: Path) -> list[Path]:
     """Where a data set's text files may lie: `root` and its folders, but for those that systems put there."""
-    return [root, *list_images(root)[1]]
+    below = (path for path in sorted(root.iterdir()) if not path.name.startswith(SYSTEM_FOLDERS))
+    return [root, *(path for path in below if os.path.isdir(path) and os.access(path, os.R_OK))]
 
 
-def _only_copy(found: Sequence[Path]) -> Path | None:
-    """The first of several files with equal content, None of none.
+def _images(names: Iterable[str]) -> set[str]:
+    """Those of files that are named as images; `._x.jpg` is macOS's note on `x.jpg`."""
+    return {name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")}
+
+
+def image_folders(root: Path) -> dict[Path, set[str]]:
+    """Image names by folder, of `root` and the folders in it, but for those that systems put there."""
+    found: dict[Path, set[str]] = {}
+    for folder, below, names in os.walk(root, followlinks=True):
+        path = Path(folder).resolve()
+        is_end = (
+            path in found or len(Path(folder).relative_to(root).parts) == DEPTH
+        )  # found: a circle of links
+        below[:] = [] if is_end else sorted(name for name in below if not name.startswith(SYSTEM_FOLDERS))
+        found[path] = _images(names)
+    return found
+
+
+def find_image_folder(root: Path, listed: Iterable[str]) -> tuple[Path, set[str]]:
+    """The folder below `root` with the most of the listed images, and the names of all its images.
 
     Raises:
-        ValueError: their contents differ.
+        FileNotFoundError: no folder holds any.
+        ValueError: several hold as many, and none has a usual name.
     """
-    there = printable(", ".join(map(shown, found)))
-    if len(found) > 1 and len({read_bounded(path) for path in found}) > 1:
-        raise ValueError(f"expected one {found[0].name}, found {there} with different content; keep one")
-    return found[0] if found else None
+    wanted = set(map(_folded, listed))
+    found = image_folders(root)
+    held = {folder: len(wanted.intersection(map(_folded, names))) for folder, names in found.items()}
+    most = max(held.values())
+    if not most:
+        raise FileNotFoundError(
+            f"expected a folder with the images of the splits under {shown(root)}, usually"
+            f" {' or '.join(f'{name}/' for name in FOLDERS)}, found none; unpack the images there"
+        )
+    best = [folder for folder in found if held[folder] == most]
+    usual = [folder for name in FOLDERS for folder in best if folder.name == name]
+    if len(best) > 1 and not usual:
+        raise ValueError(
+            f"expected one folder with the images of the splits under {shown(root)}, found"
+            f" {', '.join(printable(shown(folder)) for folder in best)}; rename the right one to Images"
+        )
+    folder = (usual or best)[0]
+    return folder, found[folder]
 
 
-def _files(folder: Path) -> list[Path]:
-    """What lies in a folder, in the order of the names; nothing of one that may not be read."""
-    try:
-        return sorted(folder.iterdir())
-    except PermissionError:
-        return []
+def normal_form(name: str) -> str:
+    """`name` in Unicode's composed form (NFC), in which data sets name their images."""
+    return unicodedata.normalize("NFC", name)
 
 
-def _note_sizes(splits: Splits, usual: dict[str, int], of: str) -> list[str]:
+def _folded(name: str) -> str:
+    """Equal for names that differ in upper and lower case and Unicode normal form alone."""
+    return normal_form(normal_form(name).casefold())
+
+
+def match_names(wanted: Iterable[str], there: Iterable[str], where: str) -> dict[str, str]:
+    """Map each wanted name to the one of `there` that a person would call the same.
+
+    That is one equal but for Unicode's normal form (archives made on a Mac are decomposed), else one
+    equal but for upper and lower case too.  A name without any is left out.
+
+    Args:
+        wanted: names of images.
+        there: names of files, or in a caption file.
+        where: what holds `there`, for errors.
+
+    Raises:
+        ValueError: a wanted name has several such names, or two wanted names have the same one.
+    """
+    by_form, by_fold = defaultdict(list), defaultdict(list)
+    for other in there:
+        by_form[normal_form(other)].append(other)
+        by_fold[_folded(other)].append(other)
+    wanted_of: dict[str, str] = {}
+    for name in wanted:
+        found = by_form.get(normal_form(name)) or by_fold.get(_folded(name), [])
+        same = [name, *(wanted_of.get(other, name) for other in found)]
+        if len(found) > 1 or len(set(same)) > 1:
+            raise ValueError(
+                f"expected one name in {where} for each of {' and '.join(map(ascii, dict.fromkeys(same)))},"
+                f" found {' and '.join(map(ascii, found))}; give images names that differ in more than upper"
+                " and lower case or Unicode form"
+            )
+        wanted_of |= dict.fromkeys(found, name)
+    return {name: other for other, name in wanted_of.items()}
+
+
+def _note_sizes(splits: Splits, name: str) -> list[str]:
     """A sentence if the splits have other sizes than those that published figures are computed on."""
     sizes = {split: len(names) for split, names in splits.items()}
+    of, usual = SIZES.get(name, ("", sizes))
     if sizes == usual:
         return []
     here, there = (", ".join(f"{split} {n:,}" for split, n in part.items()) for part in (sizes, usual))
@@ -317,13 +354,15 @@ def _note_sizes(splits: Splits, usual: dict[str, int], of: str) -> list[str]:
     ]
 
 
-def _build(
+def build_dataset(
     data_set: str,
     splits: Splits,
-    captions: Sequence[CaptionFile],
+    captions: Captions,
+    caption_file: Path,
     folder: Path,
     on_hand: set[str],
-    notes: Iterable[str],
+    notes: Iterable[str] = (),
+    redistributable: bool = False,
 ) -> Dataset:
     """The data set of checked parts; the first call hashes every image, later ones what has changed.
 
@@ -333,10 +372,12 @@ def _build(
     Args:
         data_set: its name.
         splits: image names by split, in order.
-        captions: the file to use first; others only make notes where they disagree.
+        captions: of each image; those of other images are left out.
+        caption_file: where they come from, for errors.
         folder: of the images.
         on_hand: names of the image files in it, in any Unicode form and case (`match_names`).
         notes: what the loader has noted so far.
+        redistributable: as of `Dataset`.
 
     Raises:
         FileNotFoundError: the image of a split is missing.
@@ -348,73 +389,40 @@ def _build(
     if twice:
         where = " and ".join(split for split, names in splits.items() if twice[0] in names)
         raise ValueError(
-            f"expected every image in one split, found {_first(twice)} in {where}; get the split files again"
+            f"expected every image in one split, found {first_of(twice)} in {where}; get the split files"
+            " again"
         )
-    wanted = list(split_of)
-    on_disk = match_names(wanted, on_hand, shown(folder))
-    if missing := [name for name in wanted if name not in on_disk]:
+    on_disk = match_names(split_of, on_hand, shown(folder))
+    if missing := [name for name in split_of if name not in on_disk]:
         raise FileNotFoundError(
-            f"expected every image of the splits in {shown(folder)}, found no {_first(missing)}; complete the"
-            " folder"
+            f"expected every image of the splits in {shown(folder)}, found no {first_of(missing)}; complete"
+            " the folder"
         )
-    used, *others = [_by_image(source, wanted) for source in captions]
-    if silent := [name for name in wanted if not used.captions.get(name)]:
+    name_there = match_names(split_of, captions, caption_file.name)
+    said = {name: captions[there] for name, there in name_there.items()}
+    if silent := [name for name in split_of if not said.get(name)]:
         raise ValueError(
-            f"expected captions of every image of the splits in {shown(used.path)}, found none of"
-            f" {_first(silent)}; get the file again"
+            f"expected captions of every image of the splits in {shown(caption_file)}, found none of"
+            f" {first_of(silent)}; get the file again"
         )
-    notes = [*notes, *_note_left_out(wanted, on_hand - set(on_disk.values()), used)]
-    for other in others:
-        different = [name for name in wanted if used.captions[name] != other.captions.get(name)]
-        says = f"other captions of {count(len(different), 'image')} of the splits: {_first(different)}"
-        says = says if different else "the same captions of the splits"
-        notes.append(f"Captions are read from {used.path.name}; {other.path.name} has {says}.")
-    sha256 = file_digests(
-        [folder / on_disk[name] for name in wanted], files.CACHE / f"{data_set}-digests.json"
-    )
-    digests = dict(zip(wanted, sha256))
+    notes = list(notes)
+    if empty := [name for name in split_of for text in said[name] if not text.strip()]:
+        notes.append(f"Captions without text: {len(empty):,}, of {first_of(empty)}.")
+    if unused := on_hand - set(on_disk.values()):
+        notes.append(f"Left out: {count(len(unused), 'image')} in no split.")
+    if others := captions.keys() - set(name_there.values()):
+        number = count(sum(len(captions[name]) for name in others), "caption")
+        notes.append(f"Left out: {number} of {count(len(others), 'image')} in no split.")
+    paths = [folder / on_disk[name] for name in split_of]
+    digests = dict(zip(split_of, file_digests(paths, files.CACHE / f"{data_set}-digests.json")))
     built = {}
     for split, images in splits.items():
-        texts = [used.captions[image] for image in images]
-        image_of_caption_M = np.repeat(np.arange(len(images)), [len(said) for said in texts])
-        built[split] = Split(split, images, sum(texts, ()), image_of_caption_M)
+        texts = tuple(chain.from_iterable(said[image] for image in images))
+        image_of_caption_M = np.repeat(np.arange(len(images)), [len(said[image]) for image in images])
+        built[split] = Split(split, images, texts, image_of_caption_M)
     renamed = {image: file for image, file in on_disk.items() if image != file}
-    source = ImageFolder(folder, digests, renamed)
-    return Dataset(data_set, built, source, dataset_fingerprint(built, digests), tuple(notes))
-
-
-def _by_image(source: CaptionFile, wanted: list[str]) -> CaptionFile:
-    """`source` with the images of the splits under the names that the splits give them."""
-    image_of = {
-        theirs: image for image, theirs in match_names(wanted, source.captions, source.path.name).items()
-    }
-    return replace(source, captions={image_of.get(name, name): t for name, t in source.captions.items()})
-
-
-def _note_left_out(wanted: list[str], unsplit: set[str], source: CaptionFile) -> list[str]:
-    """A sentence for each thing that is in no split, and on captions that are repeated or empty.
-
-    Args:
-        wanted: the images of the splits.
-        unsplit: the other image files.
-        source: of the captions.
-    """
-    notes, said = [], source.captions
-    if empty := [name for name in wanted for text in said[name] if not text.strip()]:
-        notes.append(f"Captions without text: {len(empty):,}, of {_first(empty)}.")
-    if unsplit:
-        notes.append(f"Left out: {count(len(unsplit), 'image')} in no split.")
-    others = said.keys() - set(wanted)
-    for names, why in (
-        ([name for name in said if name in others and name in unsplit], "in no split"),
-        ([name for name in said if name in others and name not in unsplit], "without a file: {}"),
-    ):
-        if names:
-            number, images = sum(len(said[name]) for name in names), count(len(names), "image")
-            notes.append(f"Left out: {count(number, 'caption')} of {images} {why.format(_first(names))}.")
-    if source.repeated:
-        notes.append(f"Left out: {count(source.repeated, 'repeated caption')} in {source.path.name}.")
-    return notes
+    source, fingerprint = ImageFolder(folder, digests, renamed), dataset_fingerprint(built, digests)
+    return Dataset(data_set, built, source, fingerprint, tuple(notes), redistributable)
 
 
 def count(number: int, noun: str) -> str:
@@ -422,7 +430,7 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + "s" * (number != 1)
 
 
-def _first(names: list[str]) -> str:
+def first_of(names: list[str]) -> str:
     """The first of several names, and how many more there are."""
     more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-    return f"{printable(names[0])}{more}" if names else ""
+    return f"{printable(names[0])}{more}"

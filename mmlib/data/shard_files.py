@@ -1,394 +1,454 @@
-"""Tar shards as files: which ones patterns name, how those behind URLs are fetched, and images inside them.
+"""Tar shards as files: those behind URLs are fetched, and what each one holds is found.
 
-Shapes: N images, R images asked for; H = W = `LOOK_SIDE` pixels.
+What a tar holds is found once and kept in the cache.  Every member is a file of a sample, or counted with
+the reason why it is not.  Files belong to one sample if their names are equal up to the first dot of the
+last part, folder included.  A shard is a stranger's file: headers, texts and images are bounded before they
+are read.
 """
 
 import contextlib
-import glob
+import errno
 import hashlib
 import http.client
-import itertools
 import json
 import logging
-import math
 import os
 import posixpath
 import re
-import threading
+import tarfile
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-import numpy as np
 from filelock import FileLock
-from PIL import Image
+from tqdm import tqdm
 
 from mmlib import files
-from mmlib.data.decoding import decode_image
-from mmlib.files import explained, printable, replace_flushed, shown, write_text_atomic
+from mmlib.data.dataset import file_digests, file_sha256
+from mmlib.data.decoding import decode_image, resize_image
+from mmlib.data.leaks import photo_id
+from mmlib.data.photos import SYSTEM_FOLDERS
+from mmlib.files import (
+    explained,
+    parse_json,
+    printable,
+    read_json,
+    shown,
+    write_text_atomic,
+    written_whole,
+)
 
 logger = logging.getLogger(__name__)
 
+FORMAT = 4  # raised when what is found changes
 WINDOW = 8  # shards whose pairs are mixed; while they are read, the next ones are fetched
 LOOK_SIDE = 32  # of the small pictures that are kept of all images for the leak guard, pixels
+WORKERS = 8  # shards indexed at once
 BLOCK = 2**20  # bytes read at a time
+FIRST = 5  # names that are kept of each reason
 MAX_BYTES = 2**36  # of one shard behind a URL: 64 GiB
-MAX_SHARDS = 1_000_000  # that one pattern may stand for
+MAX_HEADERS = 2**20  # bytes of the headers of one member: names and PAX records
+MAX_TEXT = 2**20  # of a txt or json
+MAX_TEXTS = 2**28  # of all of them in a shard
+MAX_IMAGE = 2**26  # of an image's file
+MAX_KEY = 1_000  # characters
+MAX_NAME = 255  # of an image's name
 TRIES = 6  # of a URL
 WAIT = 1.0  # seconds before the second try, doubled before each further one
 TIMEOUT = 60.0  # seconds without an answer or a byte after which a try has failed
 PASSING = (408, 425, 429)  # answers of the 400s that may be another the next time; so may all 500s
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # no try mends these
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+
+NO_IMAGE = "no image, or one that cannot be decoded"
 
 _URL_MARKS = "%/:=&?~#+!$,;'@()*[]"  # that stay as they are in an address; spaces and é are escaped
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
 
 
-@dataclass(frozen=True)
-class Place:
-    """One shard: an absolute path, or a URL."""
-
-    where: str
-
-    @property
-    def is_url(self) -> bool:
-        """Whether it has to be fetched."""
-        return self.where.startswith(("http:", "https:"))
-
-    @property
-    def name(self) -> str:
-        """Its file name, without folder, query and fragment."""
-        return posixpath.basename(urllib.parse.urlsplit(self.where).path if self.is_url else self.where)
-
-    def __str__(self) -> str:
-        return printable(self.where if self.is_url else shown(self.where))
+# --- URLs
 
 
-def find_shards(patterns: Sequence[str], parameter: str) -> list[Place]:
-    """List the shards that patterns name, in the order of the patterns, each once.
-
-    A pattern is a path (relative ones are read from the repository's root) or a URL of `file`, `http` or
-    `https`.  Braces stand for several (`{000..099}`, `{a,b}`); `*`, `?` and `[…]` in paths stand for the
-    files that match, in the order of their names.  A folder or file that is there by the very name, such
-    as `photos [2024]/`, is meant by it.
-
-    Args:
-        patterns: as in `train_shards`.
-        parameter: what error messages call them.
-
-    Raises:
-        FileNotFoundError: a pattern that no file matches; names it.
-        ValueError: another kind of URL, or braces that cannot be read.
-    """
-    found: dict[Place, None] = {}
-    for pattern in patterns:
-        if "\0" in pattern:
-            raise ValueError(f"{parameter}: expected a path or a URL, found {pattern!r}")
-        scheme = _SCHEME.match(pattern)
-        scheme = scheme[1].lower() if scheme and not files.from_root(pattern).exists() else ""
-        if scheme not in ("", "http", "https", "file"):
-            raise ValueError(
-                f"{parameter}: expected a path or a URL of http, https or file, found {pattern!r}; copy the"
-                " shards to a disk or behind a web server"
-            )
-        if scheme in ("http", "https"):
-            address = scheme + pattern[len(scheme) :]
-            found.update((Place(one), None) for one in _expanded(address, pattern, parameter))
-            continue
-        path = urllib.request.url2pathname(urllib.parse.urlsplit(pattern).path) if scheme else pattern
-        folder, rest = os.path.split(path)
-        if not files.from_root(folder).is_dir():
-            folder, rest = "", path
-        literal = files.from_root(path).is_file()
-        for one in [rest] if literal else _expanded(rest, pattern, parameter):
-            found.update((place, None) for place in _matches(folder, one, pattern, parameter))
-    return list(found)
+def is_url(where: str) -> bool:
+    """Whether a shard has to be fetched."""
+    return where.lower().startswith(("http:", "https:"))
 
 
-def _expanded(text: str, pattern: str, parameter: str) -> list[str]:
-    """All texts that a text with braces, the end of a pattern, stands for."""
-    parts = _BRACES.split(text)  # text, inside of braces, text, …
-    if any(brace in part for part in parts[::2] for brace in "{}"):
-        raise ValueError(f"{parameter}: expected balanced braces, not nested, found {pattern!r}")
-    choices: list[tuple[Sequence, str]] = []  # what there is to choose from, and how it is written
-    for number, part in enumerate(parts):
-        if number % 2 and (bounds := _RANGE.fullmatch(part)):
-            width = len(bounds[1]) if bounds[1].startswith("0") else 0
-            choices.append((range(int(bounds[1]), int(bounds[2]) + 1), f"0{width}d"))
-        elif number % 2 and "," not in part:
-            raise ValueError(
-                f"{parameter}: expected {{first..last}} or {{a,b}} in {pattern!r}, found {{{part}}}"
-            )
-        else:
-            choices.append((part.split(",") if number % 2 else [part], ""))
-    count = math.prod(len(values) for values, _ in choices)
-    if not 1 <= count <= MAX_SHARDS:
-        raise ValueError(
-            f"{parameter}: expected a pattern for 1 to {MAX_SHARDS:,} shards, found {count:,} in {pattern!r}"
-        )
-    texts = [[format(value, form) for value in values] for values, form in choices]
-    return ["".join(parts) for parts in itertools.product(*texts)]
+def shard_name(where: str) -> str:
+    """The file name of a shard, without folder, query and fragment."""
+    return os.path.basename(urllib.parse.urlsplit(where).path if is_url(where) else where)
 
 
-def _matches(folder: str, one: str, pattern: str, parameter: str) -> list[Place]:
-    """The shards in a folder that a pattern without braces names; at least one."""
-    path = files.from_root(os.path.join(folder, one))
-    if path.is_file():
-        return [Place(str(path))]
-    whole = os.path.join(glob.escape(str(files.from_root(folder))), one)
-    matching = sorted(match for match in glob.glob(whole) if os.path.isfile(match))
-    if not matching:
-        inside = f"; it is a folder, add /train-*.tar or the like: {shown(path)}" if path.is_dir() else ""
-        named = os.path.join(folder, one)
-        part = "" if named == pattern else f" (for {named!r} of it)"
-        raise FileNotFoundError(
-            f"{parameter}: expected tar files that match {pattern!r}, found none{part}{inside};"
-            f" relative paths are read from {files.ROOT}"
-        )
-    return [Place(os.path.normpath(match)) for match in matching]
-
-
-class _Passing(Exception):
-    """A failure that another try may mend."""
-
-
-def fetch(url: str, path: Path) -> str:
-    """Write what lies behind a URL to `path`, flushed to the disk, and return its SHA-256, 64 hex digits.
+def fetch(url: str, path: Path) -> None:
+    """Write what lies behind a URL to `path`, flushed to the disk.
 
     Args:
         url: of `http` or `https`.
-        path: replaced if it is there; what is there after an error is no shard.
+        path: replaced if it is there; after an error it is as it was.
 
     Raises:
         FileNotFoundError: the server has no such file.
-        ConnectionError: not fetched in `TRIES` tries; names the URL and the last reason.
-        ValueError: an address that cannot be asked for, or more than `MAX_BYTES`.
+        ConnectionError: it refuses, or `TRIES` tries have failed; names the URL and the last reason.
+        ValueError: more than `MAX_BYTES`.
         OSError: no space on the disk.
     """
-    reason = ""
     for number in range(1, TRIES + 1):
         try:
-            with _answer(url) as answer, open(path, "wb") as file:
-                return _receive(url, answer, path, file)
-        except _Passing as error:
-            reason = printable(str(error))
+            with written_whole(path, alone=True) as file:
+                return _receive(url, path, file)
+        except urllib.error.HTTPError as error:
+            reason = f"HTTP {error.code} {error.reason}"
+            if error.code < 500 and error.code not in PASSING:
+                kind = FileNotFoundError if error.code in (404, 410) else ConnectionError
+                message = f"expected a shard at {url}, found: {reason}; correct the address"
+                raise kind(printable(message)) from None
+        except (OSError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) in DISK:
+                raise
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
         if number < TRIES:
             wait = WAIT * 2 ** (number - 1)
-            logger.warning("%s: %s; try %d of %d in %g s", printable(url), reason, number + 1, TRIES, wait)
+            logger.warning("%s; try %d of %d in %g s", printable(f"{url}: {reason}"), number + 1, TRIES, wait)
             time.sleep(wait)
     raise ConnectionError(
-        f"expected a shard at {printable(url)}, found none in {TRIES} tries, the last time: {reason};"
-        " try again later, or copy the shards to a disk"
+        f"expected a shard at {printable(url)}, found none in {TRIES} tries, the last time:"
+        f" {printable(reason)}; try again later, or copy the shards to a disk"
     )
 
 
-def _answer(url: str) -> http.client.HTTPResponse:
-    quoted = urllib.parse.quote(url, safe=_URL_MARKS)
-    try:
-        if not urllib.parse.urlsplit(url).hostname:
-            raise ValueError("no host")
-        request = urllib.request.Request(quoted, headers={"User-Agent": "mmlib"})
-        return urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        reason = f"HTTP {error.code} {error.reason}"
-        if error.code >= 500 or error.code in PASSING:
-            raise _Passing(reason) from None
-        kind = FileNotFoundError if error.code in (404, 410) else ConnectionError
-        raise kind(_final(url, reason)) from None
-    except (ValueError, http.client.InvalidURL) as error:  # also of one that the server sent us to
-        raise ValueError(_final(url, f"an address that cannot be asked for ({error})")) from None
-    except (OSError, http.client.HTTPException) as error:
-        raise _Passing(str(getattr(error, "reason", error)) or type(error).__name__) from None
+def _receive(url: str, path: Path, file: BinaryIO) -> None:
+    """One try."""
+    address = urllib.parse.quote(url, safe=_URL_MARKS)
+    request = urllib.request.Request(address, headers={"User-Agent": "mmlib"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        declared, received = answer.length or 0, 0
+        while received <= MAX_BYTES and declared <= MAX_BYTES and (block := answer.read(BLOCK)):
+            received += len(block)
+            with explained(path):
+                file.write(block)
+    if max(received, declared) > MAX_BYTES:
+        raise ValueError(f"expected a shard of at most {MAX_BYTES:,} bytes at {printable(url)}, found more")
+    if received < declared:
+        raise ConnectionError(f"the connection ended after {received:,} of {declared:,} bytes")
 
 
-def _receive(url: str, answer: http.client.HTTPResponse, path: Path, file: BinaryIO) -> str:
-    """One try; returns the SHA-256."""
-    declared, received, sha256 = answer.length, 0, hashlib.sha256()
-    if (declared or 0) > MAX_BYTES:
-        raise ValueError(_final(url, f"{declared:,} bytes, of which at most {MAX_BYTES:,} are read"))
-    while True:
-        try:
-            block = answer.read(BLOCK)
-        except (OSError, http.client.HTTPException) as error:
-            raise _Passing(str(error) or type(error).__name__) from None
-        if not block:
-            break
-        received += len(block)
-        if received > MAX_BYTES:
-            raise ValueError(_final(url, f"more than {MAX_BYTES:,} bytes"))
-        sha256.update(block)
-        with explained(path):
-            file.write(block)
-    if received < (declared or 0):
-        raise _Passing(f"the connection ended after {received:,} of {declared:,} bytes")
-    with explained(path):
-        file.flush()
-        os.fsync(file.fileno())
-    return sha256.hexdigest()
+class Tar(NamedTuple):
+    """A tar file whose content is known."""
+
+    where: str
+    sha256: str  # of its bytes, 64 hex digits
+    index: Path  # file that says what it holds
+
+    @property
+    def looks(self) -> Path:
+        """The file of the small pictures of its images."""
+        return self.index.with_suffix(".looks")
 
 
-def _final(url: str, reason: str) -> str:
-    return f"expected a shard at {printable(url)}, found: {printable(reason)}; correct the address"
+def open_tar(where: str, known: Tar | None = None) -> BinaryIO:
+    """Open a tar; one behind a URL is fetched if it is not on this machine.
 
+    If several want one tar, one fetches it and the others wait.  Three windows of the last ones are kept.
 
-@dataclass(frozen=True)
-class Tar:
-    """A tar file whose content is known.
-
-    Attributes:
-        place: where it is.
-        sha256: of its bytes, 64 hex digits.
-        looks: the file of the small pictures of its images.
-    """
-
-    place: Place
-    sha256: str
-    looks: Path
-
-
-def fetched_path(sha256: str) -> Path:
-    """Where a tar with these bytes lies while it is kept on this machine."""
-    return files.CACHE / "shards" / "fetched" / f"{sha256[:32]}.tar"
-
-
-@contextlib.contextmanager
-def url_record(url: str) -> Iterator[Path]:
-    """The file that notes the SHA-256 of what lies behind a URL, for this process alone."""
-    record = files.CACHE / "shards" / "seen" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
-    record.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{record}.lock"):
-        yield record
-
-
-def fetch_tar(url: str, record: Path) -> str:
-    """Fetch a tar, note its SHA-256 in `record` and return it; three windows of the last ones are kept.
+    Args:
+        where: it is.
+        known: what it was when it was indexed.
 
     Raises:
-        FileNotFoundError, ConnectionError, ValueError, OSError: as `fetch`.
-    """
-    part = record.with_suffix(".part")
-    try:
-        sha256 = fetch(url, part)
-        path = fetched_path(sha256)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_flushed(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    write_text_atomic(record, json.dumps({"sha256": sha256}))
-    for old in sorted(path.parent.glob("*.tar"), key=_age)[3 * WINDOW :]:
-        old.unlink(missing_ok=True)  # a process that reads it has it open
-    return sha256
-
-
-def _age(path: Path) -> float:
-    with contextlib.suppress(FileNotFoundError):
-        return -path.stat().st_mtime
-    return 0.0
-
-
-def open_tar(tar: Tar) -> BinaryIO:
-    """A tar as an open file; one behind a URL is fetched if it is not on this machine.
-
-    If several want one tar, one fetches it and the others wait.
-
-    Raises:
-        ValueError: it is another one than that which was indexed.
+        ValueError: it has changed behind its URL.
         FileNotFoundError, ConnectionError, OSError: it is not there, or as `fetch`.
     """
-    if not tar.place.is_url:
-        return open(tar.place.where, "rb")
-    path = fetched_path(tar.sha256)
+    if not is_url(where):
+        return open(where, "rb")
+    path = files.CACHE / "shards" / "fetched" / f"{_sha256(where)[:32]}.tar"
+    path.parent.mkdir(parents=True, exist_ok=True)
     while True:  # until it is opened before others that are used replace it
         with contextlib.suppress(FileNotFoundError):
             os.utime(path)  # it was used last
             return open(path, "rb")
-        with url_record(tar.place.where) as record:
-            if not path.exists() and (found := fetch_tar(tar.place.where, record)) != tar.sha256:
-                raise ValueError(
-                    f"{tar.place} has changed: expected bytes with SHA-256 {tar.sha256[:16]}…, as indexed,"
-                    f" found {found[:16]}…; start again to index it as it is now"
-                )
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                fetch(where, path)
+                if known and file_sha256(path) != known.sha256:
+                    known.index.unlink(missing_ok=True)
+                    changed = f"{printable(where)} has changed since it was indexed"
+                    raise ValueError(f"{changed}; start again to index it anew")
+        with contextlib.suppress(FileNotFoundError):  # another process deletes them too
+            for old in sorted(path.parent.glob("*.tar"), key=os.path.getmtime)[: -3 * WINDOW]:
+                old.unlink()  # a process that reads it has it open
 
 
-@dataclass(frozen=True, eq=False)
-class TarImages:
-    """Reads images out of tar files, by name; an `ImageSource`.
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
-    Every image is checked against its SHA-256 when it is read, so what is decoded is what was indexed.
+
+# --- what a tar holds
+
+
+class Sample(NamedTuple):
+    """An image with its captions, and where its file is in the tar."""
+
+    key: str
+    suffix: str  # of the image's file
+    offset: int
+    size: int
+    sha256: str
+    look: int  # row of its small picture
+    captions: list[str]
+    name: str  # of the image, as its json or a photo's address says; may be empty
+    dataset: str  # that gave it its name, as its json says; may be empty
+
+
+@dataclass
+class LeftOut:
+    """What is left out of a tar: how many, and the first ones, each with the reason."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, name: str, reason: str) -> None:
+        """Count one more."""
+        self.count += 1
+        if len(self.first) < FIRST:
+            self.first.append(f"{name[:MAX_KEY]} ({reason})")
+
+
+@dataclass
+class Content:
+    """What a tar holds.
 
     Attributes:
-        tars: the files.
-        row: image name to its row in the arrays.
-        place_N4: (N, 4) int64, number of the tar, offset and size in it (bytes), row of the look.
-        digest_N: (N,) 32 bytes, SHA-256 of the image's file.
+        samples: in the order in which their first files come.
+        broken: samples that cannot be used.
+        unused: members that belong to no sample.
+        fault: what is wrong with the tar itself; None if it is whole.
+        sha256: of its bytes, 64 hex digits.
     """
 
-    tars: tuple[Tar, ...]
-    row: dict[str, int]
-    place_N4: np.ndarray
-    digest_N: np.ndarray
+    samples: list[Sample] = field(default_factory=list)
+    broken: LeftOut = field(default_factory=LeftOut)
+    unused: LeftOut = field(default_factory=LeftOut)
+    fault: str | None = None
+    sha256: str = ""
 
-    def load(self, name: str, size: int | None = None) -> Image.Image:
-        """The image `name` as `decode_image` gives it.
 
-        Raises:
-            OSError, ValueError: the tar is missing or was changed, or the image cannot be decoded.
-        """
-        return decode_image(self.read(name), name, size)
+def index_shards(shards: Sequence[str]) -> list[tuple[Tar, Content]]:
+    """Read what shards hold, or what an earlier call found in the same bytes, or behind the same URL.
 
-    def read(self, name: str) -> bytes:
-        """The bytes of the image's file.
+    If several processes want the same shard, one reads it and the others wait.
 
-        Raises:
-            FileNotFoundError: there is no such image, or no such tar any more.
-            ValueError: the tar is not the one that was indexed.
-            ConnectionError, OSError: it cannot be fetched or read.
-        """
-        if name not in self.row:
-            raise FileNotFoundError(
-                f"expected one of {len(self.row):,} images of shards, found {printable(repr(name))}"
-            )
-        number, offset, size, _ = self.place_N4[self.row[name]].tolist()
-        tar = self.tars[number]
-        with open_tar(tar) as file:
-            file.seek(offset)
-            content = file.read(size)
-        if hashlib.sha256(content).digest() != self.digest_N[self.row[name]].tobytes():
-            raise ValueError(
-                f"{tar.place} has changed: expected the bytes of {printable(name)} as they were indexed,"
-                " found others; start again to index it as it is now"
-            )
-        return content
+    Args:
+        shards: from `find_shards`.
 
-    def digest(self, name: str) -> str:
-        """SHA-256 of the image's file, 64 hex digits."""
-        return self.digest_N[self.row[name]].tobytes().hex()
+    Raises:
+        FileNotFoundError, ConnectionError, OSError: a shard that is not there or cannot be read or fetched.
+    """
+    local = [Path(where) for where in shards if not is_url(where)]
+    digests = dict(zip(map(str, local), file_digests(local, files.CACHE / "shards-digests.json")))
+    with ThreadPoolExecutor(WORKERS) as pool:
+        found = pool.map(lambda where: _index(where, digests.get(where)), shards)
+        return list(tqdm(found, total=len(shards), desc="shards", unit="shard", disable=None, delay=2))
 
-    def looks(self, names: Sequence[str]) -> np.ndarray:
-        """The images squashed to `LOOK_SIDE` pixels a side, (R, H, W, 3) uint8."""
-        place_R4 = self.place_N4[[self.row[name] for name in names]]
-        look_RHWC = np.empty((len(names), LOOK_SIDE, LOOK_SIDE, 3), dtype=np.uint8)
-        for number in np.unique(place_R4[:, 0]).tolist():
-            here_R = place_R4[:, 0] == number
-            look_NHWC = np.memmap(self.tars[number].looks, np.uint8, "r").reshape(-1, *look_RHWC.shape[1:])
-            look_RHWC[here_R] = look_NHWC[place_R4[here_R, 3]]
-        return look_RHWC
 
-    def fetch_soon(self, numbers: Iterable[int]) -> None:
-        """Fetch tars behind URLs, by their numbers, in another thread: they are read next."""
-        tars = [tar for tar in (self.tars[number] for number in numbers) if tar.place.is_url]
+def _index(where: str, sha256: str | None) -> tuple[Tar, Content]:
+    path = files.CACHE / "shards" / f"{(sha256 or _sha256(where))[:32]}-{FORMAT}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    looks = path.with_suffix(".looks")
+    with FileLock(f"{path}.lock"):
+        content = _stored(path) if looks.exists() else None
+        if content is None:
+            with open_tar(where) as file, written_whole(looks, alone=True) as pictures:
+                content = read_tar(file, pictures)
+                file.seek(0)
+                content.sha256 = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
+            with explained(path):
+                write_text_atomic(path, json.dumps(asdict(content)))
+    return Tar(where, content.sha256, path), content
 
-        def work() -> None:
-            for tar in tars:
-                with contextlib.suppress(OSError, ValueError):  # raised when the tar is read
-                    open_tar(tar).close()
 
-        if tars:
-            threading.Thread(target=work, name="mmlib-shards", daemon=True).start()
+def _stored(path: Path) -> Content | None:
+    """The index in the cache; None if there is none that can be used."""
+    try:
+        samples, broken, unused, fault, sha256 = read_json(path).values()
+        samples = [Sample(*sample) for sample in samples]
+        return Content(samples, LeftOut(**broken), LeftOut(**unused), fault, sha256)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        logger.warning("%s cannot be read (%s) and is made anew", shown(path), error)
+        return None
+
+
+class _Bounded:
+    """A tar of which tarfile reads at most `MAX_HEADERS` bytes for each member."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.tell = file, file.tell
+        self._size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        self.budget = MAX_HEADERS
+        self.last = b""  # what was read last
+
+    def seek(self, offset: int) -> None:
+        """Passes over content."""
+        if offset > self._size:
+            raise tarfile.ReadError("cut short")
+        self._file.seek(offset)
+
+    def read(self, size: int) -> bytes:
+        """Headers."""
+        if not 0 <= size <= self.budget:
+            raise tarfile.ReadError(f"expected headers of at most {MAX_HEADERS:,} bytes, found more")
+        self.budget -= size
+        self.last = self._file.read(size)
+        return self.last
+
+
+def _members(file: _Bounded) -> Iterator[tarfile.TarInfo]:
+    archive = tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    end = 0
+    while member := archive.next():
+        if member.offset_data < end or member.size < 0:
+            raise tarfile.ReadError("a header that points backwards")
+        end = member.offset_data + member.size
+        archive.members = []  # or every header stays in memory
+        yield member
+        file.budget = MAX_HEADERS
+
+
+def read_tar(file: BinaryIO, looks: BinaryIO) -> Content:
+    """Read a tar member by member.
+
+    Args:
+        file: the tar.
+        looks: a named file that takes the pixels of the small picture of each image.
+    """
+    content, bounded = Content(), _Bounded(file)
+    # Of each key, what its files are by kind: texts, an image (as `Sample` has it), or why it is broken.
+    parts: dict[str, dict[str, bytes | tuple | str]] = defaultdict(dict)
+    key, text_bytes = "", 0
+    try:
+        for member in _members(bounded):
+            stem, suffix = _key_and_suffix(member.name)
+            kind = "image" if suffix in IMAGE_SUFFIXES else suffix
+            reason = _strangeness(member, kind) or ("its sample has one" if kind in parts[stem] else None)
+            if reason:
+                content.unused.add(member.name, reason)
+                continue
+            key = stem
+            if member.size > (MAX_IMAGE if kind == "image" else min(MAX_TEXT, MAX_TEXTS - text_bytes)):
+                parts[key][kind] = "a file that is too large"
+                continue
+            file.seek(member.offset_data)
+            data = file.read(member.size)
+            if len(data) < member.size:
+                raise tarfile.ReadError(f"cut short in {member.name[:MAX_KEY]}")
+            if kind != "image":
+                parts[key][kind] = data
+                text_bytes += len(data)
+            elif look := _look(data, suffix):
+                place = (suffix, member.offset_data, len(data), hashlib.sha256(data).hexdigest())
+                parts[key][kind] = (*place, looks.tell() // len(look))
+                with explained(Path(looks.name)):
+                    looks.write(look)
+            else:
+                parts[key][kind] = NO_IMAGE
+        if bounded.last != tarfile.NUL * tarfile.BLOCKSIZE or file.read(BLOCK).strip(tarfile.NUL):
+            raise tarfile.ReadError("no end mark at its end: cut short, damaged, or several that were joined")
+    except OSError:
+        raise
+    except Exception as error:  # tarfile raises anything on damaged headers
+        content.fault = f"it is no whole tar file without compression: {error or type(error).__name__}"
+        parts.pop(key, None)  # it may lack files that came behind
+    for key, part in parts.items():
+        sample = _sample(key, part)
+        if isinstance(sample, Sample):
+            content.samples.append(sample)
+        else:
+            content.broken.add(key, sample)
+    return content
+
+
+def _look(content: bytes, suffix: str) -> bytes | None:
+    """The pixels of an image's small picture; None if it cannot be decoded."""
+    try:
+        return resize_image(decode_image(content, suffix).convert("RGB"), LOOK_SIDE, "squash").tobytes()
+    except (OSError, ValueError):
+        return None
+
+
+def _key_and_suffix(name: str) -> tuple[str, str]:
+    *folders, last = [part for part in name.split("/") if part not in ("", ".")] or [""]
+    stem, _, suffix = last.partition(".")
+    return "/".join([*folders, stem]), suffix.lower()
+
+
+def _strangeness(member: tarfile.TarInfo, kind: str) -> str | None:
+    """Why a member belongs to no sample; None if it may."""
+    if member.isdir():
+        return "a folder"
+    if not member.isreg() or member.issparse():
+        return "a link or special file"
+    *folders, last = member.name.split("/")
+    if member.name.startswith("/") or ".." in folders or len(member.name) > MAX_KEY or "\0" in member.name:
+        return "its name leads elsewhere or is too long"
+    if last.startswith(".") or any(f.startswith(SYSTEM_FOLDERS) and f != "." for f in folders):
+        return "hidden, or of the system"
+    return None if kind in ("image", "txt", "json") else "a file of another kind"
+
+
+def _sample(key: str, part: dict[str, bytes | tuple | str]) -> Sample | str:
+    """What the files of a key say; a text if they cannot be used: why."""
+    for value in part.values():
+        if isinstance(value, str):
+            return value
+    if "image" not in part:
+        return NO_IMAGE
+    try:
+        facts = parse_json(part.get("json", b"{}"), key, finite=False)
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        return "a json that cannot be read"
+    captions = _captions(facts, part.get("txt", b""))
+    if not captions:
+        return "no caption"
+    name, dataset, url = (
+        value if isinstance(value := facts.get(fact), str) else "" for fact in ("name", "dataset", "url")
+    )
+    if not name and photo_id(url):
+        name, dataset = posixpath.basename(urllib.parse.urlsplit(url).path), ""
+    if not name or len(name) > MAX_NAME:
+        name = dataset = ""
+    return Sample(key, *part["image"], captions, name, dataset)
+
+
+def _captions(facts: dict, text: bytes) -> list[str]:
+    """The captions of a sample; none if there are none, or texts that are none.
+
+    A list in the json (`captions` or `caption`) is taken as it is.  Else every line of the txt that is not
+    blank is a caption, unless the json has the same text as its one `caption`: then it is one, however
+    many lines it has.  Without a txt, the json's `caption` is.
+    """
+    for value in (facts.get("captions"), facts.get("caption")):
+        if isinstance(value, list) and value:
+            return value if all(isinstance(caption, str) for caption in value) else []
+    one = facts.get("caption")
+    one = one if isinstance(one, str) else ""
+    try:
+        lines = text.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return []
+    if "\0" in lines:  # UTF-16 without its mark
+        return []
+    several = [line for line in re.split(r"\r\n|\r|\n", lines) if line.strip()]
+    if not several or one.strip() == lines.strip():
+        several = [one]
+    return [caption for caption in several if caption.strip()]

@@ -1,8 +1,10 @@
 """Tar shards as an ordinary data set, and any data set as tar shards.
 
-Shapes: N images, M captions of a split.
+Shapes: N images, M captions of a split; R images asked for, H = W = `LOOK_SIDE` pixels.
 """
 
+import contextlib
+import glob
 import hashlib
 import io
 import itertools
@@ -11,51 +13,175 @@ import os
 import posixpath
 import re
 import tarfile
-import urllib.parse
-from collections.abc import Iterable, Sequence
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
+from mmlib import files
 from mmlib.config import DataConfig
-from mmlib.data.dataset import SPLITS, Dataset, ImageSource, Split, dataset_fingerprint
-from mmlib.data.decoding import image_suffix
-from mmlib.data.leaks import photo_id
-from mmlib.data.shard_files import Tar, TarImages, find_shards
-from mmlib.data.shard_index import FIRST, Content, Sample, index_shards
-from mmlib.files import from_root, printable, replace_flushed, shown, write_text_atomic
+from mmlib.data.dataset import SPLITS, Dataset, ImageSource, Split, dataset_fingerprint, file_sha256
+from mmlib.data.decoding import decode_image, image_suffix
+from mmlib.data.shard_files import (
+    FIRST,
+    LOOK_SIDE,
+    Content,
+    Sample,
+    Tar,
+    index_shards,
+    is_url,
+    open_tar,
+    shard_name,
+)
+from mmlib.files import from_root, is_name, printable, shown, write_text_atomic, written_whole
 
 MOST_BROKEN = 0.01  # share of broken samples that is still passed over
-MAX_NAME = 255  # characters of an image's name
+MAX_SHARDS = 1_000_000  # that one pattern may stand for
 
 MANIFEST = "shards.json"
 FORMAT = 2  # of the manifest
 SAMPLES_PER_SHARD = 1_000
 
-_SHARD_NAME = re.compile(r"(train|val|test)-[0-9]{6}\.tar")
-
-Indexes = Sequence[tuple[Tar, Content]]
-
-
-@dataclass
-class _Image:
-    """An image with the captions of all samples that show it."""
-
-    sample: Sample
-    tar: int
-    captions: list[str]
-    keys: set[str]
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
+_SHARD_NAME = re.compile(rf"(train|val|test)-[0-9]{{6}}\.tar|{re.escape(MANIFEST)}")
 
 
-@dataclass
-class _Loading:
-    """What all splits share while they are loaded: images by name, tars, notes."""
+@dataclass(frozen=True, eq=False)
+class TarImages:
+    """Reads images out of tar files, by name; an `ImageSource`.
 
-    images: dict[str, _Image] = field(default_factory=dict)
+    Every image is checked against its SHA-256 when it is read, so what is decoded is what was indexed.
+
+    Attributes:
+        tars: the files.
+        samples: image name to the number of its tar, and its sample.
+    """
+
     tars: list[Tar] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    samples: dict[str, tuple[int, Sample]] = field(default_factory=dict)
+
+    def load(self, name: str, size: int | None = None) -> Image.Image:
+        """The image `name` as `decode_image` gives it.
+
+        Raises:
+            OSError, ValueError: the tar is missing or was changed, or the image cannot be decoded.
+        """
+        return decode_image(self.read(name), name, size)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of the image's file.
+
+        Raises:
+            FileNotFoundError: there is no such tar any more.
+            ValueError: the tar is not the one that was indexed.
+            ConnectionError, OSError: it cannot be fetched or read.
+        """
+        number, sample = self.samples[name]
+        tar = self.tars[number]
+        with open_tar(tar.where, tar) as file:
+            file.seek(sample.offset)
+            content = file.read(sample.size)
+        if hashlib.sha256(content).hexdigest() != sample.sha256:
+            raise ValueError(
+                f"{printable(shown(tar.where))} has changed: expected the bytes of {printable(name)} as they"
+                " were indexed, found others; start again to index it as it is now"
+            )
+        return content
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of the image's file, 64 hex digits."""
+        return self.samples[name][1].sha256
+
+    def looks(self, names: Sequence[str]) -> np.ndarray:
+        """The images squashed to `LOOK_SIDE` pixels a side, (R, H, W, 3) uint8."""
+        shape = (-1, LOOK_SIDE, LOOK_SIDE, 3)
+        numbers = sorted({self.samples[name][0] for name in names})
+        looks = {
+            number: np.memmap(self.tars[number].looks, np.uint8, "r").reshape(shape) for number in numbers
+        }
+        places = [self.samples[name] for name in names]
+        return np.stack([looks[number][sample.look] for number, sample in places])
+
+    def fetch_soon(self, numbers: Iterable[int]) -> None:
+        """Fetch tars behind URLs, by their numbers, in another thread: they are read next."""
+
+        def work() -> None:
+            for tar in tars:
+                with contextlib.suppress(OSError, ValueError):  # raised when the tar is read
+                    open_tar(tar.where, tar).close()
+
+        if tars := [tar for tar in (self.tars[number] for number in numbers) if is_url(tar.where)]:
+            threading.Thread(target=work, name="mmlib-shards", daemon=True).start()
+
+
+# --- reading
+
+
+def find_shards(patterns: Sequence[str], parameter: str) -> list[str]:
+    """List the shards that patterns name, absolute paths and URLs, in the order of the patterns, each once.
+
+    A pattern is a path (relative ones are read from the repository's root) or a URL of `file`, `http` or
+    `https`.  Braces stand for several (`{000..099}`, `{a,b}`); `*`, `?` and `[…]` in paths stand for the
+    files that match, in the order of their names.  A folder or file that is there by the very name, such
+    as `photos [2024]/`, is meant by it.
+
+    Args:
+        patterns: as in `train_shards`.
+        parameter: what error messages call them.
+
+    Raises:
+        FileNotFoundError: a pattern that no file matches; names it.
+        ValueError: another kind of URL, or braces that cannot be read.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        try:
+            shards = _expanded(pattern) if is_url(pattern) else _matches(pattern.removeprefix("file://"))
+            found.update(dict.fromkeys(shards))
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"{parameter}: {pattern!r}: {error}") from None
+    return list(found)
+
+
+def _expanded(text: str) -> list[str]:
+    """All texts that a text with braces stands for."""
+    match = _BRACES.search(text)
+    before, after = (text[: match.start()], text[match.end() :]) if match else (text, "")
+    if "{" in before or "}" in before:
+        raise ValueError("expected balanced braces, not nested")
+    if not match:
+        return [text]
+    choices, width = match[1].split(","), 0
+    if bounds := _RANGE.fullmatch(match[1]):
+        choices, width = range(int(bounds[1]), int(bounds[2]) + 1), len(bounds[1])
+    ends = _expanded(after)
+    if not 1 <= len(choices) * len(ends) <= MAX_SHARDS:
+        raise ValueError(f"expected 1 to {MAX_SHARDS:,} shards, found {len(choices) * len(ends):,}")
+    return [f"{before}{str(choice).zfill(width)}{end}" for choice in choices for end in ends]
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """The files that a path with wildcards and braces names, at least one for each choice of the braces."""
+    path = files.from_root(pattern)
+    if path.is_file():
+        yield str(path)
+        return
+    there = next(part for part in (path, *path.parents) if part.exists())
+    for rest in _expanded(str(path.relative_to(there))):
+        matching = [str(there / match) for match in sorted(glob.glob(rest, root_dir=there))]
+        shards = [match for match in matching if os.path.isfile(match)]
+        if not shards:
+            raise FileNotFoundError(
+                "expected tar files, as in folder/train-*.tar, or a URL of http, https or file, found none"
+                f" that match {rest!r} in {there}; relative paths are read from {files.ROOT}"
+            )
+        yield from shards
 
 
 def load_shards(config: DataConfig) -> Dataset:
@@ -76,150 +202,133 @@ def load_shards(config: DataConfig) -> Dataset:
         ConnectionError: a shard that cannot be fetched.
         ValueError: no shards, a split without samples, more than a hundredth of them broken.
     """
-    loading, splits = _Loading(), {}
+    splits: dict[str, Split] = {}
+    source, notes = TarImages(), []
     for split in SPLITS:
         parameter = f"{split}_shards"
-        if places := find_shards(getattr(config, parameter), parameter):
-            splits[split] = _split(split, index_shards(places), loading)
+        if shards := find_shards(getattr(config, parameter), parameter):
+            splits[split] = _load_split(split, index_shards(shards), source, notes)
     if not splits:
         raise ValueError(
             "expected train_shards, val_shards or test_shards, found none; name tar files of one of them"
         )
-    samples = {name: image.sample for name, image in loading.images.items()}
-    digests = {name: sample.sha256 for name, sample in samples.items()}
+    digests = {name: sample.sha256 for name, (_, sample) in source.samples.items()}
     held_out = {name: split for name, split in splits.items() if name != "train"}
-    sets = {samples[name].dataset for split in (held_out or splits).values() for name in split.images}
-    name = (sets.pop() if len(sets) == 1 else None) or ""
-    places = [
-        (image.tar, s.offset, s.size, s.look) for image in loading.images.values() for s in [image.sample]
-    ]
-    source = TarImages(
-        tuple(loading.tars),
-        {name: row for row, name in enumerate(samples)},
-        np.array(places, dtype=np.int64),
-        np.frombuffer(bytes.fromhex("".join(digests.values())), dtype=np.uint8).reshape(-1, 32),
-    )
+    images = itertools.chain.from_iterable(split.images for split in (held_out or splits).values())
+    sets = {source.samples[image][1].dataset for image in images}
+    name = sets.pop() if len(sets) == 1 else None
     return Dataset(
-        name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) else "shards",
+        name if is_name(name) else "shards",
         splits,
         source,
         dataset_fingerprint(splits, digests),
-        tuple(loading.notes),
+        tuple(notes),
         held_out_fingerprint=dataset_fingerprint(held_out, digests),
     )
 
 
-def _split(split: str, indexes: Indexes, loading: _Loading) -> Split:
-    once = list({tar.sha256: (tar, content) for tar, content in reversed(indexes)}.values())[::-1]
+def _load_split(
+    split: str, indexes: Sequence[tuple[Tar, Content]], source: TarImages, notes: list[str]
+) -> Split:
+    """One split; its tars and images are added to `source`, what was odd to `notes`.
+
+    Samples of one image are joined.  One is left out as repeated if its captions are there already under the
+    same key, as where two tars overlap; equal captions under another key may be two people's.  Images that
+    a data set names are as many as their names (two of Flickr8k's have the same bytes).
+    """
+    once: dict[str, tuple[Tar, Content]] = {}
+    for tar, content in indexes:
+        once.setdefault(tar.sha256, (tar, content))
     if len(once) < len(indexes):
-        loading.notes.append(
-            f"Read once: {len(indexes) - len(once):,} shards of {split} with the same bytes as another one."
-        )
-    loading.notes += _check_broken(split, once)
-    images, joined, repeated = _joined(once, loading)
+        again = len(indexes) - len(once)
+        notes.append(f"Read once: {again:,} shards of {split} with the same bytes as another one.")
+    notes += _left_out(split, list(once.values()))
+    names: dict[tuple, str] = {}  # image → its name, and below its captions
+    captions: dict[tuple, list[str]] = defaultdict(list)
+    seen, taken = set(), Counter()
+    joined = repeated = 0
+    for tar, content in once.values():
+        source.tars.append(tar)
+        for sample in content.samples:
+            image = (sample.sha256, sample.dataset, sample.name if sample.dataset else "")
+            pairs = (image, "" if sample.dataset else sample.key, tuple(sample.captions))
+            if pairs in seen:
+                repeated += 1
+                continue
+            seen.add(pairs)
+            if image in names:
+                joined += 1
+            else:
+                names[image] = _free_name(sample, shard_name(tar.where), source.samples, taken)
+                source.samples[names[image]] = (len(source.tars) - 1, sample)
+            captions[image] += sample.captions
     if repeated:
-        loading.notes.append(
+        notes.append(
             f"Left out of {split}: {repeated:,} samples that repeat the image and captions of an earlier one."
         )
     if joined:
-        loading.notes.append(
+        notes.append(
             f"Joined {joined:,} samples of {split} to images that other samples show (same bytes, or same"
-            f" name in a data set): {len(images):,} images."
+            f" name in a data set): {len(names):,} images."
         )
-    captions = [image.captions for image in images.values()]
     return Split(
         split,
-        tuple(images),
-        tuple(itertools.chain.from_iterable(captions)),
-        np.repeat(np.arange(len(images)), [len(texts) for texts in captions]),
-        shard_of_image_N=np.array([image.tar for image in images.values()]) if split == "train" else None,
+        tuple(names.values()),
+        tuple(itertools.chain.from_iterable(captions.values())),
+        np.repeat(np.arange(len(names)), [len(texts) for texts in captions.values()]),
+        shard_of_image_N=[source.samples[n][0] for n in names.values()] if split == "train" else None,
     )
 
 
-def _joined(indexes: Indexes, loading: _Loading) -> tuple[dict[str, _Image], int, int]:
-    """The images of a split by name, each with the captions of all samples that show it.
-
-    Also how many samples were joined to the images of others, and how many were left out as repeated: those
-    whose captions are there already under the same key, as where two tars overlap.  Equal captions under
-    another key may be two people's; not so in shards of `write_shards`, where a sample has all captions.
-    """
-    images: dict[str, _Image] = {}
-    known: dict[tuple, _Image] = {}
-    joined = repeated = 0
-    for tar, content in indexes:
-        loading.tars.append(tar)
-        for sample in content.samples:
-            # Images that a data set names are as many as their names: two of Flickr8k's have the same bytes.
-            is_named = bool(sample.dataset and sample.name)
-            sign = (sample.dataset, sample.name) if is_named else (sample.sha256,)
-            image = known.get(sign)
-            if image is None or (is_named and image.sample.sha256 != sample.sha256):
-                name = _free_name(sample, tar, loading.images)
-                image = _Image(sample, len(loading.tars) - 1, list(sample.captions), {sample.key})
-                images[name] = loading.images[name] = image
-                known.setdefault(sign, image)
-            elif (is_named or sample.key in image.keys) and set(sample.captions) <= set(image.captions):
-                repeated += 1
-            else:
-                image.captions += sample.captions
-                image.keys.add(sample.key)
-                joined += 1
-    return images, joined, repeated
-
-
-def _free_name(sample: Sample, tar: Tar, taken: dict) -> str:
+def _free_name(sample: Sample, shard: str, names: dict, taken: Counter) -> str:
     """A name for an image that no other image of any split has; its last part may hold a photo's id."""
-    shard = tar.place.name.partition(".")[0]
-    own = sample.name
-    if not own and sample.url and photo_id(sample.url):
-        own = posixpath.basename(urllib.parse.urlsplit(sample.url).path)
-    if not own or len(own) > MAX_NAME:
+    shard, own = shard.partition(".")[0], sample.name
+    if not own:
         # A number for a key counts the samples of these shards, and is no photo's id.
         counts = posixpath.basename(sample.key).isdecimal()
         own = f"{shard}-{sample.key}.{sample.suffix}" if counts else f"{sample.key}.{sample.suffix}"
-    folders = itertools.chain([shard], (f"{shard}-{number}" for number in itertools.count(2)))
-    # A key is there once in a tar, so not even a million images that are all called `dog` take long.
-    names = itertools.chain([own, f"{shard}/{own}"], (f"{folder}/{sample.key}/{own}" for folder in folders))
-    return next(name for name in names if name not in taken)
+    name = own
+    while name in names:
+        taken[shard, own] += 1
+        number = taken[shard, own]
+        name = f"{shard}/{own}" if number == 1 else f"{shard}-{number}/{own}"
+    return name
 
 
-def _check_broken(split: str, indexes: Indexes) -> list[str]:
+def _left_out(split: str, indexes: Sequence[tuple[Tar, Content]]) -> list[str]:
     """Notes on what is left out: broken samples and shards, and files that belong to no sample.
 
-    A shard that is cut short or damaged counts as if it were as long as the others.
-
     Raises:
-        ValueError: no samples, or more than a hundredth of them broken; names the first ones.
+        ValueError: no samples, more than a hundredth of them broken or of the tars damaged; names the first.
     """
     contents = [content for _, content in indexes]
-    good = sum(len(content.samples) for content in contents)
-    broken = sum(content.broken.count for content in contents)
-    unused = sum(content.unused.count for content in contents)
-    lengths = [len(content.samples) + content.broken.count for content in contents]
-    whole = [length for length, content in zip(lengths, contents) if not content.fault]
-    mean = round(sum(whole) / len(whole)) if whole else 0
-    damaged = [max(1, mean - length) for length, content in zip(lengths, contents) if content.fault]
-    lost = broken + sum(damaged)
-    first = [f"{tar.place.name}: {text}" for tar, content in indexes for text in content.broken.first][:FIRST]
-    first += [f"{tar.place} ({content.fault})" for tar, content in indexes if content.fault][:FIRST]
-    named = printable("; ".join(first)).replace("\n", " ")
-    others = [text for content in contents for text in content.unused.first][:FIRST]
-    strange = printable(f"{unused:,} files that belong to no sample: {'; '.join(others)}").replace("\n", " ")
-    if not good:
+    good, broken, unused = (
+        sum(counts) for counts in zip(*((len(c.samples), c.broken.count, c.unused.count) for c in contents))
+    )
+    damaged = [f"{shown(tar.where)} ({content.fault})" for tar, content in indexes if content.fault]
+    first = [f"{shard_name(tar.where)}: {text}" for tar, c in indexes for text in c.broken.first]
+    named = _one_line([*damaged[:FIRST], *first[:FIRST]])
+    strange = f"{unused:,} files that belong to no sample: "
+    strange += _one_line([text for content in contents for text in content.unused.first][:FIRST])
+    if not good or broken > MOST_BROKEN * (good + broken) or len(damaged) > MOST_BROKEN * len(indexes):
         raise ValueError(
-            f"{split}_shards: expected samples of an image and a caption, found none in {len(indexes)} shards"
-            f" ({named or 'none broken'}; {strange}); name tar files of .jpg with .txt or .json"
+            f"{split}_shards: expected samples of an image (.jpg or the like) and a caption (.txt, .json), at"
+            f" most {MOST_BROKEN:.0%} of them broken, found {good:,} that can be used, {broken:,} broken ones"
+            f" and {len(damaged):,} damaged tar files of {len(indexes):,} ({named}; {strange}); get these"
+            " shards again"
         )
-    if lost > MOST_BROKEN * (good + lost):
-        raise ValueError(
-            f"{split}_shards: expected at most {MOST_BROKEN:.0%} broken samples, found {lost:,} of"
-            f" {good + lost:,}: {named}; get these shards again"
-        )
-    notes = []
-    if lost:
+    found = []
+    if broken or damaged:
         rest = f" and the rest of {len(damaged):,} damaged shards" if damaged else ""
-        notes.append(f"Left out of {split}: {broken:,} broken samples{rest}: {named}.")
-    return [*notes, f"In {split}'s tar files, {strange}."] if unused else notes
+        found.append(f"Left out of {split}: {broken:,} broken samples{rest}: {named}.")
+    return [*found, f"In {split}'s tar files, {strange}."] if unused else found
+
+
+def _one_line(texts: Sequence[str]) -> str:
+    return printable("; ".join(texts)).replace("\n", " ")
+
+
+# --- writing
 
 
 def write_shards(
@@ -242,102 +351,76 @@ def write_shards(
 
     Raises:
         FileExistsError: the folder holds shards that this call would not write, or a `shards.json`.
-        ValueError: an image without a caption; fewer than 1 sample per shard; nothing to write.
+        ValueError: an image without a caption; nothing to write.
         OSError: an image that cannot be read, or the folder cannot be written to.
     """
     folder = from_root(folder)
-    if samples_per_shard < 1:
-        raise ValueError(f"expected at least 1 sample per shard, found {samples_per_shard}")
+    captions = {split.name: _captions_by_image(split) for split in dataset.splits.values()}
     shards = {
-        f"{split.name}-{number:06d}.tar": (split, start)
+        f"{split.name}-{number:06d}.tar": (split, range(len(split.images))[start : start + samples_per_shard])
         for split in dataset.splits.values()
         for number, start in enumerate(range(0, len(split.images), samples_per_shard))
     }
     if not shards:
         raise ValueError(f"expected images to write, found none in data set {dataset.name!r}")
     folder.mkdir(parents=True, exist_ok=True)
-    _check_folder(folder, shards.keys())
-    captions = {split.name: _captions_by_image(dataset, split) for split in dataset.splits.values()}
+    strange = sorted(
+        name for name in os.listdir(folder) if _SHARD_NAME.fullmatch(name) and name not in shards
+    )
+    if strange:
+        raise FileExistsError(
+            f"expected a folder without finished or other shards, found {strange[0]} ({len(strange)} in all)"
+            f" in {shown(folder)}; choose another folder, or delete them"
+        )
     listed = {}
-    total = len(dataset.images())
-    with tqdm(total=total, desc=f"writing {dataset.name}", unit="image", disable=None) as bar:
-        for name, (split, start) in shards.items():
-            rows = range(start, min(start + samples_per_shard, len(split.images)))
-            path = folder / name
-            _write_shard(path, dataset, split, rows, captions[split.name], bar)
-            with open(path, "rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            listed[name] = {
-                "split": split.name,
-                "samples": len(rows),
-                "captions": sum(len(captions[split.name][row]) for row in rows),
-                "bytes": path.stat().st_size,
-                "sha256": sha256,
-            }
+    for name, (split, rows) in tqdm(
+        shards.items(), desc=f"writing {dataset.name}", unit="shard", disable=None
+    ):
+        _write_shard(folder / name, dataset, split, rows, captions[split.name])
+        listed[name] = {
+            "split": split.name,
+            "samples": len(rows),
+            "captions": sum(len(captions[split.name][row]) for row in rows),
+            "bytes": (folder / name).stat().st_size,
+            "sha256": file_sha256(folder / name),
+        }
     manifest = {"format": FORMAT, "dataset": dataset.identity, "shards": listed}
     write_text_atomic(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return manifest
 
 
-def _check_folder(folder: Path, names: Iterable[str]) -> None:
-    there = {path.name for path in folder.iterdir()}
-    if MANIFEST in there:
-        raise FileExistsError(
-            f"expected a folder to write shards to, found finished ones in {shown(folder)}; choose another"
-            f" folder, or delete its {MANIFEST} to write them again"
-        )
-    strange = sorted(name for name in there - set(names) if _SHARD_NAME.fullmatch(name))
-    if strange:
-        raise FileExistsError(
-            f"expected a folder without other shards, found {strange[0]} ({len(strange)} in all) in"
-            f" {shown(folder)}, which would be taken for a part of these; choose another folder"
-        )
-
-
-def _captions_by_image(dataset: Dataset, split: Split) -> list[list[str]]:
+def _captions_by_image(split: Split) -> list[list[str]]:
     captions: list[list[str]] = [[] for _ in split.images]
     for caption, row in zip(split.captions, split.image_of_caption_M.tolist()):
         captions[row].append(caption)
-    silent = [image for image, texts in zip(split.images, captions) if not texts]
-    if silent:
+    if [] in captions:
         raise ValueError(
-            f"expected a caption of every image, found none of {silent[0]!r} in {split.name} of"
-            f" {dataset.name!r} ({len(silent)} in all); shards hold pairs: leave such images out"
+            f"expected a caption of every image, found none of {split.images[captions.index([])]!r} in"
+            f" {split.name} ({captions.count([])} in all); shards hold pairs: leave such images out"
         )
     return captions
 
 
-def _write_shard(
-    path: Path, dataset: Dataset, split: Split, rows: range, captions: list[list[str]], bar: tqdm
-) -> None:
+def _write_shard(path: Path, dataset: Dataset, split: Split, rows: range, captions: list[list[str]]) -> None:
     """Write one shard, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.part")
-    try:
-        with open(temporary, "wb") as file:
-            with tarfile.open(fileobj=file, mode="w") as archive:
-                for row in rows:
-                    suffix, content = _image_bytes(dataset.source, split.images[row])
-                    facts = {
-                        "name": split.images[row],
-                        "captions": captions[row],
-                        "dataset": dataset.name,
-                        "fingerprint": dataset.fingerprint,
-                    }
-                    files = {
-                        suffix: content,
-                        "json": json.dumps(facts, ensure_ascii=False).encode(),
-                        "txt": captions[row][0].encode(),
-                    }
-                    for ending in sorted(files):
-                        member = tarfile.TarInfo(f"{row:09d}.{ending}")  # of time 0 and nobody
-                        member.size = len(files[ending])
-                        archive.addfile(member, io.BytesIO(files[ending]))
-                    bar.update()
-            file.flush()
-            os.fsync(file.fileno())
-        replace_flushed(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path, alone=True) as file, tarfile.open(fileobj=file, mode="w") as archive:
+        for row in rows:
+            suffix, content = _image_bytes(dataset.source, split.images[row])
+            facts = {
+                "name": split.images[row],
+                "captions": captions[row],
+                "dataset": dataset.name,
+                "fingerprint": dataset.fingerprint,
+            }
+            parts = {
+                suffix: content,
+                "json": json.dumps(facts, ensure_ascii=False).encode(),
+                "txt": captions[row][0].encode(),
+            }
+            for ending in sorted(parts):
+                member = tarfile.TarInfo(f"{row:09d}.{ending}")  # of time 0 and nobody
+                member.size = len(parts[ending])
+                archive.addfile(member, io.BytesIO(parts[ending]))
 
 
 def _image_bytes(source: ImageSource, name: str) -> tuple[str, bytes]:

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from mmlib.metrics.ranks import RetrievalRanks
-from mmlib.metrics.resampling import interval_tails, permutation_p, values_and_resamples
+from mmlib.metrics.resampling import KS, LEVEL, TAILS, permutation_p, values_and_resamples
 from mmlib.metrics.summary import DIRECTIONS, exact_binomial_interval
 
 ALPHA = 0.05
@@ -115,9 +115,7 @@ def compare_runs(
     *,
     provenance_a: dict | None = None,
     provenance_b: dict | None = None,
-    ks=(1, 5, 10),
     resamples: int = 10_000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> dict:
     """The second run against the first, ready for JSON; leads with a verdict on the mean R@1.
@@ -130,9 +128,7 @@ def compare_runs(
     Args:
         ranks_a, ranks_b: of one set of queries, under one protocol.
         provenance_a, provenance_b: what the ranks were measured on, see `why_not_comparable`.
-        ks: the K of R@K, 1 among them.
         resamples: bootstrap resamples, and sign vectors of the permutation test.
-        level: confidence level.
         seed: the same seed gives the same result.
 
     Returns:
@@ -140,16 +136,11 @@ def compare_runs(
         `difference`, `differences` (a list of one), `low`, `high`, `p`, `p_holm`; no p for median ranks,
         which are no mean over images), `r1` (by direction: `n`, `hits_a`, `hits_b`, and McNemar's
         `only_a`, `only_b`, `p`) and `level`.
-
-    Raises:
-        ValueError: 1 is not among ks; fewer than 100 resamples; a level outside (0, 1).
     """
-    _needs_recall_at_1(ks)
-    tails = interval_tails(level, resamples)
     if reasons := why_not_comparable(provenance_a, provenance_b, ranks_a, ranks_b):
         return {"comparable": False, "verdict": f"not comparable: {'; '.join(reasons)}"}
-    metrics = _differences([ranks_a], [ranks_b], tails, ks, resamples, seed, medians=True)
-    family = [f"{d}_r{k}" for d in DIRECTIONS for k in ks]
+    metrics = _differences([ranks_a], [ranks_b], resamples, seed, medians=True)
+    family = [f"{d}_r{k}" for d in DIRECTIONS for k in KS]
     for name, p in zip(family, holm([metrics[name]["p"] for name in family])):
         metrics[name]["p_holm"] = float(p)
 
@@ -162,17 +153,15 @@ def compare_runs(
         f"{d} {r1[d]['hits_a']:,} vs {r1[d]['hits_b']:,} hits of {r1[d]['n']:,}" for d in DIRECTIONS
     )
     main = metrics["mean_r1"]
-    verdict = verdict_in_words(main["difference"], main["low"], main["high"], main["p"], evidence, level)
-    return {"comparable": True, "verdict": verdict, "level": level, "metrics": metrics, "r1": r1}
+    verdict = verdict_in_words(main["difference"], main["low"], main["high"], main["p"], evidence)
+    return {"comparable": True, "verdict": verdict, "level": LEVEL, "metrics": metrics, "r1": r1}
 
 
 def compare_seeds(
     before: list[RetrievalRanks],
     after: list[RetrievalRanks],
     *,
-    ks=(1, 5, 10),
     resamples: int = 10_000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> dict:
     """The second side against the first, run s of one beside run s of the other.
@@ -193,9 +182,7 @@ def compare_seeds(
 
     Args:
         before, after: ranks of S >= 1 seeds each, in one order of seeds, all on the same queries.
-        ks: the K of R@K, 1 among them.
         resamples: bootstrap resamples, and sign vectors of the permutation test.
-        level: confidence level.
         seed: of both; the same seed gives the same result.
 
     Returns:
@@ -209,17 +196,13 @@ def compare_seeds(
         raise ValueError(
             f"expected the ranks of as many seeds on both sides, found {len(before)} and {len(after)}"
         )
-    _needs_recall_at_1(ks)
-    tails = interval_tails(level, resamples)
     _check_same_queries([*before, *after])
-    metrics = _differences(before, after, tails, ks, resamples, seed)
+    metrics = _differences(before, after, resamples, seed)
     interval = "queries" if len(before) == 1 else "seeds and queries"
     return {"seeds": len(before), "interval": interval, "metrics": metrics}
 
 
-def summarise_seeds(
-    runs: list[RetrievalRanks], *, ks=(1, 5, 10), resamples: int = 2000, level: float = 0.95, seed: int = 0
-) -> dict:
+def summarise_seeds(runs: list[RetrievalRanks], *, resamples: int = 2000, seed: int = 0) -> dict:
     """Mean and standard deviation over seeds, with an interval over seeds and queries together.
 
     The variance of the mean is that of the seeds, s² / S, plus that of the queries, from a
@@ -229,28 +212,24 @@ def summarise_seeds(
 
     Args:
         runs: ranks of S >= 2 seeds on the same queries.
-        ks: the K of R@K.
         resamples: of the bootstrap over images.
-        level: confidence level.
         seed: of the bootstrap.
 
     Returns:
         By metric: `mean`, `sd` (over seeds), `values` (one per seed), `low`, `high`.
 
     Raises:
-        ValueError: fewer than two runs; runs over different queries; see `bootstrap_intervals`.
+        ValueError: fewer than two runs; runs over different queries.
     """
     if len(runs) < 2:
         raise ValueError(f"runs: expected the ranks of two seeds or more, found {len(runs)}")
     _check_same_queries(runs)
-    tails = interval_tails(level, resamples)
-    value, value_B = values_and_resamples(runs, ks, resamples, seed)
+    value, value_B = values_and_resamples(runs, resamples, seed)
     summary = {}
     for name, value_S in value.items():
-        half = _half_widths(value_S, value_B[name], runs[0].images, tails[1])[0]
-        mean, least, most = value_S.mean(), 0.0, 2.0 * len(ks) if name == "rsum" else 1.0
-        if name.endswith("rank"):
-            least, most = 1.0, math.inf
+        half = _half_widths(value_S, value_B[name], runs[0].images)[0]
+        least, most = (1.0, math.inf) if name.endswith("rank") else (0.0, 6.0 if name == "rsum" else 1.0)
+        mean = value_S.mean()
         summary[name] = {
             "mean": float(mean),
             "sd": float(value_S.std(ddof=1)),
@@ -261,20 +240,18 @@ def summarise_seeds(
     return summary
 
 
-def _differences(before, after, tails, ks, resamples: int, seed: int, medians: bool = False) -> dict:
+def _differences(before, after, resamples: int, seed: int, medians: bool = False) -> dict:
     """Every metric of two sides of S runs each, and their difference with interval and p."""
-    (a, a_B), (b, b_B) = (
-        values_and_resamples(side, ks, resamples, seed, medians) for side in (before, after)
-    )
-    p = permutation_p(before, after, ks, resamples, seed)
+    (a, a_B), (b, b_B) = (values_and_resamples(side, resamples, seed, medians) for side in (before, after))
+    p = permutation_p(before, after, resamples, seed)
     metrics = {}
     for name in a:
         difference_S, difference_B = b[name] - a[name], b_B[name] - a_B[name]
         difference = float(difference_S.mean())
         if len(before) == 1:
-            low, high = np.quantile(difference_B, tails)
+            low, high = np.quantile(difference_B, TAILS)
         else:
-            half = max(_half_widths(difference_S, difference_B, before[0].images, tails[1]))
+            half = max(_half_widths(difference_S, difference_B, before[0].images))
             low, high = difference - half, difference + half
         metrics[name] = {
             "a": float(a[name].mean()),
@@ -288,7 +265,7 @@ def _differences(before, after, tails, ks, resamples: int, seed: int, medians: b
     return metrics
 
 
-def _half_widths(value_S: np.ndarray, value_B: np.ndarray, images: int, tail: float) -> tuple[float, float]:
+def _half_widths(value_S: np.ndarray, value_B: np.ndarray, images: int) -> tuple[float, float]:
     """Of two intervals of the mean over S seeds: over seeds and queries (Satterthwaite), over seeds alone."""
     from scipy.stats import t
 
@@ -298,7 +275,7 @@ def _half_widths(value_S: np.ndarray, value_B: np.ndarray, images: int, tail: fl
     if not variance:
         return 0.0, 0.0
     freedom = variance**2 / (of_seeds**2 / (seeds - 1) + of_queries**2 / max(images - 1, 1))
-    return t.ppf(tail, freedom) * variance**0.5, t.ppf(tail, seeds - 1) * of_seeds**0.5
+    return t.ppf(TAILS[1], freedom) * variance**0.5, t.ppf(TAILS[1], seeds - 1) * of_seeds**0.5
 
 
 def _check_same_queries(runs: list[RetrievalRanks]) -> None:
@@ -310,11 +287,6 @@ def _check_same_queries(runs: list[RetrievalRanks]) -> None:
             )
 
 
-def _needs_recall_at_1(ks) -> None:
-    if 1 not in ks:
-        raise ValueError(f"ks: expected 1 among them, found {ks}; the mean R@1 decides")
-
-
 def mcnemar(hit_a_Q, hit_b_Q) -> dict:
     """Exact McNemar (1947) test: of the queries that changed, did as many turn good as bad?
 
@@ -323,17 +295,10 @@ def mcnemar(hit_a_Q, hit_b_Q) -> dict:
 
     Returns:
         `only_a` and `only_b`, queries that one run alone hits; `p`, two-sided.
-
-    Raises:
-        ValueError: shapes that differ.
     """
     from scipy.stats import binomtest
 
     hit_a_Q, hit_b_Q = np.asarray(hit_a_Q, bool), np.asarray(hit_b_Q, bool)
-    if hit_a_Q.shape != hit_b_Q.shape:
-        raise ValueError(
-            f"expected hits of the same queries, found shapes {hit_a_Q.shape} and {hit_b_Q.shape}"
-        )
     only_a, only_b = int((hit_a_Q & ~hit_b_Q).sum()), int((hit_b_Q & ~hit_a_Q).sum())
     changed = only_a + only_b
     p = float(binomtest(only_a, changed).pvalue) if changed else 1.0
@@ -341,21 +306,15 @@ def mcnemar(hit_a_Q, hit_b_Q) -> dict:
 
 
 def holm(p_values) -> np.ndarray:
-    """Adjusted p-values of Holm (1979): the chance of any false alarm among them stays at alpha.
-
-    Raises:
-        ValueError: a p outside 0..1.
-    """
+    """Adjusted p-values of Holm (1979): the chance of any false alarm among them stays at alpha."""
     p = np.asarray(p_values, dtype=np.float64)
-    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"p_values: expected numbers in 0..1, found {p_values}")
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
     return adjusted
 
 
-def verdict_in_words(difference: float, low: float, high: float, p: float, evidence: str, level=0.95) -> str:
+def verdict_in_words(difference: float, low: float, high: float, p: float, evidence: str) -> str:
     """One sentence on a difference of recalls (fractions), second run against first.
 
     A difference is claimed only where the test and the interval agree on it.
@@ -365,14 +324,13 @@ def verdict_in_words(difference: float, low: float, high: float, p: float, evide
         low, high: its interval.
         p: of the test that decides.
         evidence: the counts, for example "17 vs 18 hits of 5,000".
-        level: of the interval.
     """
     if p >= ALPHA or low <= 0 <= high:
         return f"no evidence of a difference ({evidence}; {p_in_words(p)})"
     word, low, high = ("better", low, high) if difference > 0 else ("worse", -high, -low)
     return (
         f"{word} by {100 * abs(difference):.2f} points"
-        f" ({100 * level:g} % {100 * low:.2f} to {100 * high:.2f}; {evidence}; {p_in_words(p)})"
+        f" ({100 * LEVEL:g} % {100 * low:.2f} to {100 * high:.2f}; {evidence}; {p_in_words(p)})"
     )
 
 
@@ -381,7 +339,7 @@ def p_in_words(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.2f}" if p >= 0.1 else f"p = {p:.3f}"
 
 
-def verdict_from_counts(hits_a: int, hits_b: int, n: int, level: float = 0.95) -> dict:
+def verdict_from_counts(hits_a: int, hits_b: int, n: int) -> dict:
     """What two published hit counts on n queries each can show, when nothing else is known.
 
     Fisher's exact test, and the interval of the difference by Newcombe's (1998) combination of
@@ -389,29 +347,17 @@ def verdict_from_counts(hits_a: int, hits_b: int, n: int, level: float = 0.95) -
     clustering by image can be used: pairing would sharpen, clustering blunt the result.
 
     Returns:
-        `hits_a`, `hits_b`, `n`, `difference`, `low`, `high`, `p`, `verdict`.
+        `difference`, `low`, `high`, `p`, `verdict`.
 
     Raises:
         ValueError: counts outside 0..n, or n below 1.
     """
     from scipy.stats import fisher_exact
 
-    for name, hits in (("hits_a", hits_a), ("hits_b", hits_b)):
-        if n < 1 or not 0 <= hits <= n:
-            raise ValueError(f"{name}: expected 0..n hits of n >= 1 queries, found {hits} of {n}")
     a, b = hits_a / n, hits_b / n
-    (low_a, high_a), (low_b, high_b) = (exact_binomial_interval(h, n, level) for h in (hits_a, hits_b))
+    (low_a, high_a), (low_b, high_b) = (exact_binomial_interval(h, n) for h in (hits_a, hits_b))
     low = b - a - math.hypot(b - low_b, high_a - a)
     high = b - a + math.hypot(high_b - b, a - low_a)
     p = float(fisher_exact([[hits_a, n - hits_a], [hits_b, n - hits_b]]).pvalue)
-    evidence = f"{hits_a:,} vs {hits_b:,} hits of {n:,}"
-    return {
-        "hits_a": hits_a,
-        "hits_b": hits_b,
-        "n": n,
-        "difference": b - a,
-        "low": low,
-        "high": high,
-        "p": p,
-        "verdict": verdict_in_words(b - a, low, high, p, evidence, level),
-    }
+    verdict = verdict_in_words(b - a, low, high, p, f"{hits_a:,} vs {hits_b:,} hits of {n:,}")
+    return {"difference": b - a, "low": low, "high": high, "p": p, "verdict": verdict}

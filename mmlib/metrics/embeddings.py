@@ -11,7 +11,7 @@ import numpy as np
 
 from mmlib.arrays import check_safetensors, npz_names, open_npy, read_npz, refused
 from mmlib.metrics.compare import compare_runs
-from mmlib.metrics.protocols import PROTOCOLS, first_captions, fold_ranks
+from mmlib.metrics.protocols import first_captions, fold_ranks, protocol_named
 from mmlib.metrics.ranks import RetrievalRanks, checked_map, paired_ranks, retrieval_ranks
 from mmlib.metrics.resampling import bootstrap_intervals
 from mmlib.metrics.summary import DIRECTIONS, summarise, summarise_folds
@@ -76,18 +76,15 @@ def evaluate_embeddings(
         ValueError: an unknown protocol or another number of images than its name promises; input
             refused by `retrieval_ranks`.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, found {protocol!r}")
-    if protocol == "coco_1k_folds":
-        summary = summarise_folds(fold_ranks(image_ND, text_MD, image_of_text_M), protocol=protocol)
-        return None, summary | {"width": image_ND.shape[1]}
-    if PROTOCOLS[protocol].one_caption:
+    way = protocol_named(protocol)
+    if way.folds > 1:
+        folds = fold_ranks(image_ND, text_MD, image_of_text_M, folds=way.folds)
+        return None, summarise_folds(folds, protocol=protocol) | {"width": image_ND.shape[1]}
+    if way.one_caption:
         first_N = first_captions(checked_map(image_of_text_M, len(image_ND), len(text_MD)))
         text_MD, image_of_text_M = text_MD[first_N], np.arange(len(image_ND))
-    if PROTOCOLS[protocol].ranking == "paired":
-        ranks = paired_ranks(image_ND, text_MD, image_of_text_M)
-    else:
-        ranks = retrieval_ranks(image_ND, text_MD, image_of_text_M)
+    rank = paired_ranks if way.ranking == "paired" else retrieval_ranks
+    ranks = rank(image_ND, text_MD, image_of_text_M)
     summary = summarise(ranks, protocol=protocol)
     # A single R@K has a better interval in the summary: see bootstrap_intervals.
     intervals = {
@@ -131,15 +128,11 @@ def results_text(summary: dict, data: str) -> str:
     rows = [["", *(f"R@{k}, 95 %, hits/n" for k in ks), "chance R@1", "median rank", "MRR", "tied"]]
     for direction in DIRECTIONS:
         part = summary[direction]
+        recalls = [f"{_interval_text(part[f'r{k}'])} {part[f'r{k}']['hits']:,}/{part['n']:,}" for k in ks]
+        median = f"{part['median_rank']:g} of {part['gallery']:,.0f}"
+        chance = f"{100 * part['r1']['chance']:.2f} %"
         rows.append(
-            [
-                DIRECTION_NAMES[direction],
-                *(f"{_interval_text(part[f'r{k}'])} {part[f'r{k}']['hits']:,}/{part['n']:,}" for k in ks),
-                f"{100 * part['r1']['chance']:.2f} %",
-                f"{part['median_rank']:g} of {part['gallery']:,.0f}",
-                f"{part['mrr']:.3f}",
-                f"{part['tied']:,}",
-            ]
+            [DIRECTION_NAMES[direction], *recalls, chance, median, f"{part['mrr']:.3f}", f"{part['tied']:,}"]
         )
     width = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, width)).rstrip() for row in rows]
@@ -183,14 +176,9 @@ def _chosen(path: Path, name: str | None, names: list[str]) -> str:
     if name in names:
         return name
     asked = "one array or the name of one" if name is None else f"an array {name!r}"
-    there = ", ".join(names[:MOST_NAMES]) + (
-        f" and {len(names) - MOST_NAMES:,} more" if names[MOST_NAMES:] else ""
-    )
-    raise ValueError(
-        f"{path}: expected {asked}, found {there}; name it as {path}:NAME"
-        if names
-        else f"{path}: expected {asked}, found none; the file is empty"
-    )
+    there = ", ".join(names[:MOST_NAMES]) or "none"
+    more = f" and {len(names) - MOST_NAMES:,} more" if names[MOST_NAMES:] else ""
+    raise ValueError(f"{path}: expected {asked}, found {there}{more}; name it as {path}:NAME")
 
 
 def _numeric(array: np.ndarray):

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmlib.metrics.ranks import RANKINGS, RetrievalRanks, checked_map, retrieval_ranks
+from mmlib.metrics.ranks import RetrievalRanks, checked_map, retrieval_ranks
 
 
 @dataclass(frozen=True)
@@ -105,30 +105,32 @@ def check_protocol(ranks: RetrievalRanks, name: str | None = None) -> str:
     """The protocol's name, if these ranks were computed as it says; None takes that of the ranks.
 
     Raises:
-        ValueError: an unknown name; ranks of the other ranking; another number of images than the
-            name promises; several captions of an image under `single_caption`.
+        ValueError: an unknown name; ranks of the other ranking, of another number of images than the name
+            promises, or of several captions an image under `single_caption`.
     """
-    name = ranks.protocol if name is None else name
+    protocol = protocol_named(ranks.protocol if name is None else name)
+    images, captions = ranks.images, len(ranks.image_of_text_M)
+    is_size = protocol.images in (None, images) and (captions == images or not protocol.one_caption)
+    if protocol.ranking != ranks.protocol or not is_size:
+        raise ValueError(
+            f"protocol {protocol.name!r}: expected {protocol.ranking} ranks"
+            + (f" of {protocol.images:,} images" if protocol.images else "")
+            + (" with one caption each" if protocol.one_caption else "")
+            + f", found {ranks.protocol} ranks of {images:,} images and {captions:,} captions; call it"
+            " standard or paired, or rank what the name stands for"
+        )
+    return protocol.name
+
+
+def protocol_named(name: str) -> Protocol:
+    """The protocol of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
     if name not in PROTOCOLS:
         raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, found {name!r}")
-    protocol = PROTOCOLS[name]
-    if protocol.ranking != ranks.protocol:
-        function = dict(zip(RANKINGS, ("retrieval_ranks", "paired_ranks")))[protocol.ranking]
-        raise ValueError(
-            f"protocol {name!r}: expected {protocol.ranking} ranks, found {ranks.protocol} ones;"
-            f" compute them with {function}"
-        )
-    if protocol.images not in (None, ranks.images):
-        raise ValueError(
-            f"protocol {name!r}: expected {protocol.images:,} images, found {ranks.images:,};"
-            " call it standard, or evaluate the set that the name stands for"
-        )
-    if protocol.one_caption and len(ranks.image_of_text_M) != ranks.images:
-        raise ValueError(
-            f"protocol {name!r}: expected one caption per image, found {len(ranks.image_of_text_M):,}"
-            f" for {ranks.images:,} images; select them with first_captions"
-        )
-    return name
+    return PROTOCOLS[name]
 
 
 def recall_ceiling(ranks: RetrievalRanks, direction: str, k: int) -> float:
@@ -150,9 +152,7 @@ def first_captions(image_of_text_M) -> np.ndarray:
     return np.unique(np.asarray(image_of_text_M), return_index=True)[1]
 
 
-def fold_ranks(
-    image_ND, text_MD, image_of_text_M, *, folds: int = 5, chunk: int = 1024
-) -> list[RetrievalRanks]:
+def fold_ranks(image_ND, text_MD, image_of_text_M, *, folds: int = 5) -> list[RetrievalRanks]:
     """`standard` ranks in each of `folds` consecutive, equal runs of images, with their captions.
 
     Arguments and errors are those of `retrieval_ranks`.
@@ -169,7 +169,5 @@ def fold_ranks(
     for start in range(0, images, size):
         text_m = np.flatnonzero((image_of_text_M >= start) & (image_of_text_M < start + size))
         image_of_text_m = image_of_text_M[text_m] - start
-        ranks.append(
-            retrieval_ranks(image_ND[start : start + size], text_MD[text_m], image_of_text_m, chunk=chunk)
-        )
+        ranks.append(retrieval_ranks(image_ND[start : start + size], text_MD[text_m], image_of_text_m))
     return ranks

@@ -21,7 +21,7 @@ from mmlib.files import explained, write_bytes_atomic
 
 RANKINGS = ("standard", "paired")
 TIE = 1e-9  # cosines that differ by no more are equal; in float64 those of equal directions differ by 1e-15
-COLUMNS = 2048  # captions scored at a time
+ROWS, COLUMNS = 1024, 2048  # images and captions scored at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,32 +62,26 @@ class RetrievalRanks:
                     f"{name}: expected whole numbers, one a query, found {found}; recompute them"
                 )
             object.__setattr__(self, name, value.astype(np.int64, copy=False))
-        texts, map_M = len(self.image_of_text_M), self.image_of_text_M
-        low, high = map_M.min(initial=0), map_M.max(initial=-1)
-        if low < 0 or high >= texts or not np.bincount(map_M).all():
-            raise ValueError(
-                f"image_of_text_M: expected images 0, 1, … with a caption each, found {low}..{high} for"
-                f" {texts} captions; keep the map that the ranks came from"
-            )
-        images = texts if self.protocol == "paired" else int(high) + 1
+        texts = len(self.t2i_M)
+        images = queries = len(self.i2t_N)
+        if self.protocol == "paired":
+            images, queries = min(texts, 1 + int(self.image_of_text_M.max(initial=0))), texts
+        checked_map(self.image_of_text_M, images, texts)
         for direction, rank_Q, ties_Q, expected, gallery in (
-            ("i2t", self.i2t_N, self.ties_i2t_N, images, self.gallery_i2t),
+            ("i2t", self.i2t_N, self.ties_i2t_N, queries, self.gallery_i2t),
             ("t2i", self.t2i_M, self.ties_t2i_M, texts, self.gallery_t2i),
         ):
-            if rank_Q.shape != (expected,) or ties_Q.shape != (expected,):
+            if not len(rank_Q) == len(ties_Q) == expected:
                 raise ValueError(
-                    f"{direction}: expected ranks and ties of shape ({expected},) for this image_of_text_M,"
-                    f" found {rank_Q.shape} and {ties_Q.shape}; keep ranks with the map they came from"
+                    f"{direction}: expected {expected} ranks and ties for this image_of_text_M, found"
+                    f" {len(rank_Q)} and {len(ties_Q)}; keep ranks with the map they came from"
                 )
-            if type(gallery) is not int:
-                raise ValueError(f"gallery_{direction}: expected a whole number, found {gallery!r}")
-            if expected == 0 or rank_Q.min() < 1 or rank_Q.max() > gallery:
+            low, high, is_tied = rank_Q.min(), rank_Q.max(), (ties_Q >= 0) & (ties_Q < rank_Q)
+            if type(gallery) is not int or low < 1 or high > gallery or not is_tied.all():
                 raise ValueError(
-                    f"{direction}: expected ranks in 1..{gallery}, found"
-                    f" {(int(rank_Q.min()), int(rank_Q.max())) if expected else 'none'}; recompute them"
+                    f"{direction}: expected ranks in 1..{gallery!r} and ties in 0..rank - 1, found ranks"
+                    f" {low}..{high}, ties {ties_Q.min()}..{ties_Q.max()}; recompute them"
                 )
-            if (ties_Q < 0).any() or (ties_Q >= rank_Q).any():
-                raise ValueError(f"{direction}: expected ties in 0..rank - 1, found others; recompute them")
 
     @property
     def images(self) -> int:
@@ -97,6 +91,10 @@ class RetrievalRanks:
     def of(self, direction: str) -> np.ndarray:
         """Ranks of one direction, `i2t` or `t2i`."""
         return self.i2t_N if direction == "i2t" else self.t2i_M
+
+    def gallery(self, direction: str) -> int:
+        """Items that were ranked for one query of this direction."""
+        return self.gallery_i2t if direction == "i2t" else self.gallery_t2i
 
     def best_case(self, direction: str) -> np.ndarray:
         """Ranks of one direction if every tie went the model's way."""
@@ -142,7 +140,7 @@ class RetrievalRanks:
             ) from error
 
 
-def retrieval_ranks(image_ND, text_MD, image_of_text_M, *, chunk: int = 1024) -> RetrievalRanks:
+def retrieval_ranks(image_ND, text_MD, image_of_text_M) -> RetrievalRanks:
     """Ranks under the `standard` protocol: unique images, any caption of the image is a hit.
 
     Two images and four captions, two of each image::
@@ -153,25 +151,24 @@ def retrieval_ranks(image_ND, text_MD, image_of_text_M, *, chunk: int = 1024) ->
         image 1  (0, 1)         .80   .89   .95   .80    best own .95: rank 1
         rank of own image        2     2     1     1     no ties
 
-    Scores are made a chunk of images by `COLUMNS` captions at a time and dropped, so that a gallery of any
+    Scores are made `ROWS` images by `COLUMNS` captions at a time and dropped, so that a gallery of any
     size takes little memory; arrays on the disk (`numpy.memmap`) are read as they are needed.
 
     Args:
         image_ND: `(N, D)` image embeddings, tensor or array of any float dtype, any row length.
         text_MD: `(M, D)` caption embeddings, on the same device.
         image_of_text_M: `(M,)` integers in 0..N-1; every image has at least one caption.
-        chunk: images scored at a time, at most.
 
     Raises:
-        ValueError: shapes, devices or dtypes that do not fit; empty input; NaN, infinite or zero
+        ValueError: shapes or dtypes that do not fit; empty input; NaN, infinite or zero
             rows; an index out of range; images without a caption.
     """
-    image, text, image_of_text_M = _checked(image_ND, text_MD, image_of_text_M, chunk)
-    i2t, t2i = ranks_of_pairs(image, text, image_of_text_M, np.arange(len(text)), chunk)
+    image, text, image_of_text_M = _checked(image_ND, text_MD, image_of_text_M)
+    i2t, t2i = ranks_of_pairs(image, text, image_of_text_M, np.arange(len(text)))
     return RetrievalRanks(i2t[0], t2i[0], i2t[1], t2i[1], image_of_text_M, len(text), len(image))
 
 
-def paired_ranks(image_ND, text_MD, image_of_text_M, *, chunk: int = 1024) -> RetrievalRanks:
+def paired_ranks(image_ND, text_MD, image_of_text_M) -> RetrievalRanks:
     """Ranks under the `paired` protocol: M image rows against M captions, one to one.
 
     Every image stands in the gallery once per caption, and only the caption of the same row is
@@ -182,13 +179,13 @@ def paired_ranks(image_ND, text_MD, image_of_text_M, *, chunk: int = 1024) -> Re
 
     Arguments and errors are those of `retrieval_ranks`.
     """
-    _, text, image_of_text_M = _checked(image_ND, text_MD, image_of_text_M, chunk)
+    _, text, image_of_text_M = _checked(image_ND, text_MD, image_of_text_M)
     image, row_M = UnitRows(image_ND[image_of_text_M], "image_ND"), np.arange(len(text))
-    i2t, t2i = ranks_of_pairs(image, text, row_M, row_M, chunk)
+    i2t, t2i = ranks_of_pairs(image, text, row_M, row_M)
     return RetrievalRanks(i2t[0], t2i[0], i2t[1], t2i[1], image_of_text_M, len(text), len(text), "paired")
 
 
-def ranks_of_pairs(image: "UnitRows", text: "UnitRows", image_P, text_P, chunk: int = 1024):
+def ranks_of_pairs(image: "UnitRows", text: "UnitRows", image_P, text_P):
     """Rank of the best right item of every image and every caption, and the wrong items that tie with it.
 
     A tie counts against the model: rank = 1 + (wrong items whose score is that of the best right item or
@@ -197,7 +194,6 @@ def ranks_of_pairs(image: "UnitRows", text: "UnitRows", image_P, text_P, chunk: 
     Args:
         image, text: embeddings of both sides, on one device.
         image_P, text_P: int64 arrays, the pairs that are right, each once.
-        chunk: images scored at a time.
 
     Returns:
         `(rank_N, ties_N), (rank_M, ties_M)`, int64 arrays; what stands in no pair has a rank without meaning.
@@ -213,9 +209,9 @@ def ranks_of_pairs(image: "UnitRows", text: "UnitRows", image_P, text_P, chunk: 
         best.append(lowest.scatter_reduce(0, pair_P2[:, side], score_P, "amax"))
         higher.append(torch.zeros(size, dtype=torch.int64, device=device))
         at_least.append(torch.zeros(size, dtype=torch.int64, device=device))
-    for top in range(0, sizes[0], chunk):
-        image_nD = image[top : top + chunk]
-        pair_p2 = pair_P2[(pair_P2[:, 0] >= top) & (pair_P2[:, 0] < top + chunk)]
+    for top in range(0, sizes[0], ROWS):
+        image_nD = image[top : top + ROWS]
+        pair_p2 = pair_P2[(pair_P2[:, 0] >= top) & (pair_P2[:, 0] < top + ROWS)]
         for left in range(0, sizes[1], COLUMNS):
             score_nm = image_nD @ text[left : left + COLUMNS].T
             here_p2 = pair_p2[(pair_p2[:, 1] >= left) & (pair_p2[:, 1] < left + COLUMNS)]
@@ -260,16 +256,13 @@ class UnitRows:
         starts = range(0, len(embedding), COLUMNS)
         length_R = torch.cat([self._read(slice(start, start + COLUMNS)).norm(dim=1) for start in starts])
         self.device = length_R.device
-        for bad_R, what, advice in (
-            (~length_R.isfinite(), "NaN or infinite", "look for a diverged or overflowing model"),
-            (length_R == 0, "all zero", "a zero embedding has no direction: leave the item out"),
-        ):
-            if bad_R.any():
-                first = bad_R.nonzero()[:5, 0].tolist()
-                raise ValueError(
-                    f"{name}: expected finite, non-zero rows, found {int(bad_R.sum())} of {len(bad_R)} rows"
-                    f" {what} (first: {first}); {advice}"
-                )
+        bad_R = ~(length_R.isfinite() & (length_R > 0))
+        if bad_R.any():
+            first = bad_R.nonzero()[:5, 0].tolist()
+            raise ValueError(
+                f"{name}: expected finite, non-zero rows, found {int(bad_R.sum())} of {len(bad_R)} rows NaN,"
+                f" infinite or zero (first: {first}); look for a diverged model, leave empty items out"
+            )
 
     def __len__(self) -> int:
         return len(self._embedding)
@@ -287,16 +280,8 @@ class UnitRows:
         return torch.from_numpy(np.array(self._embedding[rows], dtype=np.float64))
 
 
-def _checked(image_ND, text_MD, image_of_text_M, chunk: int):
+def _checked(image_ND, text_MD, image_of_text_M):
     """Inputs as rows of unit length and an int64 map, or a ValueError."""
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 query at a time, found {chunk}")
-    devices = [str(getattr(embedding, "device", "cpu")) for embedding in (image_ND, text_MD)]
-    if devices[0] != devices[1]:
-        raise ValueError(
-            f"image_ND and text_MD: expected one device, found {devices[0]} and {devices[1]};"
-            " move one of them"
-        )
     image, text = UnitRows(image_ND, "image_ND"), UnitRows(text_MD, "text_MD")
     if image.width != text.width:
         raise ValueError(

@@ -12,13 +12,14 @@ import numpy as np
 from mmlib.metrics.ranks import RetrievalRanks
 from mmlib.metrics.summary import DIRECTIONS
 
+KS = (1, 5, 10)
+LEVEL = 0.95
+TAILS = (1 - LEVEL) / 2, (1 + LEVEL) / 2
 CHUNK = 500  # resamples held at a time: 500 x 5,000 weights are 10 MB
 
 
-def bootstrap_intervals(
-    ranks: RetrievalRanks, *, ks=(1, 5, 10), resamples: int = 10_000, level: float = 0.95, seed: int = 0
-) -> dict:
-    """Percentile interval of every metric, clustered by image (Efron & Tibshirani 1993, ch. 13).
+def bootstrap_intervals(ranks: RetrievalRanks, *, resamples: int = 10_000, seed: int = 0) -> dict:
+    """Percentile interval of every metric, 95 %, clustered by image (Efron & Tibshirani 1993, ch. 13).
 
     Serves rsum, mean and median rank, MRR.  A single R@K is better served by `recall_interval`,
     which is what `summarise` shows: with a handful of hits the percentiles of a bootstrap are too
@@ -26,33 +27,18 @@ def bootstrap_intervals(
 
     Args:
         ranks: one evaluation.
-        ks: the K of R@K.
-        resamples: at least 100.
-        level: confidence level.
+        resamples: of its images.
         seed: the same seed gives the same intervals.
 
     Returns:
         `{metric: {"value", "low", "high"}}`, metrics named as by `metric_values`.
-
-    Raises:
-        ValueError: fewer than 100 resamples, or a level outside (0, 1).
     """
-    tails = interval_tails(level, resamples)
-    value, value_B = values_and_resamples([ranks], ks, resamples, seed)
-    low, high = (dict(zip(value_B, np.quantile(list(value_B.values()), tail, axis=1))) for tail in tails)
+    value, value_B = values_and_resamples([ranks], resamples, seed)
+    low, high = np.quantile(list(value_B.values()), TAILS, axis=1)
     return {
-        name: {"value": float(value[name][0]), "low": float(low[name]), "high": float(high[name])}
-        for name in value
+        name: {"value": float(value[name][0]), "low": float(low[i]), "high": float(high[i])}
+        for i, name in enumerate(value)
     }
-
-
-def interval_tails(level: float, resamples: int) -> tuple[float, float]:
-    """The two quantiles of a central interval, arguments checked."""
-    if resamples < 100:
-        raise ValueError(f"resamples: expected at least 100, found {resamples}")
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a confidence level between 0 and 1, found {level}")
-    return (1 - level) / 2, (1 + level) / 2
 
 
 def image_weights(images: int, resamples: int, seed: int):
@@ -65,16 +51,16 @@ def image_weights(images: int, resamples: int, seed: int):
 
 
 def values_and_resamples(
-    runs: list[RetrievalRanks], ks, resamples: int, seed: int, medians: bool = True
+    runs: list[RetrievalRanks], resamples: int, seed: int, medians: bool = True
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Every metric of each run, and the runs' mean in each resample: arrays by name, (runs,) and (B,).
 
     The same seed draws the same images for all runs of one set of queries.
     """
     images = runs[0].images
-    once = [metric_values(run, np.ones((1, images), np.int32), ks, medians) for run in runs]
+    once = [metric_values(run, np.ones((1, images), np.int32), medians) for run in runs]
     chunks = [
-        [metric_values(run, weight_BN, ks, medians) for run in runs]
+        [metric_values(run, weight_BN, medians) for run in runs]
         for weight_BN in image_weights(images, resamples, seed)
     ]
     value = {name: np.array([of_run[name][0] for of_run in once]) for name in once[0]}
@@ -85,54 +71,52 @@ def values_and_resamples(
 
 
 def metric_values(
-    ranks: RetrievalRanks, weight_BN: np.ndarray, ks=(1, 5, 10), medians: bool = True
+    ranks: RetrievalRanks, weight_BN: np.ndarray, medians: bool = True
 ) -> dict[str, np.ndarray]:
     """Every metric, once per row of image weights.
 
     Returns:
-        `rsum`, `mean_r1` (if 1 is among ks) and, for both directions d, `<d>_r<K>`, `<d>_mean_rank`,
+        `rsum`, `mean_r1` and, for both directions d, `<d>_r<K>`, `<d>_mean_rank`,
         `<d>_mrr` and, if asked for, `<d>_median_rank`: arrays of shape (B,).
     """
     values = {}
     for d in DIRECTIONS:
         image_Q = ranks.image_of_query(d)
         queries_B = weight_BN @ np.bincount(image_Q, minlength=ranks.images)
-        for name, sum_N in image_sums(ranks, d, ks).items():
+        for name, sum_N in image_sums(ranks, d).items():
             values[name] = weight_BN.astype(np.float64) @ sum_N / queries_B
         if medians:
             values[f"{d}_median_rank"] = _weighted_medians(ranks.of(d), image_Q, weight_BN, queries_B)
-    return with_both_directions(values, ks)
+    return with_both_directions(values)
 
 
-def image_sums(ranks: RetrievalRanks, direction: str, ks) -> dict[str, np.ndarray]:
+def image_sums(ranks: RetrievalRanks, direction: str) -> dict[str, np.ndarray]:
     """Sums over each image's queries of what the metrics average: arrays (N,) by name."""
     rank_Q, image_Q = ranks.of(direction), ranks.image_of_query(direction)
-    score_Q = {f"r{k}": rank_Q <= k for k in ks} | {"mean_rank": rank_Q, "mrr": 1 / rank_Q}
+    score_Q = {f"r{k}": rank_Q <= k for k in KS} | {"mean_rank": rank_Q, "mrr": 1 / rank_Q}
     return {
         f"{direction}_{name}": np.bincount(image_Q, weights=score, minlength=ranks.images)
         for name, score in score_Q.items()
     }
 
 
-def with_both_directions(values: dict[str, np.ndarray], ks) -> dict[str, np.ndarray]:
+def with_both_directions(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Adds the two metrics that sum over directions."""
-    values["rsum"] = sum(values[f"{d}_r{k}"] for d in DIRECTIONS for k in ks)
-    if 1 in ks:
-        values["mean_r1"] = (values["i2t_r1"] + values["t2i_r1"]) / 2
-    return values
+    rsum = sum(values[f"{d}_r{k}"] for d in DIRECTIONS for k in KS)
+    return values | {"rsum": rsum, "mean_r1": (values["i2t_r1"] + values["t2i_r1"]) / 2}
 
 
 def permutation_p(
-    before: list[RetrievalRanks], after: list[RetrievalRanks], ks, flips: int, seed: int
+    before: list[RetrievalRanks], after: list[RetrievalRanks], flips: int, seed: int
 ) -> dict[str, float]:
     """p of the mean difference over pairs of runs, for each metric that is a mean over queries."""
     pairs = []
     for a, b in zip(before, after, strict=True):
         difference = {}
         for d in DIRECTIONS:
-            sum_a, sum_b = image_sums(a, d, ks), image_sums(b, d, ks)
+            sum_a, sum_b = image_sums(a, d), image_sums(b, d)
             difference |= {name: (sum_b[name] - sum_a[name]) / len(a.of(d)) for name in sum_a}
-        pairs.append(with_both_directions(difference, ks))
+        pairs.append(with_both_directions(difference))
     difference_NS = np.stack([np.mean([pair[name] for pair in pairs], axis=0) for name in pairs[0]], axis=1)
     return dict(zip(pairs[0], sign_flip_test(difference_NS, flips=flips, seed=seed).tolist()))
 

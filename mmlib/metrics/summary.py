@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from mmlib.metrics.protocols import PROTOCOLS, check_protocol, recall_ceiling
+from mmlib.metrics.protocols import check_protocol, recall_ceiling
 from mmlib.metrics.ranks import RetrievalRanks
 
 DIRECTIONS = ("i2t", "t2i")
@@ -17,23 +17,8 @@ def recall_at_k(ranks, k: int) -> float:
     """Share of queries whose best positive is among the first k, 0..1.
 
     This is the field's R@K, "hit rate" elsewhere; not the share of a query's positives found.
-
-    Args:
-        ranks: 1-based ranks of one direction.
-        k: at least 1.
-
-    Raises:
-        ValueError: no ranks, ranks below 1, or k below 1.
     """
-    ranks = np.asarray(ranks)
-    if ranks.ndim != 1 or not len(ranks) or ranks.min() < 1:
-        raise ValueError(
-            f"ranks: expected 1-based ranks of one direction, found shape {ranks.shape}"
-            + (f" with smallest {ranks.min()}" if ranks.size else "")
-        )
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, found {k}")
-    return float((ranks <= k).mean())
+    return float((np.asarray(ranks) <= k).mean())
 
 
 def summarise(ranks: RetrievalRanks, *, protocol: str | None = None, ks=(1, 5, 10)) -> dict:
@@ -52,19 +37,12 @@ def summarise(ranks: RetrievalRanks, *, protocol: str | None = None, ks=(1, 5, 1
         gives what a perfect model reaches, by `<direction>_r<K>`, or None where that is 1.
 
     Raises:
-        ValueError: a protocol that these ranks were not computed under, or bad ks.
+        ValueError: a protocol that these ranks were not computed under.
     """
     protocol = check_protocol(ranks, protocol)
-    if not ks or len(set(ks)) != len(ks):
-        raise ValueError(f"ks: expected one or more different K, found {ks}")
     ceiling = {f"{d}_r{k}": recall_ceiling(ranks, d, k) for d in DIRECTIONS for k in ks}
     summary = {"protocol": protocol, **_mean_over([ranks], ks)}
     return summary | {"ceiling": ceiling if min(ceiling.values()) < 1 else None}
-
-
-def gallery_size(ranks: RetrievalRanks, direction: str) -> int:
-    """Items that were ranked for one query of this direction."""
-    return ranks.gallery_i2t if direction == "i2t" else ranks.gallery_t2i
 
 
 def chance_recall(ranks: RetrievalRanks, direction: str, k: int) -> float:
@@ -76,7 +54,7 @@ def chance_recall(ranks: RetrievalRanks, direction: str, k: int) -> float:
     positives_Q = np.ones(len(ranks.of(direction)), dtype=np.int64)
     if direction == "i2t" and ranks.protocol == "standard":
         positives_Q = np.bincount(ranks.image_of_text_M)
-    gallery, (counts, times) = gallery_size(ranks, direction), np.unique(positives_Q, return_counts=True)
+    gallery, (counts, times) = ranks.gallery(direction), np.unique(positives_Q, return_counts=True)
     chances = [
         1 - math.prod(max(gallery - count - drawn, 0) / (gallery - drawn) for drawn in range(min(k, gallery)))
         for count in counts.tolist()
@@ -92,15 +70,10 @@ def summarise_folds(folds: list[RetrievalRanks], *, protocol: str = "coco_1k_fol
     is the mean.
 
     Raises:
-        ValueError: no folds, an unknown protocol, or folds of another size than it promises.
+        ValueError: an unknown protocol, or folds of another size than it promises.
     """
-    if not folds:
-        raise ValueError("folds: expected the ranks of one fold or more, found none")
-    if protocol not in PROTOCOLS or PROTOCOLS[protocol].ranking != "standard":
-        raise ValueError(f"protocol: expected one with standard ranking, found {protocol!r}")
-    expected, sizes = PROTOCOLS[protocol].images, sorted({fold.images for fold in folds})
-    if expected is not None and sizes != [expected]:
-        raise ValueError(f"protocol {protocol!r}: expected folds of {expected:,} images, found {sizes}")
+    for fold in folds:
+        check_protocol(fold, protocol)
     return {"protocol": protocol, "folds": len(folds), **_mean_over(folds, ks), "ceiling": None}
 
 
@@ -116,7 +89,7 @@ def _mean_over(folds: list[RetrievalRanks], ks) -> dict:
         rank_Q = np.concatenate([fold.of(d) for fold in folds])
         best_Q = np.concatenate([fold.best_case(d) for fold in folds])
         image_Q = np.concatenate([fold.image_of_query(d) + i for fold, i in zip(folds, first_image_F)])
-        gallery = mean(gallery_size(fold, d) for fold in folds)
+        gallery = mean(fold.gallery(d) for fold in folds)
         summary[d] = {
             "n": len(rank_Q),
             "gallery": int(gallery) if gallery.is_integer() else gallery,
@@ -128,18 +101,20 @@ def _mean_over(folds: list[RetrievalRanks], ks) -> dict:
         for k in ks:
             # One query per image is a sample of independent queries; several of one image are a cluster.
             independent = len(rank_Q) == first_image_F[-1]
-            low, high = recall_interval(rank_Q <= k, None if independent else image_Q)
-            summary[d][f"r{k}"] = {
+            summary[d][f"r{k}"] = recall_with_interval(rank_Q <= k, None if independent else image_Q) | {
                 "value": mean(recall_at_k(fold.of(d), k) for fold in folds),
-                "hits": int((rank_Q <= k).sum()),
-                "low": low,
-                "high": high,
                 "chance": mean(chance_recall(fold, d, k) for fold in folds),
                 "best_case": mean(recall_at_k(fold.best_case(d), k) for fold in folds),
             }
     summary["rsum"] = sum(summary[d][f"r{k}"]["value"] for d in DIRECTIONS for k in ks)
     summary["mean_r1"] = mean(recall_at_k(fold.of(d), 1) for d in DIRECTIONS for fold in folds)
     return summary
+
+
+def recall_with_interval(hit_Q, cluster_Q=None) -> dict:
+    """`value`, `hits`, `low` and `high` (95 %, `recall_interval`) of one recall, ready for JSON."""
+    low, high = recall_interval(hit_Q, cluster_Q)
+    return {"value": float(np.mean(hit_Q)), "hits": int(np.sum(hit_Q)), "low": low, "high": high}
 
 
 # Weight of a prior cluster in which all queries agree, in clusters.  Without it the estimated
@@ -171,19 +146,12 @@ def recall_interval(hit_Q, cluster_Q=None, level: float = 0.95) -> tuple[float, 
         Low and high ends, as fractions.
 
     Raises:
-        ValueError: no queries, shapes that differ, a level outside (0, 1).
+        ValueError: no queries, or a level outside (0, 1).
     """
     hit_Q = np.asarray(hit_Q, dtype=bool)
-    if hit_Q.ndim != 1 or not len(hit_Q):
-        raise ValueError(f"hit_Q: expected one boolean per query, found shape {hit_Q.shape}")
     hits, queries = int(hit_Q.sum()), len(hit_Q)
     if cluster_Q is None:
         return exact_binomial_interval(hits, queries, level)
-    cluster_Q = np.asarray(cluster_Q)
-    if cluster_Q.shape != hit_Q.shape:
-        raise ValueError(
-            f"cluster_Q: expected one cluster per query, shape {hit_Q.shape}, found {cluster_Q.shape}"
-        )
     _, cluster_Q = np.unique(cluster_Q, return_inverse=True)
     effective = queries / design_effect(hit_Q, cluster_Q)
     return exact_binomial_interval(hits / queries * effective, effective, level)

@@ -22,9 +22,7 @@ To add one: a class here, and a line in `IMAGE_ENCODERS` or `TEXT_ENCODERS`.
 Shapes: B items, C channels, H, W pixels, P patches or positions, L tokens, F feature channels, D width.
 """
 
-import difflib
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -32,6 +30,7 @@ from torch import nn
 
 from mmlib.config import ParameterError, TrainConfig
 from mmlib.data.augment import PIXEL_MEAN, PIXEL_STD
+from mmlib.files import nearest
 from mmlib.model.network import DualEncoder, MemoryNetwork
 
 Block = tuple[str, list[nn.Parameter]]
@@ -41,7 +40,6 @@ class Encoder(nn.Module):
     """Base of all encoders; as it stands, one that is trained from scratch.
 
     Attributes:
-        width: D.
         feature_shape: (F,) or (P, F) of one item's features; None where there is no backbone.
         architecture: what is needed to build the same encoder again where neither weights nor their
             folder are at hand, as JSON types; None if its name and the config are enough.
@@ -49,7 +47,6 @@ class Encoder(nn.Module):
         image_size: images: side in pixels.
     """
 
-    width: int
     feature_shape: tuple[int, ...] | None = None
     architecture: dict | None = None
 
@@ -57,18 +54,6 @@ class Encoder(nn.Module):
     def blocks(self) -> list[Block]:
         """The backbone's parameters in groups, from input to output; none where there is no backbone."""
         return []
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of the pretrained part."""
-        return iter(())
-
-    def features(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """What a frozen backbone always gives for the input; without a backbone, the output itself."""
-        return self(*inputs)
-
-    def from_features(self, feature: torch.Tensor) -> torch.Tensor:
-        """(B, D) of what `features` returned."""
-        return feature
 
     def set_tune(self, tune: str) -> None:
         """Chooses what is trained.
@@ -82,35 +67,22 @@ class Encoder(nn.Module):
                 " use 'all'"
             )
 
-    def fingerprint(self) -> str:
-        """16 hex digits over architecture and weights of what makes the features."""
-        return fingerprint_of(type(self).__name__, self.state_dict())
-
-
-def fingerprint_of(name: str, state: Mapping[str, torch.Tensor]) -> str:
-    """16 hex digits over a name and the names, types, shapes and bytes of tensors."""
-    digest = hashlib.sha256(name.encode())
-    for key in sorted(state):
-        tensor = state[key].detach().cpu().contiguous()
-        digest.update(f"\n{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
-
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ParameterError:
-    """The error for a name that a library does not know, with the nearest ones that it does."""
+    """The error for a name that a library does not know, with the nearest one that it does."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"the nearest are {', '.join(near)}" if near else f"it has {', '.join(known[:8])}, …"
-    return ParameterError(f"unknown {kind} {name!r}: {hint}")
-
-
-def transformer(width: int, layers: int, heads: int, mlp_ratio: int, dropout: float) -> nn.TransformerEncoder:
-    """`layers` post-norm encoder layers with GELU, batch first."""
-    layer = nn.TransformerEncoderLayer(
-        width, heads, mlp_ratio * width, dropout, activation="gelu", batch_first=True, norm_first=False
+    return ParameterError(
+        f"unknown {kind} {name!r}" + (nearest(name, known) or f": it has {', '.join(known[:8])}, …")
     )
-    return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+
+
+def transformer_layers(config: Any) -> nn.TransformerEncoder:
+    """Post-norm encoder layers with GELU, batch first."""
+    layer = nn.TransformerEncoderLayer(
+        config.latent_dim, config.num_heads, config.mlp_ratio * config.latent_dim, config.dropout,
+        activation="gelu", batch_first=True, norm_first=False,
+    )  # fmt: skip
+    return nn.TransformerEncoder(layer, config.num_layers, enable_nested_tensor=False)
 
 
 def real_positions(tokens_BL: torch.Tensor, length_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,31 +98,21 @@ class TextEncoder(Encoder):
     """Token embedding and learned positions, transformer, mean over positions, LayerNorm, Linear.
 
     Args:
+        config: `latent_dim` (D), `max_tokens` (number of positions), `num_layers`, `num_heads`, `mlp_ratio`,
+            `dropout`, and `padding_mask`: whether padding is left out of the attention and of the mean.
+            The reference experiment has no mask (REFERENCE §3.9): its mean runs over all positions.
         vocabulary: number of token ids, padding included.
-        max_tokens: number of positions; longer inputs are an error of the caller.
-        padding_mask: whether padding is left out of the attention and of the mean.  The reference
-            experiment has no mask (REFERENCE §3.9): its mean runs over all positions.
     """
 
-    def __init__(
-        self,
-        vocabulary: int,
-        max_tokens: int,
-        width: int,
-        layers: int,
-        heads: int,
-        mlp_ratio: int,
-        dropout: float,
-        padding_mask: bool,
-    ):
+    def __init__(self, config: Any, vocabulary: int):
         super().__init__()
-        self.width = width
-        self.token = nn.Embedding(vocabulary, width)
-        self.position_LD = nn.Parameter(torch.randn(max_tokens, width) * 0.02)
-        self.layers = transformer(width, layers, heads, mlp_ratio, dropout)
-        self.norm = nn.LayerNorm(width)
-        self.project = nn.Linear(width, width)
-        self.padding_mask = padding_mask
+        D = config.latent_dim
+        self.token = nn.Embedding(vocabulary, D)
+        self.position_LD = nn.Parameter(torch.randn(config.max_tokens, D) * 0.02)
+        self.layers = transformer_layers(config)
+        self.norm = nn.LayerNorm(D)
+        self.project = nn.Linear(D, D)
+        self.padding_mask = config.padding_mask
 
     def forward(self, tokens_BL: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
         """Token ids (B, L) and the number of real tokens of each (B,) → (B, D)."""
@@ -166,35 +128,23 @@ class TextEncoder(Encoder):
 class ImageEncoder(Encoder):
     """ViT: square patches, a class token, learned positions; the class token out, LayerNorm.
 
-    Raises:
-        ValueError: the patch does not divide the image.
+    Args:
+        config: `latent_dim` (D), `image_size`, `patch_size`, which divides it, `num_layers`, `num_heads`,
+            `mlp_ratio`, `dropout`.
     """
 
     mean, std = PIXEL_MEAN, PIXEL_STD
 
-    def __init__(
-        self,
-        image_size: int,
-        patch_size: int,
-        width: int,
-        layers: int,
-        heads: int,
-        mlp_ratio: int,
-        dropout: float,
-    ):
+    def __init__(self, config: Any):
         super().__init__()
-        if image_size % patch_size:
-            raise ValueError(
-                f"patch_size must divide image_size: {image_size} is not a multiple of {patch_size};"
-                f" choose image_size {image_size - image_size % patch_size} or another patch_size"
-            )
-        self.image_size, self.width = image_size, width
-        patches = (image_size // patch_size) ** 2
-        self.patch = nn.Conv2d(3, width, patch_size, stride=patch_size)
-        self.class_token_11D = nn.Parameter(torch.randn(1, 1, width) * 0.02)
-        self.position_1PD = nn.Parameter(torch.randn(1, patches + 1, width) * 0.02)
-        self.layers = transformer(width, layers, heads, mlp_ratio, dropout)
-        self.norm = nn.LayerNorm(width)
+        D, patch_size = config.latent_dim, config.patch_size
+        self.image_size = config.image_size
+        patches = (config.image_size // patch_size) ** 2
+        self.patch = nn.Conv2d(3, D, patch_size, stride=patch_size)
+        self.class_token_11D = nn.Parameter(torch.randn(1, 1, D) * 0.02)
+        self.position_1PD = nn.Parameter(torch.randn(1, patches + 1, D) * 0.02)
+        self.layers = transformer_layers(config)
+        self.norm = nn.LayerNorm(D)
 
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         """Normalised images (B, 3, H, W) → (B, D)."""
@@ -223,20 +173,20 @@ class GRUEncoder(Encoder):
     packed sequences, without lengths on the host.
 
     Args:
+        config: `latent_dim` (D, also of the word vectors and of each direction's state) and `dropout` of
+            word vectors and of what is pooled.
         vocabulary: number of token ids, padding included.
-        width: D, also of the word vectors and of each direction's state.
-        dropout: of word vectors and of what is pooled, probability.
     """
 
-    def __init__(self, vocabulary: int, width: int, dropout: float):
+    def __init__(self, config: Any, vocabulary: int):
         super().__init__()
-        self.width = width
-        self.token = _token_vectors(vocabulary, width)
-        self.dropout = nn.Dropout(dropout)
-        self.ahead = nn.GRU(width, width, batch_first=True)
-        self.back = nn.GRU(width, width, batch_first=True)
-        self.norm = nn.LayerNorm(4 * width)
-        self.project = nn.Linear(4 * width, width)
+        D = config.latent_dim
+        self.token = _token_vectors(vocabulary, D)
+        self.dropout = nn.Dropout(config.dropout)
+        self.ahead = nn.GRU(D, D, batch_first=True)
+        self.back = nn.GRU(D, D, batch_first=True)
+        self.norm = nn.LayerNorm(4 * D)
+        self.project = nn.Linear(4 * D, D)
 
     def forward(self, tokens_BL: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
         """Token ids (B, L) and the number of real tokens of each (B,) → (B, D)."""
@@ -268,24 +218,20 @@ class WordsEncoder(Encoder):
     """Mean of the token vectors, LayerNorm, and a feed-forward network; the order of words is lost.
 
     Args:
+        config: `latent_dim` (D, also of the token vectors), `mlp_ratio` (hidden width over D) and `dropout`
+            of the mean and of the hidden layer.
         vocabulary: number of token ids, padding included.
-        width: D, also of the token vectors.
-        mlp_ratio: hidden width over D.
-        dropout: of the mean and of the hidden layer, probability.
     """
 
-    def __init__(self, vocabulary: int, width: int, mlp_ratio: int, dropout: float):
+    def __init__(self, config: Any, vocabulary: int):
         super().__init__()
-        self.width = width
-        self.token = _token_vectors(vocabulary, width)
-        self.norm = nn.LayerNorm(width)
+        D, hidden = config.latent_dim, config.mlp_ratio * config.latent_dim
+        self.token = _token_vectors(vocabulary, D)
+        self.norm = nn.LayerNorm(D)
         self.feed_forward = nn.Sequential(
-            nn.Dropout(dropout),
-            nn.Linear(width, mlp_ratio * width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(mlp_ratio * width, width),
-        )
+            nn.Dropout(config.dropout), nn.Linear(D, hidden), nn.GELU(),
+            nn.Dropout(config.dropout), nn.Linear(hidden, D),
+        )  # fmt: skip
 
     def forward(self, tokens_BL: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
         """Token ids (B, L) and the number of real tokens of each (B,) → (B, D)."""
@@ -319,33 +265,20 @@ def build_model(
     text = build_text_encoder(
         config, vocabulary, padding=padding, load_pretrained=load_pretrained, architecture=architecture
     )
-    for name, encoder in (("image_tune", image), ("text_tune", text)):
-        try:
-            encoder.set_tune(getattr(config, name))
-        except ParameterError as error:
-            raise ParameterError(f"{name}: {error}") from None
+    image.set_tune(config.image_tune)
+    text.set_tune(config.text_tune)
     if not config.memory_slots:
         return DualEncoder(image, text)
-    names = ("latent_dim", "num_heads", "dropout", "memory_slots", "feedback_steps", "memory_write")
-    return MemoryNetwork(image, text, **{name: getattr(config, name) for name in names})
+    return MemoryNetwork(image, text, config)
 
 
 # Every encoder that is trained from scratch, by its name in the config.
-IMAGE_ENCODERS: dict[str, Callable[[Any], Encoder]] = {
-    "vit": lambda c: ImageEncoder(
-        c.image_size, c.patch_size, c.latent_dim, c.num_layers, c.num_heads, c.mlp_ratio, c.dropout
-    ),
-}
+IMAGE_ENCODERS: dict[str, Callable[[Any], Encoder]] = {"vit": ImageEncoder}
 TEXT_ENCODERS: dict[str, Callable[[Any, int], Encoder]] = {
-    "transformer": lambda c, vocabulary: TextEncoder(
-        vocabulary, c.max_tokens, c.latent_dim, c.num_layers, c.num_heads, c.mlp_ratio, c.dropout,
-        c.padding_mask,
-    ),
-    "gru": lambda c, vocabulary: GRUEncoder(vocabulary, c.latent_dim, c.dropout),
-    "words": lambda c, vocabulary: WordsEncoder(vocabulary, c.latent_dim, c.mlp_ratio, c.dropout),
-}  # fmt: skip
-# Those of other libraries, `<library>:<name>`.
-IMAGE_LIBRARIES, TEXT_LIBRARIES = ("timm", "torchvision", "open_clip"), ("open_clip", "hf")
+    "transformer": TextEncoder,
+    "gru": GRUEncoder,
+    "words": WordsEncoder,
+}
 
 
 def build_image_encoder(config: Any, *, load_pretrained: bool = True) -> Encoder:
@@ -357,32 +290,35 @@ def build_image_encoder(config: Any, *, load_pretrained: bool = True) -> Encoder
             weights come from its checkpoint: neither files nor network are needed.
 
     Raises:
-        ParameterError: an unknown name (the nearest are named), an image size that the encoder cannot
+        ParameterError: an unknown name (the nearest one is named), an image size that the encoder cannot
             take, or attention pooling where there are no positions.
         FileNotFoundError: weights that are not there; what to bring and how to name it.
-        ValueError: a file of weights that does not fit, with the first keys that differ.
+        ValueError: a file of weights that does not fit.
     """
-    name = config.image_encoder
-    library, _, model = name.partition(":")
-    if library in IMAGE_LIBRARIES and model:
-        from mmlib.model import open_clip_and_hf, timm_and_torchvision
-        from mmlib.model.pretrained import PretrainedImageEncoder
+    name, pooling = config.image_encoder, config.image_pooling
+    if name in IMAGE_ENCODERS:
+        if pooling != "encoder":
+            raise ParameterError(f"image_pooling {pooling!r}: {name!r} reads its class token, use 'encoder'")
+        return IMAGE_ENCODERS[name](config)
+    from mmlib.model import backbones
+    from mmlib.model.pretrained import PretrainedEncoder
 
-        build = {
-            "timm": timm_and_torchvision.build_timm,
-            "torchvision": timm_and_torchvision.build_torchvision,
-            "open_clip": open_clip_and_hf.build_open_clip_image,
-        }[library]
-        weights, size, pooling = config.image_weights, config.image_size, config.image_pooling
-        return PretrainedImageEncoder(build(model, weights, size, pooling, load_pretrained), config)
-    if name not in IMAGE_ENCODERS:
-        known = (*IMAGE_ENCODERS, *(f"{library}:<name>" for library in IMAGE_LIBRARIES))
+    library, _, model = name.partition(":")
+    builders = {
+        "timm": backbones.build_timm,
+        "torchvision": backbones.build_torchvision,
+        "open_clip": backbones.build_open_clip_image,
+    }
+    if library not in builders or not model:
+        known = (*IMAGE_ENCODERS, *(f"{library}:<name>" for library in builders))
         raise unknown_name("image_encoder", name, known)
-    if config.image_pooling != "encoder":
-        raise ParameterError(
-            f"image_pooling {config.image_pooling!r}: {name!r} reads its class token, use 'encoder'"
-        )
-    return IMAGE_ENCODERS[name](config)
+    encoder = PretrainedEncoder(
+        builders[library](model, config, load_pretrained),
+        (torch.zeros(1, 3, config.image_size, config.image_size),),
+        config,
+    )
+    encoder.image_size = config.image_size
+    return encoder
 
 
 def build_text_encoder(
@@ -403,28 +339,27 @@ def build_text_encoder(
         architecture: `encoder.architecture` of the same encoder when it was first built.
 
     Raises:
-        ParameterError: an unknown name (the nearest are named), more tokens than the encoder has
+        ParameterError: an unknown name (the nearest one is named), more tokens than the encoder has
             positions, or token ids that it does not have.
         FileNotFoundError, ValueError, ImportError: as `build_image_encoder`; and transformers missing.
     """
-    name, weights, tokens = config.text_encoder, config.text_weights, config.max_tokens
-    library, _, model = name.partition(":")
-    if library not in TEXT_LIBRARIES or not model:
-        if name not in TEXT_ENCODERS:
-            known = (*TEXT_ENCODERS, *(f"{library}:<name>" for library in TEXT_LIBRARIES))
-            raise unknown_name("text_encoder", name, known)
+    name = config.text_encoder
+    if name in TEXT_ENCODERS:
         return TEXT_ENCODERS[name](config, vocabulary)
-    from mmlib.model.open_clip_and_hf import build_hf_text, build_open_clip_text
-    from mmlib.model.pretrained import PretrainedTextEncoder
+    from mmlib.model import backbones
+    from mmlib.model.pretrained import PretrainedEncoder
 
-    if library == "hf":
-        built = build_hf_text(model, weights, tokens, load_pretrained, architecture)
+    library, _, model = name.partition(":")
+    if library == "open_clip" and model:
+        backbone = backbones.build_open_clip_text(model, config, padding, load_pretrained)
+    elif library == "hf" and model:
+        backbone = backbones.build_hf_text(model, config, load_pretrained, architecture)
     else:
-        built = build_open_clip_text(model, weights, tokens, padding, load_pretrained)
-    backbone, features, ids = built
-    if vocabulary > ids:
+        raise unknown_name("text_encoder", name, (*TEXT_ENCODERS, "open_clip:<name>", "hf:<name>"))
+    if vocabulary > backbone.ids:
         raise ParameterError(
-            f"text_encoder {name!r} has {ids:,} token ids, the tokenizer {vocabulary:,}: use the"
+            f"text_encoder {name!r} has {backbone.ids:,} token ids, the tokenizer {vocabulary:,}: use the"
             " encoder's own, tokenizer 'encoder'"
         )
-    return PretrainedTextEncoder(backbone, features, config)
+    one = torch.ones(1, 1, dtype=torch.long), torch.ones(1, dtype=torch.long)
+    return PretrainedEncoder(backbone, one, config)

@@ -23,27 +23,42 @@ LOG_MAX_SCALE = math.log(100.0)
 class Loss(nn.Module):
     """A loss of both directions, image → caption and caption → image, query by query.
 
-    A subclass gives `cost`, the cost of each query of one direction, and may give `scale`, a factor of
-    the similarities.
+    A subclass gives `cost`, the cost of each query of one direction.
 
     Args:
         identity_positives: captions of one image are never each other's negatives.
         share: factor of each direction in the sum over both.
+        temperature: what similarities are divided by, fixed, or the first one of a learned temperature.
+        learned: learn log(1/temperature).
     """
 
-    temperature: float | None = None  # what similarities are divided by, where a loss does that
+    log_max = math.inf  # of log(1/temperature)
 
-    def __init__(self, identity_positives: bool, share: float):
+    def __init__(
+        self, identity_positives: bool, share: float, temperature: float | None = None, learned: bool = False
+    ):
         super().__init__()
-        self.identity_positives = identity_positives
-        self.share = share
+        self.identity_positives, self.share = identity_positives, share
+        log_scale = None if temperature is None else torch.tensor(-math.log(temperature))
+        self.register_parameter(
+            "log_scale", log_scale if log_scale is None else nn.Parameter(log_scale, learned)
+        )
+
+    @property
+    def temperature(self) -> float | None:
+        """What similarities are divided by, where a loss does that."""
+        return None if self.log_scale is None else math.exp(-min(self.log_scale.item(), self.log_max))
 
     def set_progress(self, epochs_done: float) -> None:
         """Tells how many epochs, with fractions, lie behind; most losses are the same throughout."""
 
     def scale(self) -> torch.Tensor | float:
-        """Factor of the cosine similarities."""
-        return 1.0
+        """Factor of the cosine similarities, 1/temperature."""
+        if self.log_scale is None:
+            return 1.0
+        with torch.no_grad():  # the weight itself: a clamp in the graph has no gradient to return by
+            self.log_scale.clamp_(max=self.log_max)
+        return self.log_scale.exp()
 
     def cost(self, sim_RB: torch.Tensor, positive_RB: torch.Tensor, own_R: torch.Tensor) -> torch.Tensor:
         """Cost of each query, (R,).
@@ -96,17 +111,6 @@ class Loss(nn.Module):
             return self.share * (i2t_R.sum() / len(pair_B) + t2i_R.sum() / len(pair_B))
 
 
-def log_scale_parameter(temperature: float, learned: bool) -> nn.Parameter:
-    """log(1/temperature), learned or not.
-
-    Raises:
-        ValueError: the temperature is not greater than 0.
-    """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be greater than 0, found {temperature}")
-    return nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learned)
-
-
 def _unit(x_BD: torch.Tensor) -> torch.Tensor:
     return F.normalize(x_BD.to(torch.promote_types(x_BD.dtype, torch.float32)), dim=-1)
 
@@ -129,9 +133,6 @@ class InfoNCE(Loss):
         label_smoothing: ε; the target of a positive is 1 − ε on itself plus ε spread evenly over
             itself and its negatives (Szegedy et al. 2016, section 7).  The other positives of the row
             have no part in it, as they have none in the softmax of this one.
-
-    Raises:
-        ValueError: the temperature is not greater than 0, or the smoothing not in [0, 1).
     """
 
     def __init__(
@@ -141,23 +142,9 @@ class InfoNCE(Loss):
         identity_positives: bool = True,
         label_smoothing: float = 0.0,
     ):
-        super().__init__(identity_positives, share=0.5)
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), found {label_smoothing}")
-        self.log_scale = log_scale_parameter(temperature, learned)
+        super().__init__(identity_positives, 0.5, temperature, learned)
+        self.log_max = LOG_MAX_SCALE if learned else math.inf
         self.label_smoothing = label_smoothing
-
-    @property
-    def temperature(self) -> float:
-        """The temperature in use."""
-        log_scale = self.log_scale.item()
-        return math.exp(-min(log_scale, LOG_MAX_SCALE) if self.log_scale.requires_grad else -log_scale)
-
-    def scale(self) -> torch.Tensor:
-        if self.log_scale.requires_grad:
-            with torch.no_grad():  # the weight itself: a clamp in the graph has no gradient to return by
-                self.log_scale.clamp_(max=LOG_MAX_SCALE)
-        return self.log_scale.exp()
 
     def cost(self, sim_RB: torch.Tensor, positive_RB: torch.Tensor, own_R: torch.Tensor) -> torch.Tensor:
         """Mean over positives p of -log(e^p / (e^p + sum over the row's negatives n of e^n))."""
@@ -166,14 +153,10 @@ class InfoNCE(Loss):
         negatives_R1 = sim_RB.masked_fill(positive_RB, lowest).logsumexp(1, keepdim=True)
         cost_RB = F.softplus(negatives_R1 - sim_RB)
         if self.label_smoothing:
-            cost_RB = cost_RB + self.label_smoothing * (sim_RB - _mean_with_negatives(sim_RB, positive_RB))
+            sum_R1 = sim_RB.masked_fill(positive_RB, 0).sum(1, keepdim=True)
+            mean_RB = (sim_RB + sum_R1) / (1 + (~positive_RB).sum(1, keepdim=True))  # with the negatives
+            cost_RB = cost_RB + self.label_smoothing * (sim_RB - mean_RB)
         return (cost_RB * positive_RB).sum(1) / positive_RB.sum(1)
-
-
-def _mean_with_negatives(sim_RB: torch.Tensor, positive_RB: torch.Tensor) -> torch.Tensor:
-    """Mean of each entry and the negatives of its row."""
-    sum_R1 = sim_RB.masked_fill(positive_RB, 0).sum(1, keepdim=True)
-    return (sim_RB + sum_R1) / (1 + (~positive_RB).sum(1, keepdim=True))
 
 
 class SigmoidLoss(Loss):
@@ -190,9 +173,6 @@ class SigmoidLoss(Loss):
             bias of 0 would make the first steps a correction of that alone.
         identity_positives: captions of one image are positives of each of its rows.
             Off, only the pair itself is, and the rest are negatives.
-
-    Raises:
-        ValueError: the temperature is not greater than 0.
     """
 
     def __init__(
@@ -202,17 +182,8 @@ class SigmoidLoss(Loss):
         bias: float = -10.0,
         identity_positives: bool = True,
     ):
-        super().__init__(identity_positives, share=0.5)
-        self.log_scale = log_scale_parameter(temperature, learned)
+        super().__init__(identity_positives, 0.5, temperature, learned)
         self.bias = nn.Parameter(torch.tensor(float(bias)))
-
-    @property
-    def temperature(self) -> float:
-        """The temperature in use, 1/t."""
-        return math.exp(-self.log_scale.item())
-
-    def scale(self) -> torch.Tensor:
-        return self.log_scale.exp()
 
     def cost(self, sim_RB: torch.Tensor, positive_RB: torch.Tensor, own_R: torch.Tensor) -> torch.Tensor:
         logit_RB = sim_RB + self.bias
@@ -234,21 +205,13 @@ class TripletLoss(Loss):
         margin: m, of cosine similarities (VSE++: 0.2).
         hardest_after_epochs: epochs, fractions allowed, before the hardest negative alone counts.
         identity_positives: captions of the same image are never negatives.  Off, they are.
-
-    Raises:
-        ValueError: the margin is not greater than 0, or the epochs are below 0.
     """
 
     def __init__(
         self, margin: float = 0.2, hardest_after_epochs: float = 1.0, identity_positives: bool = True
     ):
         super().__init__(identity_positives, share=1.0)
-        if margin <= 0:
-            raise ValueError(f"margin must be greater than 0, found {margin}")
-        if hardest_after_epochs < 0:
-            raise ValueError(f"hardest_after_epochs must be 0 or more, found {hardest_after_epochs}")
-        self.margin = margin
-        self.hardest_after_epochs = hardest_after_epochs
+        self.margin, self.hardest_after_epochs = margin, hardest_after_epochs
         self.set_progress(0.0)
 
     def set_progress(self, epochs_done: float) -> None:
@@ -292,8 +255,6 @@ def load_learned(loss: Loss, state: Mapping[str, torch.Tensor], config: Mapping[
     parent = build_loss(LossConfig(**known))
     if type(parent) is not type(loss):
         return
-    there = {name for name, parameter in parent.named_parameters() if parameter.requires_grad}
-    with torch.no_grad():
-        for name, parameter in loss.named_parameters():
-            if parameter.requires_grad and name in there:
-                parameter.copy_(state[name])
+    for (name, own), theirs in zip(loss.named_parameters(), parent.parameters()):
+        if own.requires_grad and theirs.requires_grad:
+            own.data.copy_(state[name])

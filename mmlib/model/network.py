@@ -15,7 +15,8 @@ Shapes: B items, D latent width, S slots, K slots written at once, F feature cha
 Q queries.
 """
 
-from dataclasses import dataclass
+from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import nn
@@ -92,14 +93,6 @@ class MemoryBlock(nn.Module):
         return top_K
 
 
-@dataclass
-class SlotReads:
-    """Attention of each item on the slots, (B, S); central is the first read after fusion."""
-
-    modality_BS: torch.Tensor
-    central_BS: torch.Tensor
-
-
 class DualEncoder(nn.Module):
     """Two encoders whose vectors are compared as they are: the network without its memory.
 
@@ -142,96 +135,66 @@ class MemoryNetwork(DualEncoder):
 
     Args:
         image_encoder, text_encoder: as of `DualEncoder`.
-        latent_dim: D, width of everything; `num_heads` must divide it.
-        num_heads: of the reads of the memory.
-        dropout: of fusion and feedback.
-        memory_slots: S of the central memory; each modality has S // 2.
-        feedback_steps: rounds of z ← z + f(z), z ← central read of z.
-        memory_write: build the networks of the test-time write.
+        config: `latent_dim` (D, width of everything), `num_heads` of the reads, which divide it, `dropout`
+            of fusion and feedback, `memory_slots` (S of the central memory; each modality has S // 2),
+            `feedback_steps` (rounds of z ← z + f(z), z ← central read of z) and `memory_write` (build the
+            networks of the test-time write).
     """
 
-    def __init__(
-        self,
-        image_encoder: nn.Module,
-        text_encoder: nn.Module,
-        latent_dim: int = 512,
-        num_heads: int = 8,
-        dropout: float = 0.1,
-        memory_slots: int = 128,
-        feedback_steps: int = 2,
-        memory_write: bool = False,
-    ):
+    def __init__(self, image_encoder: nn.Module, text_encoder: nn.Module, config: Any):
         super().__init__(image_encoder, text_encoder)
-        D = latent_dim
-        modality_top, central_top = (MODALITY_WRITE_TOP, CENTRAL_WRITE_TOP) if memory_write else (0, 0)
+        D, S, heads = config.latent_dim, config.memory_slots, config.num_heads
+        modality_top, central_top = (MODALITY_WRITE_TOP, CENTRAL_WRITE_TOP) if config.memory_write else (0, 0)
         self.modality_memory = nn.ModuleDict(
-            {m: MemoryBlock(memory_slots // 2, D, num_heads, modality_top) for m in MODALITIES}
+            {m: MemoryBlock(S // 2, D, heads, modality_top) for m in MODALITIES}
         )
         self.type_2D = nn.Parameter(torch.randn(2, D) * 0.02)
         self.fusion = nn.Sequential(
-            nn.Linear(2 * D + 2, 2 * D),
-            nn.LayerNorm(2 * D),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(2 * D, D),
-            nn.LayerNorm(D),
-        )
-        self.central_memory = MemoryBlock(memory_slots, D, num_heads, central_top)
-        self.feedback = nn.Sequential(nn.Linear(D, D), nn.LayerNorm(D), nn.ReLU(), nn.Dropout(dropout))
-        self.feedback_steps = feedback_steps
+            nn.Linear(2 * D + 2, 2 * D), nn.LayerNorm(2 * D), nn.ReLU(), nn.Dropout(config.dropout),
+            nn.Linear(2 * D, D), nn.LayerNorm(D),
+        )  # fmt: skip
+        self.central_memory = MemoryBlock(S, D, heads, central_top)
+        self.feedback = nn.Sequential(nn.Linear(D, D), nn.LayerNorm(D), nn.ReLU(), nn.Dropout(config.dropout))
+        self.feedback_steps = config.feedback_steps
 
     def _embed(self, modality: str, encoded_BD: torch.Tensor, write: bool) -> torch.Tensor:
         item_BD = self.modality_memory[modality](encoded_BD)
-        latent_BD = self.centre(**{f"{modality}_BD": item_BD})
+        latent_BD = self.centre({modality: item_BD})
         if write:
             self.modality_memory[modality].write(item_BD)
             self.central_memory.write(latent_BD)
         return latent_BD
 
-    def embed_pairs(
-        self, image_BCHW: torch.Tensor, tokens_BL: torch.Tensor, length_B: torch.Tensor
-    ) -> torch.Tensor:
-        """Central latent of images and captions fused, (B, D), not normalised."""
-        return self.centre(
-            image_BD=self.modality_memory["image"](self.image_encoder(image_BCHW)),
-            text_BD=self.modality_memory["text"](self.text_encoder(tokens_BL, length_B)),
-        )
-
-    def centre(
-        self, image_BD: torch.Tensor | None = None, text_BD: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Fusion, central memory read and feedback, (B, D), for one modality or both."""
-        z_BD = self.central_memory(self._fuse(image_BD, text_BD))
+    def centre(self, item_BD: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Fusion, central memory read and feedback, (B, D), for items of one modality or of both."""
+        z_BD = self.central_memory(self._fuse(item_BD))
         for _ in range(self.feedback_steps):
             z_BD = self.central_memory(z_BD + self.feedback(z_BD))
         return z_BD
 
-    def _fuse(
-        self, image_BD: torch.Tensor | None = None, text_BD: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        present = next((x for x in (image_BD, text_BD) if x is not None), None)
-        if present is None:
-            raise ValueError("expected an image vector, a text vector or both, found neither")
+    def _fuse(self, item_BD: dict[str, torch.Tensor]) -> torch.Tensor:
+        present = next(iter(item_BD.values()))
         absent_BD = torch.zeros_like(present)
-        parts = [(absent_BD if x is None else x) + self.type_2D[i] for i, x in enumerate((image_BD, text_BD))]
-        bits_2 = present.new_tensor([image_BD is not None, text_BD is not None])
+        parts = [item_BD.get(m, absent_BD) + type_D for m, type_D in zip(MODALITIES, self.type_2D)]
+        bits_2 = present.new_tensor([m in item_BD for m in MODALITIES])
         return self.fusion(torch.cat([*parts, bits_2.expand(len(present), 2)], dim=-1))
 
     @torch.no_grad()
-    def slot_reads(
-        self,
-        image_BCHW: torch.Tensor | None = None,
-        tokens_BL: torch.Tensor | None = None,
-        length_B: torch.Tensor | None = None,
-    ) -> SlotReads:
-        """How images, or else captions, read the slots, for analysis."""
-        modality = "text" if image_BCHW is None else "image"
-        encoded_BD = (
-            self.text_encoder(tokens_BL, length_B) if image_BCHW is None else self.image_encoder(image_BCHW)
-        )
-        item_BD, modality_BS = self.modality_memory[modality].read(encoded_BD, weights=True)
-        _, central_BS = self.central_memory.read(self._fuse(**{f"{modality}_BD": item_BD}), weights=True)
-        return SlotReads(modality_BS, central_BS)
+    def slot_reads(self, modality: str, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """How images or captions read the slots, for analysis.
+
+        Args:
+            modality: `image` or `text`.
+            inputs: of its encoder.
+
+        Returns:
+            Attention of each item on the slots of its modality's memory and, in the first read after
+            fusion, on those of the central memory: (B, S // 2) and (B, S).
+        """
+        encoder = self.image_encoder if modality == "image" else self.text_encoder
+        item_BD, modality_BS = self.modality_memory[modality].read(encoder(*inputs), weights=True)
+        _, central_BS = self.central_memory.read(self._fuse({modality: item_BD}), weights=True)
+        return modality_BS, central_BS
 
 
 class Standardise(nn.Module):
@@ -262,27 +225,6 @@ class Standardise(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(…, F) → (…, F)."""
         return (features - self.mean_F) / self.deviation_F
-
-
-class PooledHead(nn.Module):
-    """One vector per item: standardised features, dropout, Linear, LayerNorm.
-
-    Args:
-        features: F.
-        width: D.
-        dropout: probability.
-    """
-
-    def __init__(self, features: int, width: int, dropout: float):
-        super().__init__()
-        self.standardise = Standardise(features)
-        self.dropout = nn.Dropout(dropout)
-        self.project = nn.Linear(features, width)
-        self.out_norm = nn.LayerNorm(width)
-
-    def forward(self, feature_BF: torch.Tensor) -> torch.Tensor:
-        """(B, F) → (B, D)."""
-        return self.out_norm(self.project(self.dropout(self.standardise(feature_BF))))
 
 
 class AttentionHead(nn.Module):
@@ -318,7 +260,13 @@ class AttentionHead(nn.Module):
 
 
 def build_head(feature_shape: tuple[int, ...], width: int, heads: int, dropout: float) -> nn.Module:
-    """The head for features of this shape, (F,) or (P, F)."""
-    if len(feature_shape) == 1:
-        return PooledHead(feature_shape[0], width, dropout)
-    return AttentionHead(feature_shape[1], width, heads, dropout)
+    """The head for features of this shape: of positions (P, F) attention, of one vector (F,) a projection."""
+    if len(feature_shape) == 2:
+        return AttentionHead(feature_shape[1], width, heads, dropout)
+    parts = {
+        "standardise": Standardise(feature_shape[0]),
+        "dropout": nn.Dropout(dropout),
+        "project": nn.Linear(feature_shape[0], width),
+        "out_norm": nn.LayerNorm(width),
+    }
+    return nn.Sequential(OrderedDict(parts))

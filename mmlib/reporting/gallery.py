@@ -5,18 +5,27 @@ import textwrap
 from collections.abc import Mapping
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import MaxNLocator
 
 from mmlib.data import Dataset
-from mmlib.reporting.scope import result_scope
-from mmlib.reporting.style import BAR, DIRECTION_NAMES, HIT, INK, MISS, SOFT, new_figure, styled
+from mmlib.reporting.results import result_scope
+from mmlib.reporting.style import BAR, HIT, INK, MISS, SOFT, level_line, new_figure, styled
+from mmlib.reporting.tables import DIRECTION_NAMES
 
-_ROW = 1.32  # inches a query
 PICTURE_DPI = 110  # pictures weigh much and gain little from a sharper page
 SAMPLE_PIXELS = 160  # side at which a data set that draws its images draws a sample
+BLOCKS = {
+    "image": "image memory, read by images",
+    "text": "text memory, read by captions",
+    "central_image": "central memory, read by images",
+    "central_text": "central memory, read by captions",
+}
 
 
+@styled
 def gallery_figures(gallery: Mapping[str, np.ndarray], result: dict) -> dict[str, Figure]:
     """Two figures, `t2i` and `i2t`: each query with its five best results and the rank of the first hit.
 
@@ -29,46 +38,64 @@ def gallery_figures(gallery: Mapping[str, np.ndarray], result: dict) -> dict[str
     return {"t2i": _images_for_captions(gallery, result), "i2t": _captions_for_images(gallery, result)}
 
 
-@styled
 def _images_for_captions(gallery: Mapping[str, np.ndarray], result: dict) -> Figure:
-    queries, thumbs = gallery["t2i_query"], gallery["t2i_thumbs"]
-    figure = _figure("t2i", "a caption", "its five best images", len(queries), result)
+    queries = gallery["t2i_query"]
+    figure = _gallery_figure("t2i", "a caption", "its five best images", len(queries), result)
     grid = figure.add_gridspec(len(queries), 6, width_ratios=[2.0, 1, 1, 1, 1, 1])
     for row, caption in enumerate(queries):
-        _caption_axes(figure.add_subplot(grid[row, 0]), str(caption), int(gallery["t2i_rank"][row]))
-        for place, (image, hit) in enumerate(zip(thumbs[row], gallery["t2i_hit"][row], strict=True)):
-            axes = figure.add_subplot(grid[row, place + 1])
-            axes.imshow(image)
-            _bare(axes)
+        axes = _bare_axes(figure, grid[row, 0])
+        text = textwrap.fill(textwrap.shorten(str(caption), 150, placeholder=" …"), 30)
+        axes.text(0, 0.97, text, va="top", fontsize=8.5, linespacing=1.3)
+        _rank_below(axes, gallery["t2i_rank"][row], loc="left")
+        for place, (image, hit) in enumerate(zip(gallery["t2i_thumbs"][row], gallery["t2i_hit"][row]), 1):
+            axes = _bare_axes(figure, grid[row, place], image)
             for spine in axes.spines.values():
                 spine.set(visible=True, color=HIT if hit else MISS, linewidth=3.4 if hit else 1)
-            axes.set_xlabel(
-                f"{place + 1} ✓ match" if hit else f"{place + 1}", fontsize=8, labelpad=3,
-                color=HIT if hit else SOFT, fontweight="bold" if hit else "normal",
-            )  # fmt: skip
+            look = {"color": HIT, "fontweight": "bold"} if hit else {"color": SOFT}
+            axes.set_xlabel(f"{place}{' ✓ match' if hit else ''}", fontsize=8, labelpad=3, **look)
     return figure
 
 
-@styled
 def _captions_for_images(gallery: Mapping[str, np.ndarray], result: dict) -> Figure:
-    queries, captions = gallery["i2t_query"], gallery["i2t_captions"]
-    figure = _figure("i2t", "an image", "its five best captions", len(queries), result)
+    queries = gallery["i2t_query"]
+    figure = _gallery_figure("i2t", "an image", "its five best captions", len(queries), result)
     grid = figure.add_gridspec(len(queries), 2, width_ratios=[1, 5.4])
     for row, image in enumerate(queries):
-        axes = figure.add_subplot(grid[row, 0])
-        axes.imshow(image)
-        _bare(axes)
-        axes.set_xlabel(_rank_text(int(gallery["i2t_rank"][row])), fontsize=7.5, color=SOFT, labelpad=3)
-        axes = figure.add_subplot(grid[row, 1])
-        _bare(axes)
-        for place, (caption, hit) in enumerate(zip(captions[row], gallery["i2t_hit"][row], strict=True)):
+        _rank_below(_bare_axes(figure, grid[row, 0], image), gallery["i2t_rank"][row])
+        axes = _bare_axes(figure, grid[row, 1])
+        for place, (caption, hit) in enumerate(zip(gallery["i2t_captions"][row], gallery["i2t_hit"][row])):
             text = textwrap.shorten(str(caption), 88, placeholder=" …")
             line = f"{place + 1}  {'✓' if hit else '·'}  {text}"
-            axes.text(
-                0, 0.9 - 0.2 * place, line, va="center", fontsize=8.5,
-                color=HIT if hit else INK, fontweight="bold" if hit else "normal", parse_math=False,
-            )  # fmt: skip
+            look = {"color": HIT, "fontweight": "bold"} if hit else {}
+            axes.text(0, 0.9 - 0.2 * place, line, va="center", fontsize=8.5, **look)
     return figure
+
+
+def _gallery_figure(direction: str, query: str, answers: str, rows: int, result: dict) -> Figure:
+    figure = new_figure(
+        f"{DIRECTION_NAMES[direction].capitalize()}: {query} and {answers}",
+        f"{result['run']} · {result_scope(result)} · {rows} of the queries; a tick and green mark a match",
+        f"Gallery of queries: {query} on the left, {answers} by rank on the right, matches ticked.",
+        height=1.32 * rows,
+    )
+    figure.set_dpi(PICTURE_DPI)
+    return figure
+
+
+def _rank_below(axes: Axes, rank: int, loc: str = "center") -> None:
+    axes.set_xlabel(f"first match: rank {rank:,}", fontsize=7.5, color=SOFT, labelpad=3, loc=loc)
+
+
+def _bare_axes(figure: Figure, place: SubplotSpec, image=None) -> Axes:
+    """Axes without anything, or with a picture."""
+    axes = figure.add_subplot(place)
+    if image is not None:
+        axes.imshow(image)
+    axes.set(xticks=[], yticks=[])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return axes
 
 
 @styled
@@ -88,55 +115,13 @@ def samples_figure(dataset: Dataset, count: int = 8) -> Figure:
     grid = figure.add_gridspec(rows, 2 * columns, width_ratios=[1, 1.5] * columns)
     for place, image in enumerate(chosen):
         row, column = divmod(place, columns)
-        axes = figure.add_subplot(grid[row, 2 * column])
-        axes.imshow(dataset.source.load(split.images[image], SAMPLE_PIXELS))
-        _bare(axes)
-        axes = figure.add_subplot(grid[row, 2 * column + 1])
-        _bare(axes)
+        _bare_axes(figure, grid[row, 2 * column], dataset.source.load(split.images[image], SAMPLE_PIXELS))
         captions = [split.captions[m] for m in np.flatnonzero(split.image_of_caption_M == image)[:5]]
-        text = "\n".join(
-            textwrap.fill(textwrap.shorten(c, 80, placeholder=" …"), 32, subsequent_indent="  ")
-            for c in captions
-        )
-        axes.text(0, 1, text, va="top", fontsize=7, linespacing=1.25, parse_math=False)
+        short = [textwrap.shorten(caption, 80, placeholder=" …") for caption in captions]
+        text = "\n".join(textwrap.fill(caption, 32, subsequent_indent="  ") for caption in short)
+        axes = _bare_axes(figure, grid[row, 2 * column + 1])
+        axes.text(0, 1, text, va="top", fontsize=7, linespacing=1.25)
     return figure
-
-
-def _figure(direction: str, query: str, answers: str, rows: int, result: dict) -> Figure:
-    figure = new_figure(
-        f"{DIRECTION_NAMES[direction].capitalize()}: {query} and {answers}",
-        f"{result['run']} · {result_scope(result)} · {rows} of the queries; a tick and green mark a match",
-        f"Gallery of queries: {query} on the left, {answers} by rank on the right, matches ticked.",
-        height=_ROW * rows,
-    )
-    figure.set_dpi(PICTURE_DPI)
-    return figure
-
-
-def _caption_axes(axes, caption: str, rank: int) -> None:
-    _bare(axes)
-    text = textwrap.fill(textwrap.shorten(caption, 150, placeholder=" …"), 30)
-    axes.text(0, 0.97, text, va="top", fontsize=8.5, linespacing=1.3, parse_math=False)
-    axes.set_xlabel(_rank_text(rank), fontsize=7.5, color=SOFT, labelpad=3, loc="left")
-
-
-def _rank_text(rank: int) -> str:
-    return f"first match: rank {rank:,}"
-
-
-def _bare(axes) -> None:
-    axes.set(xticks=[], yticks=[])
-    axes.grid(visible=False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-BLOCKS = {
-    "image": "image memory, read by images",
-    "text": "text memory, read by captions",
-    "central_image": "central memory, read by images",
-    "central_text": "central memory, read by captions",
-}
 
 
 @styled
@@ -174,17 +159,13 @@ def slots_figure(slots: Mapping[str, np.ndarray], result: dict) -> Figure:
         in_use = float(np.exp(-(used * np.log(used)).sum()))
         axes = figure.add_subplot(grid[row, 0])
         axes.bar(np.arange(1, len(weight_S) + 1), 100 * weight_S, width=0.85, color=BAR)
-        axes.axhline(100 / len(weight_S), color=SOFT, linestyle=":", linewidth=1.2)
+        level_line(axes, 100 / len(weight_S), "even reading")
         axes.set_title(title)
         axes.set_xlabel(f"slots, most read first ({in_use:.0f} of {len(weight_S)} in use)")
         axes.set_ylabel("attention (%)")
         axes.set_xlim(0.3, len(weight_S) + 0.7)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="x", visible=False)
-        axes.annotate(
-            "even reading", (1, 100 / len(weight_S)), xycoords=("axes fraction", "data"),
-            ha="right", va="bottom", fontsize=7.5, color=SOFT,
-        )  # fmt: skip
         _words(figure.add_subplot(grid[row, 1]), json.loads(str(slots[f"{block}_top"])))
     return figure
 
@@ -198,4 +179,4 @@ def _words(axes, top: list[dict]) -> None:
         words = ",  ".join(f"{word} ×{lift:.2f}" for word, lift in entry["read_by"][:3])
         axes.text(0.0, y, f"{entry['slot']}", fontsize=8.5, va="center", fontweight="bold", color=INK)
         axes.text(0.105, y, f"{100 * entry['share']:.1f} %", fontsize=8.5, va="center", color=SOFT)
-        axes.text(0.255, y, words, fontsize=8.5, va="center", parse_math=False)
+        axes.text(0.255, y, words, fontsize=8.5, va="center")

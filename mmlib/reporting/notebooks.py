@@ -2,7 +2,6 @@
 
 import ast
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import nbformat
 from mmlib import files
 from mmlib.config import ParameterError
 from mmlib.files import checked_name, is_name, read_bounded
-from mmlib.reporting.style import MARK
+from mmlib.reporting.tables import MARK
 from mmlib.training.ablation import members, read_ablation
 from mmlib.training.runs import (
     read_history,
@@ -46,11 +45,6 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def has_private(notebook: nbformat.NotebookNode) -> bool:
-    """Whether any output of the notebook is marked private."""
-    return any(is_private for _, is_private in map(mark_of, outputs_of(notebook)))
-
-
 def notebook_state(notebook: nbformat.NotebookNode) -> tuple[str, str | None]:
     """State of an executed notebook by its cells alone, and the reason where it is not complete.
 
@@ -59,12 +53,11 @@ def notebook_state(notebook: nbformat.NotebookNode) -> tuple[str, str | None]:
     """
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     for number, cell in enumerate(code, 1):
-        for output in cell.outputs:
-            if output.output_type == "error":
-                where = f"cell {number} of {len(code)}{section_of(notebook, cell)}"
-                if output.ename == "KeyboardInterrupt":
-                    return "interrupted", f"stopped by the user in {where}"
-                return "failed", f"{where}: {output.ename}: {output.evalue}".strip(": ")
+        where = f"cell {number} of {len(code)}{section_of(notebook, cell)}"
+        for output in (output for output in cell.outputs if output.output_type == "error"):
+            if output.ename == "KeyboardInterrupt":
+                return "interrupted", f"stopped by the user in {where}"
+            return "failed", f"{where}: {output.ename}: {output.evalue}".strip(": ")
     if MARK in notebook.metadata:
         mark = notebook.metadata[MARK]
         state, reason = (mark.get("state"), mark.get("reason")) if isinstance(mark, dict) else (None, None)
@@ -78,20 +71,6 @@ def notebook_state(notebook: nbformat.NotebookNode) -> tuple[str, str | None]:
             where = f"cell {number} of {len(code)}{section_of(notebook, cell)}"
             return "killed", f"ended without an error at {where}: the process was killed, or is still at work"
     return "complete", None
-
-
-def parameters_of(path: Path, notebook: nbformat.NotebookNode) -> dict:
-    """Names and values of the parameters that an executed copy ran with, overrides included.
-
-    Raises:
-        FileNotFoundError: there is no such copy.
-        ValueError: it has no proper parameters cell, or no mapping of parameters in its metadata.
-    """
-    injected = notebook.metadata.get("papermill", {})
-    injected = injected.get("parameters", {}) if isinstance(injected, dict) else None
-    if not isinstance(injected, dict):
-        raise ValueError(f"{path.name}: expected papermill's parameters in its metadata; run it again")
-    return cell_parameters(path, notebook) | injected
 
 
 def cell_parameters(path: Path, notebook: nbformat.NotebookNode) -> dict[str, Any]:
@@ -134,11 +113,6 @@ def section_of(notebook: nbformat.NotebookNode, cell: nbformat.NotebookNode) -> 
     return f" ({heading})" if heading else ""
 
 
-def outputs_of(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """All outputs of a notebook, in order."""
-    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
-
-
 def mark_of(output: nbformat.NotebookNode) -> tuple[str | None, bool]:
     """What `mmlib.reporting.style` wrote beside an output: its name, or None, and whether it is private.
 
@@ -160,7 +134,7 @@ class Page:
         name: of the notebook, without ending.
         state: `complete`, or what else became of it.
         reason: why it is not complete, or None.
-        executed: its executed copy, or None if it was never run.
+        executed: its executed copy, or None if it was never run or cannot be shown.
         runs: names of the runs that it trained or read.
     """
 
@@ -169,11 +143,6 @@ class Page:
     reason: str | None = None
     executed: Path | None = None
     runs: tuple[str, ...] = ()
-
-    @property
-    def href(self) -> str | None:
-        """Address of the page from its neighbours; None where there is no page."""
-        return f"{self.name}.html" if self.executed else None
 
 
 @dataclass
@@ -242,57 +211,41 @@ def runs_state(runs: tuple[str, ...]) -> tuple[str, str | None]:
     states = []
     for name in runs:
         read = {name: read_run(name)}
-        record = read[name].record
-        read |= {member: read_run(member) for member in (members(record) if record else ())}
+        if read[name].record:
+            read |= {member: read_run(member) for member in members(read[name].record)}
         for run, left in read.items():
-            reason = left.reason
-            if left.state != "complete":
-                reason = f"run {run}: {reason}" if reason else f"run {run} is {left.state}"
-            states.append((left.state, reason))
+            reason = f"run {run}: {left.reason}" if left.reason else f"run {run} is {left.state}"
+            states.append((left.state, None if left.state == "complete" else reason))
     return worst(states)
 
 
 def read_run(run: str) -> RunFiles:
     """Reads what a report says of a run; nothing is written, and what is damaged stops nothing."""
     found = RunFiles(*run_state(run))
-
-    def read(reader: Callable[[str], Any], otherwise: Any) -> Any:
-        try:
-            return reader(run)
-        except (OSError, ValueError) as error:
-            if not (found.state == "running" and isinstance(error, FileNotFoundError)):  # yet to come
-                found.problems.append(str(error))
-            return otherwise
-
     if not is_name(run) or not run_folder(run).is_dir():
         return found  # never begun
-    found.record = read(read_ablation, None)
+    begun = found.state != "running"  # otherwise files are yet to come
+
+    def read(reader, file: str, otherwise: Any, needed: bool) -> Any:
+        try:
+            return reader(run) if needed or (run_folder(run) / file).exists() else otherwise
+        except (OSError, ValueError) as error:
+            found.problems.append(str(error))
+            return otherwise
+
+    found.record = read(read_ablation, "ablation.json", None, needed=False)
     if found.record is None and not found.problems:
-        found.history = read(read_history if found.state == "complete" else _history_if_any, [])
-        found.best_by = read(stored_choice, "rsum")
-        found.environment = read(stored_environment, {})
-        found.result = read(_result_if_any, None)
-    read(read_status, None)
+        found.history = read(read_history, "history.jsonl", [], needed=found.state == "complete")
+        found.best_by = read(stored_choice, "config.json", "rsum", needed=begun)
+        found.environment = read(stored_environment, "environment.json", {}, needed=begun)
+        found.result = read(read_result, "results.json", None, needed=False)  # of 03_evaluate
+    read(read_status, "status.json", None, needed=begun)
     if found.state == "complete" and not (found.record or found.history or found.problems):
         path = files.shown(run_folder(run) / "history.jsonl")
         found.problems.append(f"{path} is damaged: expected the epochs of a complete run, found none")
     if found.state == "complete" and found.problems:
         found.state, found.reason = "failed", found.problems[0]
     return found
-
-
-def _history_if_any(run: str) -> list[dict]:
-    try:
-        return read_history(run)
-    except FileNotFoundError:  # it comes with the first epoch
-        return []
-
-
-def _result_if_any(run: str) -> dict | None:
-    try:
-        return read_result(run)
-    except FileNotFoundError:  # it comes with 03_evaluate, or never
-        return None
 
 
 def _page(executed: Path) -> Page:
@@ -303,7 +256,11 @@ def _page(executed: Path) -> Page:
         return Page(name, "incomplete", f"{name} has not been run")
     try:
         notebook = read_notebook(executed)
-        runs = runs_of(parameters_of(executed, notebook))
+        injected = notebook.metadata.get("papermill", {})
+        injected = injected.get("parameters", {}) if isinstance(injected, dict) else None
+        if not isinstance(injected, dict):
+            raise ValueError("expected papermill's parameters in its metadata; run it again")
+        runs = runs_of(cell_parameters(executed, notebook) | injected)
         state, reason = notebook_state(notebook)
     except (OSError, ValueError) as error:
         reason = str(error)

@@ -1,7 +1,6 @@
 """A notebook as a page: foreign HTML is cleaned, and a policy forbids the page everything active."""
 
 import base64
-import binascii
 import re
 import warnings
 from functools import cache
@@ -15,12 +14,11 @@ from nbconvert import HTMLExporter
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
-from mmlib.reporting.notebooks import Page, mark_of, outputs_of, read_notebook
+from mmlib.reporting.notebooks import Page, mark_of, read_notebook
 
 # The browser's own refusal, should anything slip through: no script, nothing from elsewhere.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TAGS = frozenset({
     "a", "abbr", "b", "blockquote", "br", "caption", "cite", "code", "col", "colgroup", "dd", "del",
     "details", "div", "dl", "dt", "em", "figcaption", "figure", "h1", "h2", "h3", "h4", "h5", "h6", "hr",
@@ -79,20 +77,6 @@ def _without_code(text: str) -> str:
     return "".join([*parts, text[start:]])
 
 
-def png_of(text: str) -> bytes | None:
-    """The PNG in a base64 text; None if it is none."""
-    try:
-        png = base64.b64decode(text)
-    except (ValueError, binascii.Error):
-        return None
-    return png if is_png(png) else None
-
-
-def is_png(data: bytes) -> bool:
-    """Whether bytes start as a PNG does."""
-    return data.startswith(_SIGNATURE)
-
-
 def well_formed(text: str) -> str:
     """Text that can be written as UTF-8: halves of characters, which JSON can hold, become `?`."""
     return text.encode("utf-8", "replace").decode()
@@ -126,77 +110,55 @@ _PAPERMILL_MARK = "papermill-error-cell-tag"  # its red error cells; the page ha
 _NO_PICTURE = "[a picture that is no PNG is left out]"
 
 
-def render_notebook(
-    executed_ipynb: Path, experiment: str, private: bool = False, pages: tuple[Page, ...] = ()
-) -> dict[str, bytes]:
-    """Renders an executed notebook as one page that runs nothing and loads nothing from anywhere.
+def render_notebook(executed_ipynb: Path, experiment: str, pages: tuple[Page, ...] = ()) -> dict[str, bytes]:
+    """Renders an executed notebook as a page that runs nothing and loads nothing from anywhere.
 
     Outputs that are marked private (`mmlib.reporting.style`) are replaced by a sentence that says
-    why, unless the page itself is private.  What is foreign in the notebook is made harmless
-    (`mmlib.reporting.pages`).
+    why; if there are any, a second page shows them, which stays on this machine.  Pictures are encoded
+    anew, and what is foreign in the notebook is made harmless.
 
     Args:
         executed_ipynb: notebook with its outputs.
         experiment: its name.
-        private: render the page that stays on this machine, with private outputs.
         pages: all pages of the experiment, for navigation and state; a notebook that is not among
             them counts as complete.
 
     Returns:
-        Contents by file name in the report's folder: the page, `<notebook>.html` or
-        `<notebook>.private.html`, and its named figures, `figures/<notebook>-<name>.png` or
+        Contents by file name in the report's folder: the pages, `<notebook>.html` and
+        `<notebook>.private.html`, and the named figures, `figures/<notebook>-<name>.png` or
         `private/<notebook>-<name>.png`.
 
     Raises:
         FileNotFoundError: there is no such notebook.
         ValueError: it cannot be read or shown, or a figure's name is no name for a file.
     """
-    notebook = read_notebook(executed_ipynb)
-    name = executed_ipynb.stem
+    notebook, name = read_notebook(executed_ipynb), executed_ipynb.stem
     page = next((p for p in pages if p.name == name), Page(name, "complete", executed=executed_ipynb))
+    made = {}
     try:
         notebook.cells = [c for c in notebook.cells if _PAPERMILL_MARK not in c.metadata.get("tags", [])]
-        _keep_pictures(notebook)
-        files = _figures(notebook, name, private)
-        if not private:
-            _withhold(notebook)
-        context = {
-            "title": _take_title(notebook) or name,
-            "experiment": experiment,
-            "name": name,
-            "state": page.state,
-            "reason": page.reason,
-            "private": private,
-            "pages": pages,
-            "css": stylesheet(),
-            "policy": POLICY,
-        }
-        with warnings.catch_warnings(action="ignore"):  # of outputs that no page can show
-            body, _ = _exporter().from_notebook_node(notebook, resources={"page": context})
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        private = [output for output in outputs if mark_of(output)[1]]
+        for output in (output for output in outputs if "image/png" in output.get("data", {})):
+            figure, png = mark_of(output)[0], _png(output.data["image/png"])
+            output.data["image/png"] = base64.b64encode(png).decode()
+            if not png:
+                output.data = {"text/plain": _NO_PICTURE}
+            elif figure:
+                made[f"{'private' if output in private else 'figures'}/{name}-{figure}.png"] = png
+        shown = {"title": _take_title(notebook) or name, "experiment": experiment, "page": page}
+        if private:
+            made[f"{name}.private.html"] = _exported(notebook, shown | {"pages": pages, "private": True})
+        for output in private:
+            output.data, output.withheld = {}, mark_of(output)[0] or ""
+        made[f"{name}.html"] = _exported(notebook, shown | {"pages": pages, "private": False})
     except Exception as error:  # whatever a stranger's cells make of the exporter
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ValueError(f"{executed_ipynb.name} cannot be shown ({reason}); run it again") from None
-    return {f"{name}{'.private' if private else ''}.html": well_formed(body).encode(), **files}
+    return made
 
 
-def stylesheet() -> str:
-    """The CSS of all pages, code colours for light and dark included."""
-    light = HtmlFormatter(style="friendly").get_style_defs(".highlight")
-    dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
-    plain = ".highlight, .highlight .err { background: var(--wash); border: 0; }"
-    return "\n".join(
-        [
-            light,
-            "@media (prefers-color-scheme: dark) {",
-            dark,
-            "}",
-            (TEMPLATES / "report.css").read_text(encoding="utf-8"),
-            plain,
-        ]
-    )
-
-
-def _exporter() -> HTMLExporter:
+def _exported(notebook: nbformat.NotebookNode, shown: dict) -> bytes:
     exporter = HTMLExporter(
         template_name="report",
         extra_template_basedirs=[str(TEMPLATES)],
@@ -204,36 +166,26 @@ def _exporter() -> HTMLExporter:
         config=Config({"NbConvertBase": {"display_data_priority": _SHOWN}}),
     )
     exporter.register_filter("harmless_html", harmless_html)
-    return exporter
+    with warnings.catch_warnings(action="ignore"):  # of outputs that no page can show
+        shown = shown | {"css": stylesheet(), "policy": POLICY}
+        return well_formed(exporter.from_notebook_node(notebook, resources={"page": shown})[0]).encode()
 
 
-def _keep_pictures(notebook: nbformat.NotebookNode) -> None:
-    """Encodes pictures anew, and leaves out what only claims to be one."""
-    for output in outputs_of(notebook):
-        if "image/png" in output.get("data", {}):
-            png = png_of(output.data["image/png"])
-            if png:
-                output.data["image/png"] = base64.b64encode(png).decode()
-            else:
-                output.data = {"text/plain": _NO_PICTURE}
+def _png(text: str) -> bytes:
+    """The PNG in a base64 text; nothing if it is none."""
+    try:
+        png = base64.b64decode(text)
+    except ValueError:
+        return b""
+    return png if png.startswith(b"\x89PNG\r\n\x1a\n") else b""
 
 
-def _figures(notebook: nbformat.NotebookNode, page: str, private: bool) -> dict[str, bytes]:
-    folder = "private" if private else "figures"
-    figures = {}
-    for output in outputs_of(notebook):
-        name, is_private = mark_of(output)
-        if "image/png" in output.get("data", {}) and name and is_private == private:
-            figures[f"{folder}/{page}-{name}.png"] = base64.b64decode(output.data["image/png"])
-    return figures
-
-
-def _withhold(notebook: nbformat.NotebookNode) -> None:
-    for output in outputs_of(notebook):
-        name, is_private = mark_of(output)
-        if is_private:
-            output.data = {}
-            output.withheld = name or ""
+def stylesheet() -> str:
+    """The CSS of all pages, code colours for light and dark included."""
+    light = HtmlFormatter(style="friendly").get_style_defs(".highlight")
+    dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
+    ours = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{ours}"
 
 
 def _take_title(notebook: nbformat.NotebookNode) -> str | None:

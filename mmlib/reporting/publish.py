@@ -1,12 +1,15 @@
 """The index of all reports, and a report copied into `reports/published`."""
 
 import base64
+import dataclasses
 import os
 import re
 import shutil
 from pathlib import Path
 
 import jinja2
+import pandas as pd
+from jinja2.filters import Markup
 
 from mmlib import files
 from mmlib.files import (
@@ -21,11 +24,10 @@ from mmlib.files import (
 from mmlib.locks import locked
 from mmlib.reporting.ablation import ablation_table, ablation_verdicts
 from mmlib.reporting.notebooks import report_folder
-from mmlib.reporting.pages import POLICY, TEMPLATES, is_png, stylesheet, well_formed
-from mmlib.reporting.report import THUMBNAIL, UNKNOWN, markdown_table
-from mmlib.reporting.scope import DIRECTIONS, percent, recall_text, scope
-from mmlib.reporting.style import DIRECTION_NAMES
-from mmlib.reporting.tables import results_table
+from mmlib.reporting.pages import POLICY, TEMPLATES, stylesheet, well_formed
+from mmlib.reporting.report import THUMBNAIL, UNKNOWN
+from mmlib.reporting.results import protocols_of_results, result_rows, result_scope, results_table
+from mmlib.reporting.tables import Table, scope
 from mmlib.training.stored import Report, read_stored
 
 
@@ -54,7 +56,7 @@ def write_index(reports: Path | None = None) -> Path:
     cards = [_card(folder) for folder in folders]
     text = environment.get_template("experiments.html.j2").render(
         experiments=cards,
-        css=jinja2.filters.Markup(stylesheet()),
+        css=Markup(stylesheet()),
         policy=POLICY,
         published=os.path.relpath(published, reports) if published.is_file() and index != published else None,
     )
@@ -64,23 +66,16 @@ def write_index(reports: Path | None = None) -> Path:
 
 
 def _card(folder: Path) -> dict:
-    card = {
-        "name": printable(folder.name),
-        "state": "unreadable",
-        "reason": None,
-        "first": None,
-        "numbers": None,
-        "verdicts": [],
-    }
-    card |= {"links": [], "thumbnail": None, "alt": ""}
+    card = dict.fromkeys(("first", "thumbnail", "reason"), None)
+    card |= {"name": printable(folder.name), "state": "unreadable", "shown": [], "links": [], "alt": ""}
     try:
         checked_name(folder.name, "experiment")
         report = read_stored(folder / "results.json", Report, "make the report again")
-        card |= {"state": report["state"], "reason": report["reason"], "numbers": _numbers(report["metrics"])}
-        records = report.get("ablations", {}).values()  # reports from before there were any have none
-        card["verdicts"] = [text for record in records for text in ablation_verdicts(record).sentences]
-        if card["verdicts"]:
-            card["numbers"] = None  # of a single run, which is not what an ablation is about
+        card |= {"state": report["state"], "reason": report["reason"]}
+        # Reports from before there were ablations have none; where there is one, its verdicts are the result.
+        verdicts = [ablation_verdicts(record) for record in (report.get("ablations") or {}).values()]
+        tables = [dataclasses.replace(table, caption="") for table in verdicts] or _numbers(report["metrics"])
+        card["shown"] = [Markup(table._repr_html_()) for table in tables]
         card["links"] = [
             {"name": name, "href": f"{folder.name}/{notebook['page']}"}
             for name, notebook in report["notebooks"].items()
@@ -88,7 +83,8 @@ def _card(folder: Path) -> dict:
         ]
         card["first"] = card["links"][-1]["href"] if card["links"] else None  # the analysis, once there
         if report["thumbnail"]:
-            card |= {"thumbnail": _picture(folder / THUMBNAIL), "alt": report["thumbnail"]["alt"]}
+            picture = base64.b64encode(read_bounded(folder / THUMBNAIL)).decode()
+            card |= {"thumbnail": f"data:image/png;base64,{picture}", "alt": report["thumbnail"]["alt"]}
     except FileNotFoundError as error:
         card |= {"state": "incomplete", "reason": f"its report is not whole: {error}"}
     except (OSError, ValueError) as error:
@@ -96,48 +92,31 @@ def _card(folder: Path) -> dict:
     return card
 
 
-def _picture(path: Path) -> str:
-    """A PNG as an address that holds it."""
-    png = read_bounded(path)
-    if not is_png(png):
-        raise ValueError(f"{files.shown(path)} is damaged: expected a PNG; make the report again")
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _numbers(metrics: dict) -> dict | None:
+def _numbers(metrics: dict) -> list[Table]:
     """Test R@1 of the last run that has it; before any test, validation R@1 of the last best epoch."""
-    for run, values in reversed(metrics.items()):
-        if values["test"]:
-            test = values["test"]
-            where = scope(test["data"]["name"], test["split"], test["protocols"]["standard"])
-            return _rows(run, test["protocols"]["standard"], f"{where} · 95 % intervals")
-    for run, values in reversed(metrics.items()):
-        if values["best"]:
-            best = values["best"][-1]
-            where = scope((values["data"] or UNKNOWN)["name"], "val", best["val"])
-            note = f"best epoch {best['epoch']}, not a test result"
-            return _rows(run, best["val"], f"{where} · {note} · 95 % intervals")
-    return None
-
-
-def _rows(run: str, summary: dict, where: str) -> dict:
-    rows = []
-    for direction in DIRECTIONS:
-        recall = summary[direction]["r1"]
-        rows.append(
-            {
-                "direction": DIRECTION_NAMES[direction],
-                "recall": recall_text(recall),
-                "hits": f"{recall['hits']:,}/{summary[direction]['n']:,}",
-                "chance": f"{percent(recall['chance'])} %",
-            }
+    tested = [values["test"] for values in metrics.values() if values["test"]]
+    tried = [(run, values) for run, values in metrics.items() if values["best"]]
+    if tested:
+        rows, caption = (
+            result_rows(tested[-1]["run"], tested[-1]["protocols"]["standard"]),
+            result_scope(tested[-1]),
         )
-    return {"run": run, "rows": rows, "scope": where}
+    elif tried:
+        run, values = tried[-1]
+        best = values["best"][-1]
+        where = scope((values["data"] or UNKNOWN)["name"], "val", best["val"])
+        rows, caption = (
+            result_rows(run, best["val"]),
+            f"{where} · best epoch {best['epoch']}, not a test result",
+        )
+    else:
+        return []
+    frame = pd.DataFrame(rows)[["run", "direction", "R@1", "chance R@1"]]
+    return [Table(frame, f"{caption} · 95 % intervals · hits/n")]
 
 
 QUOTING = ("README.md", "docs/results.md")  # pages that quote published reports
 # A quotation stands between two comments, the first of which names the experiment.
-_OLD = ".old"  # where a report lies while another takes its place
 _OPENING = r"<!-- (results|ablation): ([\w.-]+) -->\n"
 QUOTED = re.compile(rf"({_OPENING})(?:(?!<!-- (?:results|ablation): ).)*?(<!-- end -->)", re.DOTALL)
 
@@ -157,15 +136,13 @@ def publish(experiment: str) -> Path:
         InUse: the experiment is at work.
         OSError: it could not be copied; what was published before stands.
     """
-    name, source = experiment, report_folder(experiment)
-    target = files.PUBLISHED / name
+    source, target = report_folder(experiment), files.PUBLISHED / experiment
     _require(source, "results.json")
-    with locked(source, f"experiment {name!r}"), locked(files.PUBLISHED, "the published reports"):
-        _put_back(files.PUBLISHED / _OLD)
-        kept = _files_of(source, name)
+    with locked(source, f"experiment {experiment!r}"), locked(files.PUBLISHED, "the published reports"):
+        kept = _files_of(source, experiment)
         pages = [page for page in QUOTING if (files.ROOT / page).exists()]
         texts = {page: (files.ROOT / page).read_text(encoding="utf-8") for page in pages}
-        texts = {page: renewed(text, {name: source}, page) for page, text in texts.items()}
+        texts = {page: renewed(text, {experiment: source}, page) for page, text in texts.items()}
         _replace(target, source, kept)
         write_index(files.PUBLISHED)
         for page, text in texts.items():
@@ -198,52 +175,47 @@ def renewed(text: str, instead: dict[str, Path], page: str = "README.md") -> str
         path = instead.get(experiment, files.PUBLISHED / experiment) / "results.json"
         report = read_stored(path, Report)
         try:
-            lines = (_results if found[2] == "results" else _verdicts)(report)
+            lines = [line for table in _quoted(report, found[2]) for line in table.markdown()]
         except ValueError as error:
             raise ValueError(
                 f"{page} quotes the {found[2]} of {experiment!r}, which {files.shown(path)} does not give:"
                 f" {error}"
             ) from None
-        return "\n".join([found[1].rstrip(), *lines, found[4]])
+        return "\n".join([found[1].rstrip(), "\n".join(lines).strip(), found[4]])
 
     return QUOTED.sub(quote, text)
 
 
-def _results(report: dict) -> list[str]:
-    table = results_table([run["test"] for run in report["metrics"].values() if run["test"]])
-    return [*markdown_table(table.frame), "", table.caption]
-
-
-def _verdicts(report: dict) -> list[str]:
+def _quoted(report: dict, what: str) -> list[Table]:
+    """What pages quote of a report: the `results` of its runs, or its `ablation`."""
+    if what == "results":
+        results = [run["test"] for run in report["metrics"].values() if run["test"]]
+        return [results_table(results, protocol) for protocol in protocols_of_results(results)]
     if not report.get("ablations"):
         raise ValueError("it has no ablation")
-    lines = []
+    tables = []
     for record in report["ablations"].values():
-        lines += [f"- {sentence}" for sentence in ablation_verdicts(record).sentences]
-        lines += ["", *markdown_table(ablation_table(record).frame), ""]
-    return lines[:-1]
+        tables += [dataclasses.replace(ablation_verdicts(record), caption=""), ablation_table(record)]
+    return tables
 
 
-def _files_of(source: Path, name: str) -> list[Path]:
+def _files_of(source: Path, name: str) -> list[str]:
     """What is published of a report, relative to its folder, after a check that it is complete."""
     report = read_stored(source / "results.json", Report)
-    states = [report["state"], *(notebook.get("state") for notebook in report["notebooks"].values())]
-    if len(states) == 1 or set(states) != {"complete"}:
+    states = {report["state"], *(notebook.get("state") for notebook in report["notebooks"].values())}
+    if states != {"complete"} or not report["notebooks"]:
         raise ValueError(
             f"only a complete report is published, found {files.shown(source)} to be {report['state']!r}"
             f" ({report['reason'] or 'no reason given'}); run it to its end: make report EXPERIMENT={name}"
         )
-    pages = [f"{checked_name(notebook, 'notebook')}.html" for notebook in report["notebooks"]]
-    drawn = [f"figures/{p.name}" for p in sorted((source / "figures").glob("*.png"))]
-    own = (
-        THUMBNAIL,
-        *(f"figures/{notebook}-" for notebook in report["notebooks"]),
-    )  # others were not made by this
-    figures = [file for file in drawn if file.startswith(own)]
-    names = ["results.json", "README.md", *pages, *figures]
-    for file in names if not report["thumbnail"] or THUMBNAIL in figures else [*names, THUMBNAIL]:
+    own = tuple(f"figures/{checked_name(notebook, 'notebook')}-" for notebook in report["notebooks"])
+    drawn = [f"figures/{path.name}" for path in sorted((source / "figures").glob("*.png"))]
+    names = ["results.json", "README.md", *(f"{notebook}.html" for notebook in report["notebooks"])]
+    names += [file for file in drawn if file.startswith(own)]  # others were not made by this
+    names += [THUMBNAIL] if report["thumbnail"] else []
+    for file in names:
         _require(source, file)
-    return [Path(file) for file in names]
+    return names
 
 
 def _require(source: Path, file: str) -> None:
@@ -257,30 +229,20 @@ def _require(source: Path, file: str) -> None:
         )
 
 
-def _replace(target: Path, source: Path, files: list[Path]) -> None:
-    """Copies the files beside the target, then takes its place; on an error the old ones stay."""
-    new, old = target.with_name(".new"), target.with_name(_OLD)
+def _replace(target: Path, source: Path, names: list[str]) -> None:
+    """Copies the files beside the target, then takes its place; until then the old ones stay."""
+    new = target.with_name(".new")
     shutil.rmtree(new, ignore_errors=True)
     try:
-        for file in files:
-            with explained(target / file):
-                (new / file).parent.mkdir(parents=True, exist_ok=True)
-                write_bytes_atomic(new / file, (source / file).read_bytes())
+        for name in names:
+            with explained(target / name):
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
+                write_bytes_atomic(new / name, (source / name).read_bytes())
         flush_folder(new)
-        with explained(target):
-            if target.exists():
-                old.mkdir()
-                target.rename(old / target.name)
-            new.rename(target)
-        flush_folder(target.parent)
-    finally:
-        _put_back(old)
+    except BaseException:
         shutil.rmtree(new, ignore_errors=True)
-
-
-def _put_back(old: Path) -> None:
-    """Gives a report that was moved away its place again, unless another has it: after an error or a kill."""
-    for report in old.iterdir() if old.is_dir() else ():
-        if not (place := old.with_name(report.name)).exists():
-            report.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
+        raise
+    with explained(target):
+        shutil.rmtree(target, ignore_errors=True)
+        new.rename(target)
+    flush_folder(target.parent)

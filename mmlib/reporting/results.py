@@ -1,135 +1,18 @@
-"""Results beside each other: of several runs, against a parent, and against published figures."""
+"""Results side by side: of runs under each protocol, one against another, and their checks."""
 
-import html
-from dataclasses import dataclass
-from textwrap import shorten
-
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from mmlib.metrics import RetrievalRanks, compare_runs, verdict_from_counts
-from mmlib.metrics.compare import measured_on
-from mmlib.reporting import published
-from mmlib.reporting.published import GROUPS, PUBLISHED, TRAPS, check_publishable, group_of, why_not_published
-from mmlib.reporting.scope import check_one_scope, p_text, result_scope, summary_of
-from mmlib.reporting.style import (
-    DIRECTIONS,
-    INK,
-    SHADE,
-    SOFT,
-    dot_handles,
-    draw_dot,
-    new_figure,
-    show,
-    styled,
-)
-from mmlib.reporting.tables import Table, published_table, reference_table
-from mmlib.training.runs import read_result, run_folder
-
-TITLE_CHARACTERS = 100  # of a group of systems, that fit into a figure
-_OFFSET = {"i2t": -0.17, "t2i": 0.17}  # of the two directions around a row's middle, in rows
-
-
-@styled
-def results_figure(results: list[dict], protocol: str = "standard") -> Figure:
-    """Test R@1, R@5 and R@10 of one or more runs with 95 % intervals and chance.
-
-    Args:
-        results: `results.json` of each run, all measured on the same data.
-        protocol: `standard` or `paired`.
-
-    Raises:
-        ValueError: no results, a run without that protocol, or runs measured on different data.
-    """
-    check_one_scope(results, protocol)
-    summaries = [summary_of(result, protocol) for result in results]
-    ks = [k for k in summaries[0]["i2t"] if k[0] == "r" and k[1:].isdigit()]
-    runs = [result["run"] for result in results]
-    figure = new_figure(
-        "Recall on the test split" if results[0]["split"] == "test" else "Recall",
-        f"{result_scope(results[0], protocol)} · best checkpoint of each run, 95 % intervals",
-        f"Dot plots of recall at {', '.join(k[1:] for k in ks)} for {', '.join(runs)}, both directions, each"
-        " with its interval, and the chance level.",
-        height=0.75 + 0.62 * len(results),
-        legend=[*dot_handles(), Line2D([], [], color=SOFT, linestyle=":", label="chance")],
-    )
-    panels = figure.subplots(1, len(ks), sharey=True, squeeze=False)[0]
-    for axes, k in zip(panels, ks, strict=True):
-        for direction in DIRECTIONS:
-            for row, summary in enumerate(summaries):
-                recall = summary[direction][k]
-                _draw(axes, recall, row + _OFFSET[direction], direction, named=True)
-            axes.axvline(100 * summaries[0][direction][k]["chance"], color=SOFT, linestyle=":", linewidth=1.2)
-        axes.set_xlabel(f"R@{k[1:]} (%)")
-        axes.set_xlim(left=0)
-        axes.margins(x=0.08)
-        axes.set_ylim(len(results) - 0.4, -0.62)
-        axes.grid(axis="y", visible=False)
-        axes.set_yticks(range(len(runs)), runs, color=INK)
-    return figure
-
-
-@styled
-def published_figure(results: list[dict]) -> Figure:
-    """Test R@1 of our runs beside published Flickr8k systems, grouped by what they were pretrained on.
-
-    Args:
-        results: `results.json` of each run, on Flickr8k's 1,000 test images, protocol `standard`.
-
-    Raises:
-        ValueError: no results, or one that may not stand beside them (`published.why_not_published`).
-    """
-    check_publishable(results)
-    rows: list[str | tuple[str, dict | None, object]] = []  # a group's title, or a system of it
-    groups = [*GROUPS, *sorted({group_of(r) for r in results} - set(GROUPS))]
-    for group in groups:
-        systems = [(p.system, None, p) for p in PUBLISHED if p.group == group and p.i2t[0] is not None]
-        ours = [(r["run"], summary_of(r, "standard"), None) for r in results if group_of(r) == group]
-        if systems or ours:
-            title = f"pretrained on {group}" if group in GROUPS else f"ours, pretrained: {group}"
-            rows.append(shorten(title, TITLE_CHARACTERS, placeholder=" …"))
-            rows += [*sorted(systems, key=lambda s: s[2].i2t[0]), *ours]
-    figure = new_figure(
-        "Beside published systems",
-        f"{result_scope(results[0])} · R@1, ours with 95 % intervals; published rows give none",
-        "Dot plot of recall at 1 on the Flickr8k test split for published systems and the runs"
-        f" {', '.join(r['run'] for r in results)}, grouped by what each was pretrained on.",
-        height=0.6 + 0.24 * len(rows),
-        legend=dot_handles(),
-    )
-    axes = figure.add_subplot()
-    for y, row in enumerate(rows):
-        if isinstance(row, str):
-            axes.axhspan(y - 0.5, y + 0.5, color=SHADE, linewidth=0, zorder=0)
-            inside = {"transform": axes.get_yaxis_transform(), "va": "center", "color": SOFT}
-            axes.text(0.01, y, row, style="italic", **inside)
-            continue
-        _, ours, published = row
-        for direction, look in DIRECTIONS.items():
-            if published is None:
-                _draw(axes, ours[direction]["r1"], y + _OFFSET[direction] / 2, direction)
-            else:
-                value = getattr(published, direction)[0]
-                height = y + _OFFSET[direction] / 2
-                axes.plot(value, height, look["marker"], color=look["color"], markersize=5, mfc="white")
-    names = ["" if isinstance(row, str) else row[0] for row in rows]
-    axes.set_yticks(range(len(rows)), names)
-    for label, row in zip(axes.get_yticklabels(), rows, strict=True):
-        ours = not isinstance(row, str) and row[1] is not None
-        label.set(color=INK, fontweight="bold" if ours else "normal")
-    axes.set_xlim(0, 100)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel("R@1 (%)")
-    return figure
-
-
-def _draw(axes: Axes, recall: dict, y: float, direction: str, named: bool = False) -> None:
-    draw_dot(axes, recall["low"], recall["value"], recall["high"], y, direction, named)
-
+from mmlib.analysis import changed_queries
+from mmlib.metrics import RetrievalRanks, compare_runs, summarise
+from mmlib.metrics.compare import check_comparable, mcnemar, measured_on
+from mmlib.metrics.protocols import PROTOCOLS
+from mmlib.metrics.resampling import sign_flip_test
+from mmlib.reporting.style import DIRECTIONS, draw_dots, legend_handles, level_line, new_figure, styled
+from mmlib.reporting.tables import DIRECTION_NAMES, Table, checks_table, p_text, percent, recall_cells, scope
+from mmlib.training.runs import read_queries, read_result, run_folder
 
 METRICS = {
     "mean_r1": "mean R@1",
@@ -143,89 +26,266 @@ METRICS = {
 }
 
 
-@dataclass(frozen=True)
-class Change:
-    """What one run changed over another: `verdict` in words, and the table behind it (None if refused)."""
+def result_scope(result: dict, protocol: str = "standard") -> str:
+    """The scope of one run's `results.json` under a protocol.
 
-    verdict: str
-    table: Table | None
-
-    def __repr__(self) -> str:
-        return self.verdict + (f"\n{self.table!r}" if self.table else "")
-
-    def _repr_html_(self) -> str:
-        table = self.table._repr_html_() if self.table else ""
-        return f"<p><strong>{html.escape(self.verdict)}</strong></p>{table}"
+    Raises:
+        ValueError: the run was not evaluated under that protocol.
+    """
+    return scope(result["data"]["name"], result["split"], summary_of(result, protocol))
 
 
-def change_between(before: str, after: str) -> Change:
+def summary_of(result: dict, protocol: str) -> dict:
+    """A run's numbers under one protocol.
+
+    Raises:
+        ValueError: the run was not evaluated under that protocol.
+    """
+    if protocol not in result["protocols"]:
+        raise ValueError(
+            f"run {result['run']!r} has no result under protocol {protocol!r}, only under"
+            f" {', '.join(map(repr, result['protocols']))}; evaluate it with 03_evaluate"
+        )
+    return result["protocols"][protocol]
+
+
+def _summaries(results: list[dict], protocol: str) -> list[dict]:
+    """The runs' numbers under one protocol, if they were measured on the same thing."""
+    if not results:
+        raise ValueError("expected the results of at least one run, found none; run 03_evaluate first")
+    summaries = [summary_of(result, protocol) for result in results]
+    check_comparable(results, protocol)
+    return summaries
+
+
+def results_table(results: list[dict], protocol: str = "standard") -> Table:
+    """One row per run and direction: R@K with hits and interval, chance, ranks, rsum, ties.
+
+    Args:
+        results: `results.json` of each run, all measured on the same data.
+        protocol: one that they were evaluated under.
+
+    Raises:
+        ValueError: no results, a run without that protocol, or runs measured on different data.
+    """
+    summaries = _summaries(results, protocol)
+    rows = [row for result, part in zip(results, summaries) for row in result_rows(result["run"], part)]
+    caption = f"{result_scope(results[0], protocol)} · best checkpoint of each run · 95 % intervals · hits/n"
+    for name, ceiling in (summaries[0].get("ceiling") or {}).items():
+        if ceiling < 1:
+            direction, k = name.split("_r")
+            caption += f" · a perfect model reaches {percent(ceiling)} % {DIRECTION_NAMES[direction]} R@{k}"
+    return Table(pd.DataFrame(rows), caption)
+
+
+def result_rows(run: str, summary: dict) -> list[dict]:
+    """The rows of a table for one run: both directions of a summary."""
+    rows = []
+    for direction in DIRECTIONS:
+        part = summary[direction]
+        rows.append(
+            {"run": run, "direction": DIRECTION_NAMES[direction]}
+            | recall_cells(part)
+            | {"chance R@1": f"{percent(part['r1']['chance'])} %"}
+            | {"median rank": f"{part['median_rank']:g} of {part['gallery']:,}"}
+            | {"tied": f"{part['tied']:,}", "rsum": percent(summary["rsum"])}
+        )
+    return rows
+
+
+def protocols_of_results(results: list[dict]) -> list[str]:
+    """`standard`, then the protocols named after the data set that all runs were evaluated under."""
+    named = [name for name, protocol in PROTOCOLS.items() if protocol.dataset]
+    return ["standard", *(name for name in named if all(name in r["protocols"] for r in results))]
+
+
+def results_section(results: list[dict]) -> None:
+    """Displays `results_table` for each of `protocols_of_results`, under the definition of the protocol.
+
+    Raises:
+        ValueError: as `results_table`.
+    """
+    for protocol in protocols_of_results(results):
+        display(
+            Markdown(f"**{protocol}**: {PROTOCOLS[protocol].definition}"), results_table(results, protocol)
+        )
+
+
+@styled
+def results_figure(results: list[dict], protocol: str = "standard") -> Figure:
+    """Test R@1, R@5 and R@10 of one or more runs with 95 % intervals and chance.
+
+    Args and errors are those of `results_table`.
+    """
+    summaries = _summaries(results, protocol)
+    runs = [result["run"] for result in results]
+    figure = new_figure(
+        "Recall on the test split" if results[0]["split"] == "test" else "Recall",
+        f"{result_scope(results[0], protocol)} · best checkpoint of each run, 95 % intervals",
+        f"Dot plots of recall at 1, 5, 10 for {', '.join(runs)}, both directions, each with its interval, and"
+        " the chance level.",
+        height=0.75 + 0.62 * len(results),
+        legend=legend_handles(),
+    )
+    for axes, k in zip(figure.subplots(1, 3, sharey=True), (1, 5, 10)):
+        draw_dots(axes, runs, {d: [summary[d][f"r{k}"] for summary in summaries] for d in DIRECTIONS})
+        for direction in DIRECTIONS:
+            level_line(axes, 100 * summaries[0][direction][f"r{k}"]["chance"], vertical=True)
+        axes.set_xlabel(f"R@{k} (%)")
+        axes.set_xlim(left=0)
+        axes.margins(x=0.08)
+    return figure
+
+
+def evaluation_checks(results: list[dict]) -> Table:
+    """Compares evaluated results with the definitions of their protocols.
+
+    Args:
+        results: `results.json` of each run.
+
+    Raises:
+        ValueError: a check failed; names it with what was expected and found.
+    """
+    checks = []
+    for result in results:
+        run, sizes = result["run"], result["data"]["splits"][result["split"]]
+        standard, paired = (summary_of(result, name) for name in ("standard", "paired"))
+        ranks = RetrievalRanks.load(run_folder(run) / "ranks.npz")
+        checks += [
+            (run, "image queries are the split's images", sizes["images"], standard["i2t"]["n"]),
+            (run, "caption queries are the split's captions", sizes["captions"], standard["t2i"]["n"]),
+            (run, "the results are those of the kept ranks", summarise(ranks), standard),
+        ]
+        if len(set(np.bincount(ranks.image_of_text_M))) == 1:  # exact where images have equally many captions
+            hits = [part["i2t"]["r1"]["hits"] for part in (standard, paired)]
+            checks.append((run, "paired and standard agree on image → text hits at 1", *hits))
+    return checks_table(checks)
+
+
+def change_between(before: str, after: str) -> Table:
     """Compares the evaluated ranks of two runs, standard protocol, query by query.
 
-    Runs on different data, splits or queries are not compared: the verdict says why.  Nor is a run with
-    itself.
+    Runs on different data, splits or queries are not compared: the sentence says why, and there is no table.
+    Nor is a run with itself.
 
     Raises:
         FileNotFoundError: a run was not evaluated.
         ValueError: its files are damaged.
     """
     if before == after:
-        return Change(f"{after} stands alone: there is no other phase to compare it with", None)
-    results = [read_result(run) for run in (before, after)]
-    ranks = [RetrievalRanks.load(run_folder(run) / "ranks.npz") for run in (before, after)]
+        return Table(sentences=(f"{after} stands alone: there is no other phase to compare it with",))
+    results, ranks = _read(before, after)
     a, b = (measured_on(result) for result in results)
     comparison = compare_runs(*ranks, provenance_a=a, provenance_b=b)
-    verdict = f"{after} against {before}: {comparison['verdict']}"
+    verdict = (f"{after} against {before}: {comparison['verdict']}",)
     if not comparison["comparable"]:
-        return Change(verdict, None)
-    rows = [_row(METRICS[name], comparison["metrics"][name]) for name in METRICS]
+        return Table(sentences=verdict)
+    rows = []
+    for name, words in METRICS.items():
+        metric = comparison["metrics"][name]
+        change, low, high = (f"{100 * metric[part]:+.2f}" for part in ("difference", "low", "high"))
+        rows.append(
+            {
+                "metric": words,
+                "before": f"{100 * metric['a']:.2f} %",
+                "after": f"{100 * metric['b']:.2f} %",
+                "change, points (95 %)": f"{change} ({low} to {high})",
+                "p": p_text(metric["p"]),
+                "p, Holm": p_text(metric.get("p_holm")),
+            }
+        )
     caption = (
         f"{result_scope(results[0])}. Interval: bootstrap over images, 10,000 resamples; p: permutation by"
         " image; Holm: corrected over the six R@K."
     )
-    return Change(verdict, Table(pd.DataFrame(rows), caption))
+    return Table(pd.DataFrame(rows), caption, verdict)
 
 
-def reference_claim() -> Change:
-    """The reference experiment's announced improvement between its phases, judged from its counts."""
-    phases = published.REFERENCE_PHASES
-    # Mean R@1 of both directions, in %, over 5,000 queries each.
-    n = published.REFERENCE_QUERIES
-    before, after = ((phase.validation_i2t[0] + phase.validation_t2i[0]) / 2 / 100 * n for phase in phases)
-    verdict = verdict_from_counts(round(before), round(after), n)["verdict"]
-    return Change(f"The reference experiment, 30 epochs against 50 more: {verdict}", None)
+def _read(*runs: str) -> tuple[list[dict], list[RetrievalRanks]]:
+    results = [read_result(run) for run in runs]
+    return results, [RetrievalRanks.load(run_folder(run) / "ranks.npz") for run in runs]
 
 
-def _row(name: str, metric: dict) -> dict:
-    def points(value: float) -> str:
-        return f"{100 * value:+.2f}"
-
-    return {
-        "metric": name,
-        "before": f"{100 * metric['a']:.2f} %",
-        "after": f"{100 * metric['b']:.2f} %",
-        "change, points (95 %)": " ".join(
-            [points(metric["difference"]), f"({points(metric['low'])} to {points(metric['high'])})"]
-        ),
-        "p": p_text(metric["p"]),
-        "p, Holm": p_text(metric.get("p_holm")),
-    }
-
-
-def published_section(results: list[dict]) -> None:
-    """Displays the published Flickr8k figures, with ours among them if data, split and protocol agree.
-
-    Otherwise the published figures stand alone, under a sentence saying why ours do not.
+def changed_queries_table(before: str, after: str, k: int = 1) -> Table:
+    """How many queries a run wins and loses against another, standard protocol, with two tests.
 
     Args:
-        results: `results.json` of each run, oldest phase first.
+        before, after: names of evaluated runs.
+        k: a hit is a match among the first k.
+
+    Raises:
+        FileNotFoundError: a run was not evaluated.
+        ValueError: its files are damaged, or the runs were not evaluated on the same queries.
     """
-    reasons = [reason for result in results if (reason := why_not_published(result))]
-    if reasons:
-        display(Markdown(f"Our results do not stand in this table: {reasons[0]}"))
-        display(published_table())
-    else:
-        show(published_figure(results), "published")
-        display(published_table(results))
-        display(Markdown("The reference experiment, under its own protocol and the standard one:"))
-        display(reference_table(results))
-    display(Markdown("Traps of these figures:\n\n" + "\n".join(f"- {trap}" for trap in TRAPS)))
+    results, ranks = _read(before, after)
+    check_comparable(results, ranks=ranks)
+    rows = []
+    for direction in DIRECTIONS:
+        hit_a_Q, hit_b_Q = (of_run.of(direction) <= k for of_run in ranks)
+        change_Q = hit_b_Q.astype(float) - hit_a_Q
+        image_Q = ranks[0].image_of_query(direction)
+        p_image = sign_flip_test(np.bincount(image_Q, weights=change_Q)[:, None])[0]
+        test = mcnemar(hit_a_Q, hit_b_Q)
+        rows.append(
+            {
+                "direction": DIRECTION_NAMES[direction],
+                "queries": f"{len(hit_a_Q):,}",
+                "hit by both": f"{(hit_a_Q & hit_b_Q).sum():,}",
+                "won": f"{test['only_b']:,}",
+                "lost": f"{test['only_a']:,}",
+                "hit by neither": f"{(~hit_a_Q & ~hit_b_Q).sum():,}",
+                "p, McNemar": p_text(test["p"]),
+                "p, by image": p_text(p_image),
+            }
+        )
+    return Table(
+        pd.DataFrame(rows),
+        f"{after} against {before} · {result_scope(results[1])} · hit: a match among the first {k} · won: hit"
+        f" by {after} alone. McNemar's exact test takes queries as independent, which captions of one image"
+        " are not: for text → image trust the permutation by image.",
+    )
+
+
+def changed_queries_list(before: str, after: str, direction: str, k: int = 1, top: int = 8) -> Table:
+    """The queries won and lost with the largest change of rank, with their captions.
+
+    Private (kept out of the page that can be shared) unless the data set may be passed on.
+
+    Args:
+        before, after: names of evaluated runs.
+        direction: `i2t` or `t2i`.
+        k: a hit is a match among the first k.
+        top: queries of each kind.
+
+    Raises:
+        FileNotFoundError: a run was not evaluated, or left no `queries.json`.
+        ValueError: another direction, damaged files, or runs not evaluated on the same queries.
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction: expected one of {', '.join(DIRECTIONS)}, found {direction!r}")
+    results, ranks = _read(before, after)
+    check_comparable(results, ranks=ranks)
+    queries = read_queries(after)
+    texts = queries["captions" if direction == "t2i" else "images"]
+    there = f"{queries['split']} {queries['fingerprint']}"
+    here = f"{results[1]['split']} {results[1]['data']['fingerprint']}"
+    if there != here:
+        raise ValueError(
+            f"run {after!r}: expected queries.json of the evaluation in results.json, split and fingerprint"
+            f" {here}, found {there}; evaluate it again with notebook 03_evaluate"
+        )
+    rank_a_Q, rank_b_Q = (of_run.of(direction) for of_run in ranks)
+    changed = changed_queries(rank_a_Q, rank_b_Q, k=k)
+    kinds = {"won": changed["gained"], "lost": changed["lost"]}
+    rows = [
+        (word, texts[q], f"{rank_a_Q[q]:,}", f"{rank_b_Q[q]:,}")
+        for word, query_q in kinds.items()
+        for q in query_q[:top]
+    ]
+    numbers = " and ".join(f"{min(top, len(q)):,} of {len(q):,} {word}" for word, q in kinds.items())
+    return Table(
+        pd.DataFrame(rows, columns=["", "query", "rank before", "rank after"]),
+        f"{after} against {before} · {result_scope(results[1])} · {DIRECTION_NAMES[direction]} · {numbers},"
+        " the largest changes of rank first",
+        private="" if queries["redistributable"] else "changed-queries",
+    )

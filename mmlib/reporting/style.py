@@ -3,13 +3,15 @@
 import contextlib
 import io
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from IPython.display import display
 from PIL import Image
 
 from mmlib.files import checked_name
-from mmlib.reporting.scope import percent
+from mmlib.reporting.tables import DIRECTION_NAMES, MARK, percent
 
 # matplotlib reads a matplotlibrc of the current folder before any other, and modules can be imported from
 # there: it is imported from a folder of ours without Python files, before all that imports it.
@@ -37,7 +39,6 @@ DIRECTIONS = {
     "i2t": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     "t2i": {"color": "#D55E00", "linestyle": (0, (4, 2)), "marker": "s"},
 }
-DIRECTION_NAMES = {"i2t": "image → text", "t2i": "text → image"}
 
 # A person's own settings change no figure: all that is not set here is as matplotlib brings it.
 _RC = {name: value for name, value in rcParamsDefault.items() if not name.startswith("backend")} | {
@@ -129,40 +130,84 @@ def alt_text(figure: Figure) -> str:
     return text
 
 
-def draw_dot(
-    axes: Axes, low: float, value: float, high: float, y: float, direction: str, named: bool = False
+def small_figure(alt: str, height: float) -> tuple[Figure, Axes]:
+    """A figure for the index over all experiments, without a heading, and its axes.
+
+    Args:
+        alt: alt text, free of measured numbers.
+        height: inches.
+    """
+    figure = Figure(figsize=(2.9, height), layout="constrained")
+    figure.set_label(alt)
+    axes = figure.add_subplot()
+    axes.tick_params(labelsize=7)
+    axes.xaxis.label.set_fontsize(7.5)
+    axes.yaxis.label.set_fontsize(7.5)
+    return figure, axes
+
+
+def draw_dots(
+    axes: Axes,
+    names: Sequence[str],
+    found: dict[str, list[dict | None]],
+    offset: float = 0.17,
+    named: bool = True,
+    size: float = 5.5,
 ) -> None:
-    """A value and its interval, both fractions, in percent along x.
+    """A row for each name, the first on top: a dot a direction with its interval, in percent.
 
     Args:
         axes: drawn into.
-        low, value, high: the value and the ends of its interval.
-        y: height.
-        direction: `i2t` or `t2i`.
-        named: write the value above the dot.
+        names: of the rows, R of them.
+        found: by direction, for each row `value`, `low` and `high` as fractions; None leaves it out.
+        offset: of the two directions around a row's middle, in rows.
+        named: write the value above each dot.
+        size: of the dots, in points.
     """
-    look = DIRECTIONS[direction]
-    _, _, (bar,) = axes.errorbar(
-        100 * value, y, xerr=[[100 * max(value - low, 0)], [100 * max(high - value, 0)]],
-        fmt=look["marker"], color=look["color"], markersize=5.5, elinewidth=1.6, capsize=2.5,
-    )  # fmt: skip
-    bar.set_linestyle(look["linestyle"])
-    if named:
+    for direction, recalls in found.items():
+        look, shift = DIRECTIONS[direction], -offset if direction == "i2t" else offset
+        shown = [(row + shift, recall) for row, recall in enumerate(recalls) if recall]
+        _, _, (bars,) = axes.errorbar(
+            [100 * recall["value"] for _, recall in shown], [y for y, _ in shown],
+            xerr=error_bars([recall for _, recall in shown]), fmt=look["marker"], color=look["color"],
+            markersize=size, elinewidth=0.29 * size, capsize=0.45 * size,
+        )  # fmt: skip
+        bars.set_linestyle(look["linestyle"])
+        for y, recall in shown if named else ():
+            axes.annotate(
+                percent(recall["value"]), (100 * recall["value"], y), xytext=(0, 4.5), ha="center",
+                textcoords="offset points", fontsize=7.5, color=look["color"],
+            )  # fmt: skip
+    axes.set_yticks(range(len(names)), names, color=INK)
+    axes.set_ylim(len(names) - 0.4, -0.62)
+    axes.grid(axis="y", visible=False)
+
+
+def error_bars(recalls: list[dict]) -> np.ndarray:
+    """Lengths below and above the values (2, R), in percent, of R recalls with `value`, `low` and `high`."""
+    value, low, high = (np.array([recall[name] for recall in recalls]) for name in ("value", "low", "high"))
+    return 100 * np.maximum([value - low, high - value], 0)
+
+
+def level_line(
+    axes: Axes, level: float, name: str = "", vertical: bool = False, color: str = SOFT, below: bool = False
+) -> None:
+    """A dotted line to compare with (chance, a guess, all queries), its name at the right end."""
+    (axes.axvline if vertical else axes.axhline)(level, color=color, linestyle=":", linewidth=1.2)
+    if name:
         axes.annotate(
-            percent(value), (100 * value, y), xytext=(0, 4.5), textcoords="offset points", ha="center",
-            fontsize=7.5, color=look["color"],
+            name, (1, level), xycoords=("axes fraction", "data"), xytext=(0, -2 if below else 2), ha="right",
+            va="top" if below else "bottom", textcoords="offset points", fontsize=7.5, color=color,
         )  # fmt: skip
 
 
-def dot_handles() -> list[Line2D]:
-    """The two directions for a legend."""
+def legend_handles(line: str = "chance", **look) -> list[Line2D]:
+    """The two directions, and what a dotted line stands for, for a legend."""
+    look = {"markersize": 5.5, "linewidth": 1.6} | look
     return [
-        Line2D([], [], **look, markersize=5.5, linewidth=1.6, label=DIRECTION_NAMES[direction])
-        for direction, look in DIRECTIONS.items()
+        *(Line2D([], [], **DIRECTIONS[d] | look, label=DIRECTION_NAMES[d]) for d in DIRECTIONS),
+        *([Line2D([], [], color=SOFT, linestyle=":", linewidth=1.2, label=line)] if line else []),
     ]
-
-
-MARK = "mmlib"  # key of our metadata: on a figure its name, on a notebook why it stopped
 
 
 def show(figure: Figure, name: str, private: bool = False) -> None:

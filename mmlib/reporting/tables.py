@@ -1,7 +1,9 @@
-"""Tables of a run for notebooks and reports, and the checks that a notebook ends with."""
+"""Tables of a run, each number with its scope (data set, split, protocol, n); checks that end a notebook."""
 
 import html
+import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,54 +11,154 @@ from pydantic import BaseModel
 
 from mmlib.data import Dataset
 from mmlib.data.tokenizers import loss_shares, losses_warning
-from mmlib.metrics import RetrievalRanks, summarise
-from mmlib.reporting import published
-from mmlib.reporting.scope import (
-    DIRECTIONS,
-    best_row,
-    check_one_scope,
-    percent,
-    phases,
-    recall_text,
-    result_scope,
-    scope,
-    summary_of,
-)
-from mmlib.reporting.style import DIRECTION_NAMES
+from mmlib.files import printable
 from mmlib.training.checkpoint import load_checkpoint
 from mmlib.training.optimisation import learning_rate
 from mmlib.training.runs import read_history, run_folder, run_state, stored_config, stored_environment
 
+MARK = "mmlib"  # key of our metadata: on an output its name, on a notebook why it stopped
+DIRECTION_NAMES = {"i2t": "image → text", "t2i": "text → image"}
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 SMALL_RUN = (
     "A small run on drawn shapes, to see how everything works: its numbers say nothing of photographs."
     " For real data: make report EXPERIMENT=flickr8k-cpu."
 )
+_MARKUP = re.compile(r"[\\`*\[\]<>~]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|^#")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts and its caption, drawn the same in Jupyter, in a report and in plain text.
+    """Sentences, a table of texts and its caption: as HTML in notebooks and pages, and as Markdown.
 
-    pandas alone would show its row numbers, cut long cells and align them to the right.
+    pandas alone would show its row numbers in HTML, cut long cells and align them to the right.
+
+    Attributes:
+        frame: the table; None for sentences alone.
+        caption: stands below it.
+        sentences: stand above it, in bold.
+        private: name of an output that a report keeps out of the page that can be shared.
     """
 
-    frame: pd.DataFrame
+    frame: pd.DataFrame | None = None
     caption: str = ""
+    sentences: tuple[str, ...] = ()
+    private: str = ""
 
     def __repr__(self) -> str:
-        width = {c: max(len(str(v)) for v in [c, *self.frame[c]]) for c in self.frame}
-        rows = [list(self.frame), *self.frame.itertuples(index=False)]
-        lines = ["  ".join(str(v).ljust(width[c]) for c, v in zip(self.frame, row)).rstrip() for row in rows]
-        return "\n".join([*lines, *([self.caption] if self.caption else [])])
+        table = [] if self.frame is None else [self.frame.to_string(index=False)]
+        return "\n".join([*self.sentences, *table, *([self.caption] if self.caption else [])])
 
     def _repr_html_(self) -> str:
-        def cells(row, tag):
-            return "".join(_html_cell(str(value), tag) for value in row)
+        parts = [f"<p><strong>{html.escape(sentence)}</strong></p>" for sentence in self.sentences]
+        if self.frame is not None:
+            head, *body = (_html_row(row, tag) for row, tag in self._rows())
+            parts.append(f'<table class="mmlib"><thead>{head}</thead><tbody>{"".join(body)}</tbody></table>')
+        if self.caption:
+            parts.append(f"<p><small>{html.escape(self.caption)}</small></p>")
+        return "".join(parts)
 
-        head = f"<thead><tr>{cells(self.frame, 'th')}</tr></thead>"
-        body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in self.frame.itertuples(index=False))
-        caption = f"<p><small>{html.escape(self.caption)}</small></p>" if self.caption else ""
-        return f'<table class="mmlib">{head}<tbody>{body}</tbody></table>{caption}'
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        bundle = {"text/html": self._repr_html_(), "text/plain": repr(self)}
+        return bundle, {MARK: {"name": self.private, "private": True}} if self.private else {}
+
+    def markdown(self) -> list[str]:
+        """The lines of a Markdown text; sentences become its list."""
+        lines = [f"- {plain_text(sentence)}" for sentence in self.sentences]
+        if self.frame is not None:
+            rows = [[plain_text(str(v)).replace("|", "\\|") for v in row] for row, _ in self._rows()]
+            rows.insert(1, ["---"] * len(self.frame.columns))
+            lines += ["", *(f"| {' | '.join(row)} |" for row in rows)]
+        return [*lines, *(["", plain_text(self.caption)] if self.caption else [])]
+
+    def _rows(self) -> list[tuple]:
+        return [(list(self.frame), "th"), *((row, "td") for row in self.frame.itertuples(index=False))]
+
+
+def _html_row(row, tag: str) -> str:
+    """Cells whose names and intervals stay on one line: breaks come at spaces of long texts alone."""
+    cells = []
+    for text in map(str, row):
+        nowrap = ";white-space:nowrap" if tag == "td" and len(text) <= 16 else ""
+        content = html.escape(text).replace("–", "–&#8288;")
+        cells.append(f'<{tag} style="text-align:left;vertical-align:top{nowrap}">{content}</{tag}>')
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def plain_text(text: str) -> str:
+    """Foreign text for Markdown: one line, shown as it is, neither link, image, HTML nor emphasis."""
+    line = re.sub(r"\s*\n\s*", " ", printable(text.strip()))
+    return _MARKUP.sub(r"\\\g<0>", line)
+
+
+# --- numbers in text
+
+
+def percent(fraction: float, like: float | None = None) -> str:
+    """`12.3`, or `0.34` below one percent; `like` gives the number whose decimals to follow."""
+    follow = fraction if like is None else like
+    return f"{100 * fraction:.{2 if 0 < follow < 0.01 else 1}f}"
+
+
+def p_text(p: float | None) -> str:
+    """`0.032`, `< 0.001` where digits would say more than they know, nothing for None."""
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def recall_text(recall: dict) -> str:
+    """`12.4 % (8.9–17.1)`: an R@K with its 95 % interval."""
+    value = recall["value"]
+    low, high = (percent(recall[bound], like=value) for bound in ("low", "high"))
+    return f"{percent(value)}\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}({low}–{high})"
+
+
+def recall_cells(part: dict) -> dict[str, str]:
+    """The cells of one direction's recalls: value, interval, hits and n at K = 1, 5 and 10."""
+    return {
+        f"R@{k}": f"{recall_text(part[f'r{k}'])}, {part[f'r{k}']['hits']:,}/{part['n']:,}" for k in (1, 5, 10)
+    }
+
+
+def scope(dataset: str, split: str, summary: dict) -> str:
+    """`shapes · test split · protocol standard · 250 image and 1,250 caption queries`."""
+    folds = f" · mean over {summary['folds']} folds" if summary.get("folds") else ""
+    return (
+        f"{dataset} · {SPLIT_NAMES.get(split, split)} split · protocol {summary['protocol']}"
+        f" · {summary['i2t']['n']:,} image and {summary['t2i']['n']:,} caption queries{folds}"
+    )
+
+
+def phases(history: list[dict]) -> list[list[dict]]:
+    """The rows of a history, one list a phase, in order.
+
+    Raises:
+        ValueError: the history is empty.
+    """
+    if not history:
+        raise ValueError(
+            "the history is empty: expected at least one finished epoch; the run stopped before its"
+            " first validation, see its status.json"
+        )
+    return [
+        [row for row in history if row["phase"] == phase] for phase in sorted({r["phase"] for r in history})
+    ]
+
+
+def best_row(rows: list[dict], by: str = "rsum") -> dict:
+    """The epoch with the highest validation metric, the earliest of equals.
+
+    Raises:
+        ValueError: the metric is not in the validation summary.
+    """
+    for row in rows:
+        if by not in row["val"]:
+            raise ValueError(
+                f"best by {by!r}: expected a metric of the validation summary ('rsum' or 'mean_r1'),"
+                f" not found at epoch {row['epoch']}"
+            )
+    return max(rows, key=lambda row: row["val"][by])
+
+
+# --- tables of a run
 
 
 def parameter_table(config: BaseModel) -> Table:
@@ -97,16 +199,15 @@ def lineage_table(*runs: str) -> Table:
     Raises:
         FileNotFoundError, ValueError: a run that is missing or damaged.
     """
-    rows, warnings = [], []
+    rows, notes = [], ["Unknown and cut: of the validation captions. Weights: those that training changes."]
+    notes.append("Images: train / val / test.")
     for run in runs:
         config, environment = stored_config(run), stored_environment(run)
-        parent = environment["parent"]
-        data = environment["data"]
-        losses = environment.get("tokenizer_losses")
-        unknown, cut = ("–", "–")  # older runs did not count
-        if losses:
-            unknown, cut = (f"{percent(share)} %" for share in loss_shares(losses))
-            warnings += [f"{run}: {warning}"] if (warning := losses_warning(losses)) else []
+        parent, data = environment["parent"], environment["data"]
+        losses = environment.get("tokenizer_losses")  # older runs did not count
+        unknown, cut = (f"{percent(share)} %" for share in loss_shares(losses)) if losses else ("–", "–")
+        if losses and (warning := losses_warning(losses)):
+            notes.append(f"{run}: {warning}")
         rows.append(
             {
                 "run": run,
@@ -121,43 +222,7 @@ def lineage_table(*runs: str) -> Table:
                 "images": " / ".join(f"{n['images']:,}" for n in data["splits"].values()),
             }
         )
-    caption = (
-        "Unknown and cut: of the validation captions. Weights: those that training changes."
-        " Images: train / val / test."
-    )
-    return Table(pd.DataFrame(rows), " ".join([caption, *warnings]))
-
-
-def results_table(results: list[dict], protocol: str = "standard") -> Table:
-    """One row per run and direction: R@K with hits and interval, chance, ranks, rsum, ties.
-
-    Args:
-        results: `results.json` of each run, all measured on the same data.
-        protocol: `standard` or `paired`.
-
-    Raises:
-        ValueError: no results, a run without that protocol, or runs measured on different data.
-    """
-    check_one_scope(results, protocol)
-    rows = []
-    for result in results:
-        summary = summary_of(result, protocol)
-        for direction in DIRECTIONS:
-            part = summary[direction]
-            ks = [k for k in part if k[0] == "r" and k[1:].isdigit()]
-            rows.append(
-                {"run": result["run"], "direction": DIRECTION_NAMES[direction]}
-                | {f"R@{k[1:]}": f"{recall_text(part[k])}, {part[k]['hits']:,}/{part['n']:,}" for k in ks}
-                | {"chance R@1": f"{percent(part['r1']['chance'])} %"}
-                | {"median rank": f"{part['median_rank']:g} of {part['gallery']:,}"}
-                | {"tied": f"{part['tied']:,}", "rsum": percent(summary["rsum"])}
-            )
-    caption = f"{result_scope(results[0], protocol)} · best checkpoint of each run · 95 % intervals · hits/n"
-    for name, ceiling in (summary_of(results[0], protocol).get("ceiling") or {}).items():
-        if ceiling < 1:
-            direction, k = name.split("_r")
-            caption += f" · a perfect model reaches {percent(ceiling)} % {DIRECTION_NAMES[direction]} R@{k}"
-    return Table(pd.DataFrame(rows), caption)
+    return Table(pd.DataFrame(rows), " ".join(notes))
 
 
 def best_epochs_table(history: list[dict], dataset: str, best_by: str = "rsum") -> Table:
@@ -193,172 +258,52 @@ def best_epochs_table(history: list[dict], dataset: str, best_by: str = "rsum") 
     )
 
 
-def published_table(results: list[dict] = ()) -> Table:
-    """Published Flickr8k test figures, and our runs among them, by what each was pretrained on.
+# --- checks
+
+
+def checks_table(checks: list[tuple[str, str, Any, Any]], caption: str = "") -> Table:
+    """One row per check, if all pass.
 
     Args:
-        results: `results.json` of our runs on Flickr8k's test split; none shows the published alone.
+        checks: run, what is checked, what is expected and what was found.
+        caption: of the table.
 
     Raises:
-        ValueError: a run that may not stand beside them (`published.why_not_published`).
+        ValueError: a check failed; names each with what was expected and found.
     """
-    if results:
-        published.check_publishable(results)
-    rows = [
-        {"system": p.system, "pretrained on": p.pretrained_on, "image → text R@1/5/10": _triple(p.i2t)}
-        | {"text → image R@1/5/10": _triple(p.t2i), "note": p.note}
-        for p in sorted(published.PUBLISHED, key=lambda p: published.GROUPS.index(p.group))
+    failed = [
+        f"run {run!r}: {what}: expected {expected}, found {found}"
+        for run, what, expected, found in checks
+        if expected != found
     ]
-    ours = [_our_row(result) for result in results]
-    return Table(
-        pd.DataFrame([*ours, *rows]),
-        "flickr8k · test split · protocol standard · 1,000 image and 5,000 caption queries · percent · "
-        + " ".join(published.TRAPS),
-    )
-
-
-def reference_table(results: list[dict]) -> Table:
-    """Our Flickr8k runs beside the reference experiment, under its `paired` protocol and `standard`.
-
-    Args:
-        results: `results.json` of our runs on Flickr8k's test split, with both protocols.
-
-    Raises:
-        ValueError: a run that may not stand beside published figures, or without `paired`.
-    """
-    published.check_publishable(results)
-    reference = {
-        "run": "the reference, as published",
-        "paired I→T R@1/5/10": _triple(published.REFERENCE_TEST["i2t"]),
-        "paired T→I R@1/5/10": _triple(published.REFERENCE_TEST["t2i"]),
-        "standard I→T R@1": f"{published.REFERENCE_TEST_STANDARD_R1['i2t']:.2f}",
-        "standard T→I R@1": f"{published.REFERENCE_TEST_STANDARD_R1['t2i']:.2f}",
-    }
-    rows = [reference]
-    for result in results:
-        paired, standard = summary_of(result, "paired"), summary_of(result, "standard")
-        rows.append(
-            {
-                "run": result["run"],
-                "paired I→T R@1/5/10": _values(paired["i2t"], 2),
-                "paired T→I R@1/5/10": _values(paired["t2i"], 2),
-                "standard I→T R@1": recall_text(standard["i2t"]["r1"]),
-                "standard T→I R@1": recall_text(standard["t2i"]["r1"]),
-            }
-        )
-    return Table(
-        pd.DataFrame(rows),
-        "flickr8k · test split · 1,000 images with five captions each · percent, ours with 95 % intervals ·"
-        " under paired a perfect model reaches 20 % I→T R@1, and T→I hangs on how an image's equal rows are"
-        " ordered (ours counts ties against the model) · the reference drew its own random split, ours"
-        " is the official one, so this shows the order of magnitude and is no test of a difference",
-    )
-
-
-def _html_cell(text: str, tag: str) -> str:
-    """A cell whose names and intervals stay on one line: breaks come at spaces of long texts alone."""
-    nowrap = ";white-space:nowrap" if tag == "td" and len(text) <= 16 else ""
-    style = f"text-align:left;vertical-align:top{nowrap}"
-    return f'<{tag} style="{style}">{html.escape(text).replace("–", "–&#8288;")}</{tag}>'
-
-
-def _our_row(result: dict) -> dict:
-    summary = summary_of(result, "standard")
-    return {
-        "system": f"{result['run']} (this project)",
-        "pretrained on": "nothing" if result["pretraining"] == "none" else result["pretraining"],
-        "image → text R@1/5/10": _values(summary["i2t"], 1),
-        "text → image R@1/5/10": _values(summary["t2i"], 1),
-        "note": "R@1 "
-        + ", ".join(f"{d.replace('2', '→').upper()} {recall_text(summary[d]['r1'])}" for d in DIRECTIONS),
-    }
-
-
-def _values(part: dict, decimals: int) -> str:
-    return "/".join(f"{100 * part[f'r{k}']['value']:.{decimals}f}" for k in (1, 5, 10))
-
-
-def _triple(recalls: published.Recalls) -> str:
-    return "/".join("–" if value is None else f"{value:g}" for value in recalls)
+    if failed:
+        raise ValueError(f"checks failed: {'; '.join(failed)}")
+    return Table(pd.DataFrame([{"run": run, "check": what, "": "✓"} for run, what, *_ in checks]), caption)
 
 
 def check_run(run: str) -> Table:
     """Compares a run's folder with what its parameters promise.
 
-    Returns:
-        One row per check.
-
     Raises:
         ValueError: a check failed; names it with what was expected and found.
     """
-    config, history = stored_config(run), read_history(run)
-    environment = stored_environment(run)
+    config, history, environment = stored_config(run), read_history(run), stored_environment(run)
     parent = environment["parent"]
     first = 1 + (parent["epoch"] if parent else 0)
     own = [row for row in history if row["run"] == run]
-    best = max(own, key=lambda row: row["val"][config.select_by])["epoch"] if own else None
-    first_lr = learning_rate(config, 0, 0, own[0]["steps"]) if own else None
+    epochs = [row["epoch"] for row in own]
     checks = [
         ("state", "complete", run_state(run)[0]),
-        ("epochs of this run", list(range(first, first + config.epochs)), [row["epoch"] for row in own]),
-        (
-            "no epoch of the lineage is missing",
-            list(range(1, len(history) + 1)),
-            [r["epoch"] for r in history],
-        ),
-        ("lr of the first step", first_lr, own[0]["lr"] if own else None),
-        ("best checkpoint is of the best epoch", best, _epoch_of_best(run)),
-        ("data of the parent", *_fingerprints(environment, parent)),
+        ("epochs of this run", list(range(first, first + config.epochs)), epochs),
+        ("no epoch is missing", list(range(1, len(history) + 1)), [row["epoch"] for row in history]),
     ]
-    return _passed(run, [check for check in checks if check[2] is not None])
-
-
-def evaluation_checks(results: list[dict]) -> Table:
-    """Compares evaluated results with the definitions of their protocols.
-
-    Args:
-        results: `results.json` of each run.
-
-    Returns:
-        One row per run and check.
-
-    Raises:
-        ValueError: a check failed; names it with what was expected and found.
-    """
-    tables = []
-    for result in results:
-        standard, paired = (summary_of(result, name) for name in ("standard", "paired"))
-        sizes = result["data"]["splits"][result["split"]]
-        ranks = RetrievalRanks.load(run_folder(result["run"]) / "ranks.npz")
-        per_image = np.bincount(ranks.image_of_text_M)
-        checks = [
-            ("image queries are the split's images", sizes["images"], standard["i2t"]["n"]),
-            ("caption queries are the split's captions", sizes["captions"], standard["t2i"]["n"]),
-            ("the results are those of the kept ranks", summarise(ranks), standard),
+    if own:
+        best, kept = best_row(own, config.select_by), load_checkpoint(run_folder(run) / "best.pt")
+        checks += [
+            ("lr of the first step", learning_rate(config, 0, 0, own[0]["steps"]), own[0]["lr"]),
+            ("best checkpoint is of the best epoch", best["epoch"], kept["best"]["epoch"]),
         ]
-        if len(set(per_image)) == 1:  # exact only where every image has as many captions
-            hits = [part["i2t"]["r1"]["hits"] for part in (standard, paired)]
-            checks.append(("paired and standard agree on image → text hits at 1", *hits))
-        tables.append(_passed(result["run"], checks).frame)
-    return Table(pd.concat(tables))
-
-
-def _passed(run: str, checks: list[tuple]) -> Table:
-    """A table of (what, expected, found), if all are equal; a ValueError otherwise."""
-    failed = [
-        f"{what}: expected {expected}, found {found}" for what, expected, found in checks if expected != found
-    ]
-    if failed:
-        raise ValueError(f"run {run!r} fails its checks: {'; '.join(failed)}")
-    return Table(pd.DataFrame([{"run": run, "check": what, "": "✓"} for what, _, _ in checks]))
-
-
-def _epoch_of_best(run: str) -> int:
-    return load_checkpoint(run_folder(run) / "best.pt")["best"]["epoch"]
-
-
-def _fingerprints(environment: dict, parent: dict | None) -> tuple[str | None, str | None]:
-    if parent is None:
-        return None, None
-    there = stored_environment(parent["run"])["data"]["fingerprint"]
-    return there, environment["data"]["fingerprint"]
+    if parent:
+        there = stored_environment(parent["run"])["data"]["fingerprint"]
+        checks.append(("data of the parent", there, environment["data"]["fingerprint"]))
+    return checks_table([(run, *check) for check in checks])

@@ -11,20 +11,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mmlib.config import (
-    AblationConfig,
-    ParameterError,
-    TrainConfig,
-    build,
-    read_yaml,
-    unread,
-)
+from mmlib.config import AblationConfig, ParameterError, TrainConfig, build, read_yaml, unread
 from mmlib.files import nearest
 
 # What decides which images and captions a run is measured on: no arm may have its own.
 _MEASURED_ON = (
     "dataset", "shapes_seed", "shapes_train", "shapes_val", "shapes_test", "val_shards", "test_shards"
 )  # fmt: skip
+# Parameters of a run that the ablation has its own for.
+_OWN = {
+    "run": "run (the name of the ablation)", "seed": "seeds", "device": "device", "data_root": "data_root",
+    "overwrite": "overwrite",
+}  # fmt: skip
+_MANY = 20  # names that are too many to list
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,7 @@ class Arm:
 
     name: str
     parent: str  # its name before the grid was crossed with it
-    own: dict[str, Any]
-    crossed: dict[str, Any]  # parameters of the grid
-
-    @property
-    def differs(self) -> dict[str, Any]:
-        """All parameters by which it differs from the base and the common changes."""
-        return self.own | self.crossed
+    differs: dict[str, Any]  # the parameters by which it differs from the base and the common changes
 
 
 @dataclass(frozen=True)
@@ -76,22 +69,19 @@ def plan_grid(config: AblationConfig) -> list[PlannedRun]:
             that does), values that make a run impossible (with the arm), arms that equal each other
             or are measured on other data, claims on arms that are not there.
     """
-    base = read_yaml(config.base)
-    shared = dict(base)
-    arms = arms_asked_for(config)
-    wrong = wrong_request(config, arms)
+    shared = read_yaml(config.base)
+    arms = _arms(config)
+    wrong = [*_wrong_values(config), *_wrong_arms(config, arms), *_wrong_claims(config, arms)]
     if "parent" in shared:
         wrong.append(f"base: expected a run that starts from random weights, {config.base} continues another")
-    base_run = shared | {"run": "base"}
     shared |= config.changes
     if config.image_weights is not None:
         shared["image_weights"] = config.image_weights
     planned = []
+    for arm in arms if not wrong else ():
+        planned += _runs_of(config, arm, shared, wrong)
     if not wrong:
-        for arm in arms:
-            planned += _runs_of(config, arm, shared, wrong)
-    if not wrong:
-        wrong += [*_wrong_together(planned), *_wrong_shared(config, base, base_run, planned)]
+        wrong += [*_wrong_together(planned), *_unread_in_all(config, planned)]
     if wrong:
         lines = "\n".join(f"  {line}" for line in dict.fromkeys(wrong))
         raise ParameterError(f"ablation {config.run!r} cannot be run as it is asked for:\n{lines}")
@@ -107,13 +97,36 @@ def arms_of(planned: list[PlannedRun]) -> dict[str, list[PlannedRun]]:
 
 
 def candidates(arm: list[PlannedRun]) -> list[PlannedRun]:
-    """The runs of one arm that its tuned values are chosen from: those of the first seed."""
-    return [run for run in arm if run.config.seed == arm[0].config.seed]
+    """The runs that an arm's tuned values are chosen from: those of the first seed; none if none is tuned."""
+    return [run for run in arm if run.tuned and run.config.seed == arm[0].config.seed]
+
+
+def _arms(config: AblationConfig) -> list[Arm]:
+    """The named arms, or none, crossed with all combinations of the grid."""
+    arms = []
+    for parent, own in (config.arms or {"": {}}).items():
+        for values in itertools.product(*config.grid.values()):
+            crossed = dict(zip(config.grid, values))
+            parts = [*([parent] if parent else []), *(f"{key}{text_of(v)}" for key, v in crossed.items())]
+            arms.append(Arm("-".join(parts), parent, own | crossed))
+    return arms if config.arms or config.grid else []
+
+
+def _tune_parts(config: AblationConfig) -> tuple[dict[str, list], dict[str, dict[str, list]]]:
+    """What is tuned for all arms, and what for single ones: a list or a mapping tells which it is."""
+    shared = {name: values for name, values in config.tune.items() if isinstance(values, list)}
+    return shared, {name: values for name, values in config.tune.items() if name not in shared}
+
+
+def _tuned(config: AblationConfig, arm: Arm) -> dict[str, list]:
+    """The values that are tried for an arm, by parameter; none if nothing is tuned."""
+    shared, own = _tune_parts(config)
+    return shared | own.get(arm.parent, {}) | own.get(arm.name, {})
 
 
 def _runs_of(config: AblationConfig, arm: Arm, shared: dict[str, Any], wrong: list[str]) -> list[PlannedRun]:
     """The runs of one arm; what cannot be built is added to `wrong`."""
-    lists = tune_lists(config, arm)
+    lists = _tuned(config, arm)
     planned = []
     for seed, values in itertools.product(config.seeds, itertools.product(*lists.values())):
         tuned = dict(zip(lists, values))
@@ -127,51 +140,33 @@ def _runs_of(config: AblationConfig, arm: Arm, shared: dict[str, Any], wrong: li
             wrong += [f"arm {arm.name!r}{tried}: {line.strip()}" for line in str(error).splitlines()[1:]]
             continue
         ignored = unread(built)
-        wrong += [
-            f"arm {arm.name!r}: {ignored[name]}" for name in {**arm.differs, **tuned} if name in ignored
-        ]
-        planned.append(PlannedRun(arm.name, _as_built(built, arm.differs), _as_built(built, tuned), built))
+        wrong += [f"arm {arm.name!r}: {ignored[name]}" for name in arm.differs | tuned if name in ignored]
+        planned.append(PlannedRun(arm.name, arm.differs, tuned, built))
     return planned
 
 
-def _as_built(config: TrainConfig, names: Iterable[str]) -> dict[str, Any]:
-    """Parameters as the run has them: a number that came as text is a number here."""
-    return {name: getattr(config, name) for name in names}
-
-
-def _wrong_shared(
-    config: AblationConfig, base: dict[str, Any], base_run: dict[str, Any], planned: list[PlannedRun]
-) -> list[str]:
-    """What all arms are given and none reads; the base's own values may be read by the base run alone."""
-    in_all = [unread(run.config) for run in planned]
-    ignored = {name: words for name, words in in_all[0].items() if all(name in each for each in in_all)}
-    try:
-        ignored_in_base = unread(build(TrainConfig, base_run))
-    except ParameterError:  # it needs the changes to be a run
-        ignored_in_base = {}
-    given = dict.fromkeys(config.changes, "changes")
-    given |= {name: name for name in ("data_root", "image_weights") if getattr(config, name) is not None}
-    given = {name: "base" for name in base if name in ignored_in_base} | given
+def _unread_in_all(config: AblationConfig, planned: list[PlannedRun]) -> list[str]:
+    """What all arms are given and none reads."""
+    ignored = [unread(run.config) for run in planned]
+    given = dict.fromkeys(config.changes, "changes: ")
+    given |= {name: "" for name in ("data_root", "image_weights") if getattr(config, name) is not None}
     return [
-        ignored[name] if place == name else f"{place}: {ignored[name]}"
-        for name, place in given.items()
-        if name in ignored
+        f"{place}{ignored[0][name]}" for name, place in given.items() if all(name in each for each in ignored)
     ]
 
 
 def _wrong_together(planned: list[PlannedRun]) -> list[str]:
     """What is wrong although each run alone could be trained."""
     wrong = [f"two runs would be called {name!r}" for name in repeated([run.name for run in planned])]
-    arms = arms_of(planned)
-    first = planned[0].config
+    first = planned[0]
     seen: dict[str, str] = {}
-    for name, runs in arms.items():
+    for name, runs in arms_of(planned).items():
         for key in _MEASURED_ON:
-            here, there = getattr(runs[0].config, key), getattr(first, key)
+            here, there = getattr(runs[0].config, key), getattr(first.config, key)
             if here != there:
                 wrong.append(
-                    f"arm {name!r}: {key} is {here!r} and {there!r} in {planned[0].arm!r}; arms are compared"
-                    " on the same images and captions"
+                    f"arm {name!r}: {key} is {here!r} and {there!r} in {first.arm!r}; arms are compared on"
+                    " the same images and captions"
                 )
         alike = json.dumps([run.config.model_dump(mode="json") | {"run": None} for run in runs])
         if alike in seen:
@@ -180,76 +175,21 @@ def _wrong_together(planned: list[PlannedRun]) -> list[str]:
     return wrong
 
 
-# Parameters of a run that the ablation has its own for.
-_OWN = {
-    "run": "run (the name of the ablation)", "seed": "seeds", "device": "device", "data_root": "data_root",
-    "overwrite": "overwrite",
-}  # fmt: skip
-_MANY = 20  # names that are too many to list
-_CLAIM = ("claim", "arm", "over")
-_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-
-
-def arms_asked_for(config: AblationConfig) -> list[Arm]:
-    """The named arms, or none, crossed with all combinations of the grid."""
-    arms = []
-    for parent, own in (config.arms or {"": {}}).items():
-        for values in itertools.product(*config.grid.values()):
-            crossed = dict(zip(config.grid, values))
-            parts = [*([parent] if parent else []), *(f"{key}{text_of(v)}" for key, v in crossed.items())]
-            arms.append(Arm("-".join(parts), parent, own, crossed))
-    return arms if config.arms or config.grid else []
-
-
-def _tune_parts(config: AblationConfig) -> tuple[dict[str, list], dict[str, dict[str, list]]]:
-    """What is tuned for all arms, and what for single ones: a list or a mapping tells which it is."""
-    shared = {name: values for name, values in config.tune.items() if isinstance(values, list)}
-    return shared, {name: values for name, values in config.tune.items() if name not in shared}
-
-
-def tune_lists(config: AblationConfig, arm: Arm) -> dict[str, list]:
-    """The values that are tried for an arm, by parameter; none if nothing is tuned."""
+def _wrong_values(config: AblationConfig) -> list[str]:
     shared, own = _tune_parts(config)
-    return shared | own.get(arm.parent, {}) | own.get(arm.name, {})
-
-
-def wrong_request(config: AblationConfig, arms: list[Arm]) -> list[str]:
-    """Everything that is wrong with an ablation before any run is put together, a line each."""
-    return [
-        *_wrong_names(config),
-        *_wrong_lists(config),
-        *_wrong_arms(config, arms),
-        *_wrong_claims(config, arms),
-    ]
-
-
-def _wrong_names(config: AblationConfig) -> list[str]:
-    shared, own = _tune_parts(config)
-    places = {"changes": config.changes, "grid": config.grid, "tune": shared}
-    places |= {f"arm {name!r}": differs for name, differs in config.arms.items()}
-    places |= {f"tune of {name!r}": lists for name, lists in own.items()}
-    wrong = []
-    for place, names in places.items():
-        for name in names:
+    values = {"changes": config.changes, **{f"arm {name!r}": part for name, part in config.arms.items()}}
+    lists = {"grid": config.grid, "tune": shared, **{f"tune of {n!r}": part for n, part in own.items()}}
+    wrong = [f"seeds: {seed} is there twice" for seed in repeated(config.seeds)]
+    for place, part in (values | lists).items():
+        for name, value in part.items():
             if name in _OWN:
                 wrong.append(f"{place}: {name} is set by the ablation's own parameter {_OWN[name]}")
             elif name not in TrainConfig.model_fields:
                 wrong.append(f"{place}: unknown parameter {name!r}{_nearest(name, TrainConfig.model_fields)}")
-    return wrong
-
-
-def _wrong_lists(config: AblationConfig) -> list[str]:
-    shared, own = _tune_parts(config)
-    wrong = [f"seeds: {seed} is there twice" for seed in repeated(config.seeds)]
-    for place, lists in {
-        "grid": config.grid,
-        "tune": shared,
-        **{f"tune of {n!r}": v for n, v in own.items()},
-    }.items():
-        for name, values in lists.items():
-            if not values:
+            if place in lists and not value:
                 wrong.append(f"{place}: expected values of {name}, found an empty list")
-            wrong += [f"{place}: {name} has the value {value!r} twice" for value in repeated(values)]
+            for twice in repeated(value) if place in lists else ():
+                wrong.append(f"{place}: {name} has the value {twice!r} twice")
     return wrong
 
 
@@ -259,14 +199,10 @@ def _wrong_arms(config: AblationConfig, arms: list[Arm]) -> list[str]:
     for name in _tune_parts(config)[1]:
         if name not in known:
             wrong.append(f"tune: there is no arm {name!r}{_nearest(name, known)}")
-    for name in repeated([arm.name for arm in arms]):
-        wrong.append(f"grid: two arms would be called {name!r}; write them as arms with names")
     for arm in arms:
-        if not re.fullmatch(_NAME, arm.name):
-            wrong.append(f"arm {arm.name!r}: cannot name a folder; use letters, digits and . _ -")
-        wrong += [f"arm {arm.parent!r}: {name} is in the grid too" for name in arm.own if name in arm.crossed]
-        lists = tune_lists(config, arm)
-        wrong += [f"arm {arm.name!r}: {name} is tuned too" for name in arm.differs if name in lists]
+        own, tuned = config.arms.get(arm.parent, {}), _tuned(config, arm)
+        wrong += [f"arm {arm.parent!r}: {name} is in the grid too" for name in own if name in config.grid]
+        wrong += [f"arm {arm.name!r}: {name} is tuned too" for name in arm.differs if name in tuned]
     return wrong
 
 
@@ -274,35 +210,29 @@ def _wrong_claims(config: AblationConfig, arms: list[Arm]) -> list[str]:
     known = [arm.name for arm in arms]
     wrong = []
     for number, claim in enumerate(config.claims, 1):
-        place = f"claim {number}"
-        if sorted(claim) != sorted(_CLAIM) or not all(claim.values()):
-            wrong.append(f"{place}: expected claim (a sentence), arm and over (names of arms), found {claim}")
+        if claim.keys() != {"claim", "arm", "over"} or not all(claim.values()):
+            wrong.append(
+                f"claim {number}: expected claim (a sentence), arm and over (names of arms), found {claim}"
+            )
             continue
         for role in ("arm", "over"):
-            if claim[role] not in known:
-                wrong.append(
-                    f"{place}: {role}: there is no arm {claim[role]!r}{_nearest(claim[role], known)}"
-                )
+            if (name := claim[role]) not in known:
+                wrong.append(f"claim {number}: {role}: there is no arm {name!r}{_nearest(name, known)}")
         if claim["arm"] == claim["over"]:
-            wrong.append(f"{place}: expected two arms to compare, found {claim['arm']!r} twice")
+            wrong.append(f"claim {number}: expected two arms to compare, found {claim['arm']!r} twice")
     return wrong
 
 
 def repeated(values: Iterable) -> list:
     """The values that were there before, as often as they come again."""
-    seen, repeated = [], []
-    for value in values:
-        (repeated if value in seen else seen).append(value)
-    return repeated
+    values = list(values)
+    return [value for number, value in enumerate(values) if value in values[:number]]
 
 
 def text_of(value: Any) -> str:
     """A value as a part of a name."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return "-".join(map(text_of, value))
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", str(value))
+    text = value if isinstance(value, str) else json.dumps(value).strip('[]"')
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,23 +19,27 @@ import torch
 from mmlib import files
 from mmlib.config import ModelConfig, TrainConfig
 from mmlib.data import Tokenizer, restore_tokenizer
-from mmlib.files import read_json
-from mmlib.training.runs import parse_history, run_folder, stored_environment
+from mmlib.training.runs import TRAIN_AGAIN, parse_history, run_folder, stored_environment
+from mmlib.training.stored import checked, fields
 
 FORMAT = 1
-_ANEW = "bring it back from a copy, or train again with overwrite=True"
-PARTS = {  # by part, the names in it that whoever reads a checkpoint relies on; "" is the whole
-    "": (
-        "config", "tokenizer", "tokenizer_fingerprint", "architecture", "phase", "parent_epoch", "position",
-        "best", "model", "average", "loss", "optimizer", "optimizer_names", "precision", "rng",
-        "rng_of_others",
-    ),
+_USE_OTHER = "use the run's other checkpoint, or train again with overwrite=True"
+PARTS = {  # by part, the names in it that whoever reads a checkpoint relies on
     "position": ("epoch", "step", "loss_sums", "pairs", "seconds", "first_lr"),
     "best": ("epoch", "value"),
     "optimizer": ("state", "param_groups"),
     "rng": ("torch", "cuda", "numpy", "python"),
-}  # fmt: skip
-ARCHITECTURE = (*ModelConfig.model_fields, "image_size", "max_tokens")
+}
+OTHERS = (
+    "config", "tokenizer", "architecture", "phase", "parent_epoch", "model", "average", "loss",
+    "optimizer_names", "precision", "rng_of_others",
+)  # fmt: skip
+Checkpoint = fields(
+    format=Literal[FORMAT],
+    **dict.fromkeys(OTHERS, Any),
+    **{part: fields(**dict.fromkeys(names, Any)) for part, names in PARTS.items()},
+)
+ARCHITECTURE = (*ModelConfig.model_fields, "image_size", "tokenizer", "max_tokens")
 
 
 def checkpoint_bytes(content: dict) -> memoryview:
@@ -56,8 +61,10 @@ def load_checkpoint(path: Path) -> dict:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint: expected {files.shown(path)}, found nothing there")
-    _check_whole(path)
     try:
+        with zipfile.ZipFile(path) as archive:  # torch itself looks at no checksum
+            if broken := archive.testzip():
+                raise zipfile.BadZipFile(f"wrong checksum of its part {broken}")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -66,58 +73,25 @@ def load_checkpoint(path: Path) -> dict:
             f" ({asked[1] if asked else 'an unknown instruction'}), which no checkpoint of this project does."
             " Do not load it elsewhere"
         ) from None
-    except Exception as error:  # the file is whole, so somebody made it so; its reader can fail anywhere
-        raise ValueError(_damaged(path, _first_line(error))) from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format", "no format") if isinstance(content, dict) else type(content).__name__
+    except Exception as error:  # on garbage both readers can fail anywhere
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ValueError(
-            f"{files.shown(path)} is no checkpoint of this project: expected format {FORMAT}, found {found}"
-        )
-    parts = content | {"": content}
-    for part, names in PARTS.items():
-        if lacking := [n for n in names if not isinstance(parts[part], dict) or n not in parts[part]]:
-            where = f" in its part {part!r}" if part else ""
-            raise ValueError(
-                f"{files.shown(path)} is damaged or no checkpoint of this project: expected"
-                f" {', '.join(lacking)}{where}, found nothing of that name. Use the run's other checkpoint,"
-                " or train again with overwrite=True"
-            )
-    return content
+            f"{files.shown(path)} is truncated, damaged or no checkpoint ({path.stat().st_size} bytes;"
+            f" {reason}); {_USE_OTHER}"
+        ) from None
+    return checked(content, Checkpoint, files.shown(path), _USE_OTHER)
 
 
-def _check_whole(path: Path) -> None:
-    """Passes if every byte is the one that was written: `torch.load` itself looks at no checksum."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except Exception as error:  # zipfile leaks many kinds on garbage: struct.error, zlib.error, …
-        raise ValueError(_damaged(path, _first_line(error))) from None
-    if broken:
-        raise ValueError(_damaged(path, f"wrong checksum of its part {broken}"))
-
-
-def _damaged(path: Path, reason: str) -> str:
-    return (
-        f"{files.shown(path)} is truncated, damaged or no checkpoint ({path.stat().st_size} bytes; {reason})."
-        " Use the run's other checkpoint, or train again with overwrite=True"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def check_fits(path: Path, content: dict, config: Mapping, tokenizer_fingerprint: str) -> None:
+def check_fits(path: Path, content: dict, config: Mapping) -> None:
     """Passes if a checkpoint's architecture and tokenizer are those that are wanted.
 
     Args:
         path: named in the message.
         content: from `load_checkpoint`.
         config: flat parameters of the model that the checkpoint is for.
-        tokenizer_fingerprint: of the tokenizer that the model will read.
 
     Raises:
-        ValueError: names each size that differs with both values, or both tokenizers.
+        ValueError: names each parameter that differs with both values.
     """
     theirs = content["config"]
     differ = [
@@ -126,13 +100,20 @@ def check_fits(path: Path, content: dict, config: Mapping, tokenizer_fingerprint
         if theirs.get(n) != config[n]
     ]
     if differ:
-        raise ValueError(f"{files.shown(path)} is of another architecture: " + "; ".join(differ))
-    if content["tokenizer_fingerprint"] != tokenizer_fingerprint:
-        raise ValueError(
-            f"{files.shown(path)} is of another tokenizer: {theirs.get('tokenizer')!r} with fingerprint"
-            f" {content['tokenizer_fingerprint']} in the checkpoint, {config['tokenizer']!r} with"
-            f" {tokenizer_fingerprint} here; the same token ids would mean other characters"
-        )
+        raise ValueError(f"{files.shown(path)} is of another architecture: {'; '.join(differ)}")
+
+
+def tokenizer_of(path: Path, content: dict) -> Tokenizer:
+    """The tokenizer that a checkpoint's model reads.
+
+    Raises:
+        ValueError: it is damaged; names the file.
+    """
+    try:
+        return restore_tokenizer(content["tokenizer"])
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        reason = f"expected a tokenizer, found {type(error).__name__}: {error}"
+        raise ValueError(f"{files.shown(path)} is damaged: {reason:.300}; {_USE_OTHER}") from None
 
 
 def load_weights(path: Path, module: torch.nn.Module, state: dict) -> None:
@@ -194,42 +175,14 @@ class Parent:
 
     run: str
     checkpoint: str
+    epoch: int  # at whose end the checkpoint was written
     optimizer_state: str
     content: dict  # the loaded checkpoint
 
     @property
-    def epoch(self) -> int:
-        """The epoch at whose end the checkpoint was written."""
-        return self.content["position"]["epoch"] - 1
-
-    @property
     def lineage(self) -> dict:
         """What `environment.json` keeps of the parent."""
-        return {
-            "run": self.run,
-            "checkpoint": self.checkpoint,
-            "epoch": self.epoch,
-            "optimizer_state": self.optimizer_state,
-        }
-
-
-def stored_tokenizer(run: str) -> Tokenizer:
-    """The tokenizer that a run was trained with.
-
-    Raises:
-        FileNotFoundError, ValueError: there is none, or its file is damaged.
-    """
-    path = run_folder(run) / "tokenizer.json"
-    state = read_json(path)
-    try:
-        return restore_tokenizer(state)
-    except ValueError as error:
-        raise ValueError(f"{files.shown(path)}: {error}") from None
-    except (LookupError, TypeError, AttributeError, OverflowError) as error:
-        reason = f"expected a tokenizer, found {type(error).__name__}: {error}"
-        raise ValueError(
-            f"{files.shown(path)} is damaged: {reason:.300}; bring it back from a copy"
-        ) from None
+        return {name: value for name, value in vars(self).items() if name != "content"}
 
 
 def check_same_data(run: str, name: str, fingerprint: str, there: dict | None = None) -> None:
@@ -273,7 +226,7 @@ def last_checkpoint(config: TrainConfig) -> tuple[Path, dict] | None:
         if last.exists():
             raise FileNotFoundError(
                 f"expected {files.shown(folder / 'config.json')} beside last.pt, found nothing there (it was"
-                f" deleted, or an overwriting was cut short); {_ANEW}"
+                f" deleted, or an overwriting was cut short); {TRAIN_AGAIN}"
             )
         return None
     path = last if last.exists() else best
@@ -290,7 +243,7 @@ def last_checkpoint(config: TrainConfig) -> tuple[Path, dict] | None:
     if missing:
         raise FileNotFoundError(
             f"expected {files.shown(folder / missing[0])}, the weights of epoch {epoch}, the best one so far,"
-            f" found nothing there; {_ANEW}"
+            f" found nothing there; {TRAIN_AGAIN}"
         )
     return path, content
 
@@ -303,9 +256,9 @@ def check_history(path: Path, content: dict) -> None:
         ValueError: it is damaged.
     """
     history = path.with_name("history.jsonl")
-    there = {row["epoch"] for row in parse_history(history)[0]} if history.is_file() else set()
+    there = {row["epoch"] for row in parse_history(history)} if history.is_file() else set()
     if lacking := [epoch for epoch in range(1, content["position"]["epoch"]) if epoch not in there]:
         raise FileNotFoundError(
             f"expected the epochs 1 to {content['position']['epoch'] - 1} in {files.shown(history)}, as"
-            f" {path.name} goes on behind them, found no {', '.join(map(str, lacking))}; {_ANEW}"
+            f" {path.name} goes on behind them, found no {', '.join(map(str, lacking))}; {TRAIN_AGAIN}"
         )

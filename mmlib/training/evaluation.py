@@ -32,7 +32,7 @@ from mmlib.training.checkpoint import (
     evaluated_weights,
     load_checkpoint,
     load_weights,
-    stored_tokenizer,
+    tokenizer_of,
 )
 from mmlib.training.embed import embed_captions, embed_split
 from mmlib.training.inputs import split_tensors
@@ -82,10 +82,10 @@ def load_run(run: str, checkpoint: str, device: torch.device, wise_ft: float = 1
     require_complete(run)
     there = traces(run)
     config = stored_config(run)
-    tokenizer = stored_tokenizer(run)
     path = run_folder(run) / f"{checkpoint}.pt"
     content = load_checkpoint(path)
-    check_fits(path, content, config.model_dump(), tokenizer.fingerprint)
+    check_fits(path, content, config.model_dump())
+    tokenizer = tokenizer_of(path, content)
     model = build_model(
         config, tokenizer.size, tokenizer.padding_id,
         load_pretrained=False, architecture=content["architecture"],

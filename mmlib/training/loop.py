@@ -274,7 +274,6 @@ class Learner:
         return {
             "config": self.config.model_dump(mode="json"),
             "tokenizer": self.tokenizer.state,
-            "tokenizer_fingerprint": self.tokenizer.fingerprint,
             "architecture": self.model.text_encoder.architecture,
             "phase": self.phase,
             "parent_epoch": self.parent_epoch,

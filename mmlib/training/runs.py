@@ -16,17 +16,21 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from mmlib import files
+from mmlib.arrays import read_npz
 from mmlib.config import ParameterError, TrainConfig, build
 from mmlib.files import checked_name, explained, parse_json, read_bounded, read_json, write_bytes_atomic
 from mmlib.locks import FolderLock, holder, locked
-from mmlib.training.stored import Environment, Epoch, Parameters, Result, Status, checked, read_stored
+from mmlib.training import stored
 
 _OF_WEIGHTS = (
     "best.pt", "model.safetensors", "results.json", "ranks.npz", "diagnosis.json", "slots.npz", "gallery.npz",
     "queries.json",
 )  # fmt: skip
-_TRAIN_AGAIN = "bring it back from a copy, or train again with overwrite=True"
+TRAIN_AGAIN = "bring it back from a copy, or train again with overwrite=True"
+_EVALUATE_AGAIN = "evaluate the run again"
 
 
 def run_folder(run: str) -> Path:
@@ -53,14 +57,14 @@ def read_history(run: str) -> list[dict]:
     path = run_folder(run) / "history.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"run {run!r} has no history: expected {files.shown(path)}; train it first")
-    rows = parse_history(path)[0]
+    rows = parse_history(path)
     for number, row in enumerate(rows, 1):
         where = f"{files.shown(path)}, line {number},"
-        checked(row, Epoch, where, _TRAIN_AGAIN)
+        stored.checked(row, stored.Epoch, where, TRAIN_AGAIN)
         before = rows[number - 2]["epoch"] if number > 1 else 0
         if row["epoch"] <= before:
             raise ValueError(
-                f"{where} is damaged: expected an epoch after {before}, found {row['epoch']}; {_TRAIN_AGAIN}"
+                f"{where} is damaged: expected an epoch after {before}, found {row['epoch']}; {TRAIN_AGAIN}"
             )
     return rows
 
@@ -85,7 +89,7 @@ def stored_choice(run: str) -> str:
     Raises:
         FileNotFoundError, ValueError: there is no such run, or its `config.json` is damaged.
     """
-    return read_stored(run_folder(run) / "config.json", Parameters).get("select_by", "rsum")
+    return stored.read_stored(run_folder(run) / "config.json", stored.Choice).get("select_by") or "rsum"
 
 
 def stored_environment(run: str) -> dict:
@@ -94,7 +98,7 @@ def stored_environment(run: str) -> dict:
     Raises:
         FileNotFoundError, ValueError: there is no such run, or its `environment.json` is damaged.
     """
-    return read_stored(run_folder(run) / "environment.json", Environment, _TRAIN_AGAIN)
+    return stored.read_stored(run_folder(run) / "environment.json", stored.Environment, TRAIN_AGAIN)
 
 
 def read_result(run: str) -> dict:
@@ -104,7 +108,7 @@ def read_result(run: str) -> dict:
         FileNotFoundError: the run was not evaluated.
         ValueError: the file is damaged.
     """
-    return read_stored(evaluated_file(run, "results.json"), Result)
+    return stored.read_stored(evaluated_file(run, "results.json"), stored.Result)
 
 
 def evaluated_file(run: str, name: str) -> Path:
@@ -121,10 +125,54 @@ def evaluated_file(run: str, name: str) -> Path:
     return path
 
 
-def parse_history(path: Path) -> tuple[list[dict], int]:
-    """The whole rows of a history file and the number of bytes that they fill."""
-    data = read_bounded(path)
-    *lines, rest = data.split(b"\n")  # a rest without its end was cut by a crash
+def read_diagnosis(run: str) -> dict:
+    """The diagnosis of a run.
+
+    Raises:
+        FileNotFoundError: the run was not evaluated, or before there were diagnoses.
+        ValueError: the file is damaged.
+    """
+    return stored.read_stored(evaluated_file(run, "diagnosis.json"), stored.Diagnosis, _EVALUATE_AGAIN)
+
+
+def read_queries(run: str) -> dict:
+    """What `queries_of` gave, from the run's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or lacks queries that `results.json` counts.
+    """
+    queries = stored.read_stored(evaluated_file(run, "queries.json"), stored.Queries, _EVALUATE_AGAIN)
+    standard = read_result(run)["protocols"]["standard"]
+    for name, direction in (("images", "i2t"), ("captions", "t2i")):
+        expected, found = standard[direction]["n"], len(queries[name])
+        if found != expected:
+            raise ValueError(
+                f"run {run!r}: expected {expected:,} {name} in queries.json, as results.json counts, found"
+                f" {found:,}; {_EVALUATE_AGAIN}"
+            )
+    return queries
+
+
+def read_arrays(run: str, name: str) -> dict[str, np.ndarray]:
+    """The arrays that the evaluation of a run left, `gallery` or `slots`.
+
+    Raises:
+        FileNotFoundError: the run was not evaluated.
+        ValueError: the file is damaged, or an array in it is not what it should be.
+    """
+    path = evaluated_file(run, f"{name}.npz")
+    try:
+        arrays = read_npz(path)
+    except ValueError as error:
+        raise ValueError(f"{files.shown(path)} is damaged ({error.__cause__}); {_EVALUATE_AGAIN}") from None
+    stored.check_arrays(arrays, name, files.shown(path))
+    return arrays
+
+
+def parse_history(path: Path) -> list[dict]:
+    """The rows of a history file whose lines are whole; a last one without its end was cut by a crash."""
+    *lines, _ = read_bounded(path).split(b"\n")
     rows = []
     for number, line in enumerate(lines, 1):
         row = None
@@ -133,10 +181,10 @@ def parse_history(path: Path) -> tuple[list[dict], int]:
         if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
             raise ValueError(
                 f"{files.shown(path)}, line {number} is damaged: expected one JSON object per line, with its"
-                f" epoch; {_TRAIN_AGAIN}"
+                f" epoch; {TRAIN_AGAIN}"
             )
         rows.append(row)
-    return rows, len(data) - len(rest)
+    return rows
 
 
 def read_status(run: str) -> dict:
@@ -145,7 +193,7 @@ def read_status(run: str) -> dict:
     Raises:
         FileNotFoundError, ValueError: there is no such run, or the file is damaged.
     """
-    return read_stored(run_folder(run) / "status.json", Status)
+    return stored.read_stored(run_folder(run) / "status.json", stored.Status)
 
 
 def run_state(run: str) -> tuple[str, str | None]:
@@ -156,15 +204,14 @@ def run_state(run: str) -> tuple[str, str | None]:
     Nothing is written, and no other process is held up.
     """
     said = _said(run)
-    while said[0] in ("running", "nothing"):
-        if holder(run_folder(run)):
-            return "running", None
-        before, said = said, _said(run)  # it may have ended, and said so, since it was read
-        if said == ("running", None):
-            said = "killed", "a process of it ended without a word (killed, or the machine went down)"
-        elif said == before:
-            said = "failed", said[1]
-    return said
+    if said[0] not in ("running", "nothing"):
+        return said
+    if holder(run_folder(run)):
+        return "running", None
+    state, reason = _said(run)  # it may have ended, and said so, since it was read
+    if state == "running":
+        return "killed", "a process of it ended without a word (killed, or the machine went down)"
+    return ("failed" if state == "nothing" else state), reason
 
 
 def _said(run: str) -> tuple[str, str | None]:
@@ -184,15 +231,16 @@ def require_complete(run: str) -> None:
         ValueError: it is not complete; says what it is.
     """
     if not run_folder(run).is_dir():
-        known = sorted(p.name for p in files.RUNS.iterdir() if p.is_dir()) if files.RUNS.is_dir() else []
+        known = sorted(path.name for path in files.RUNS.glob("*") if path.is_dir())
         there = f"the runs there are: {', '.join(known)}" if known else "there are no runs yet"
         raise FileNotFoundError(f"no run {run!r} in {files.shown(files.RUNS)}; {there}. Train it first")
     state, reason = run_state(run)
     if state != "complete":
+        why = f" ({reason})" if reason else ""
         raise ValueError(
-            f"run {run!r} is not complete but {state}" + (f" ({reason})" if reason else "")
-            + "; start its training again, it goes on where it stopped"
-        )  # fmt: skip
+            f"run {run!r} is not complete but {state}{why}; start its training again, it goes on where it"
+            " stopped"
+        )
 
 
 class RunFolder:
@@ -207,7 +255,8 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, lock: FolderLock | None = None):
-        self.path, self._lock = path, lock
+        self.path = path
+        self._check = lock.check if lock else lambda: None
 
     def clear(self) -> None:
         """Removes what an earlier run left that was killed before it said anything of itself.
@@ -238,10 +287,9 @@ class RunFolder:
         """`write` of an object as JSON."""
         self.write(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
-    def write_status(self, state: str, epoch: int, epochs: int, reason: str | None = None) -> None:
-        """Writes `status.json`; `epoch` is the last finished one, `epochs` the last one planned."""
-        status = {"state": state, "reason": reason, "epoch": epoch, "epochs": epochs, "updated": now()}
-        self.write_json("status.json", status)
+    def write_status(self, state: str, reason: str | None = None, **progress: int) -> None:
+        """Writes `status.json`; of a run, `epoch` is the last finished one, `epochs` the last one planned."""
+        self.write_json("status.json", {"state": state, "reason": reason, **progress, "updated": now()})
 
     def append_history(self, row: dict) -> None:
         """Appends one epoch and flushes it to disk.
@@ -258,23 +306,18 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _still_there(self) -> Iterator[None]:
-        if self._lock:
-            self._lock.check()
+        self._check()
         try:
             yield
         except FileNotFoundError:  # deleted since
-            if self._lock:
-                self._lock.check()
+            self._check()
             raise
 
-    def keep_history(self, last_epoch: int) -> list[dict]:
-        """Cuts the history back to the epochs up to `last_epoch`, and any half line; returns what is kept."""
+    def keep_history(self, last_epoch: int) -> None:
+        """Cuts the history back to the epochs up to `last_epoch`, and any half line."""
         path = self.path / "history.jsonl"
-        if not path.exists():
-            return []
-        kept = [row for row in parse_history(path)[0] if row["epoch"] <= last_epoch]
-        self.write_history(kept)
-        return kept
+        if path.exists():
+            self.write_history([row for row in parse_history(path) if row["epoch"] <= last_epoch])
 
     def write_history(self, rows: list[dict]) -> None:
         """Replaces the history."""
@@ -297,13 +340,13 @@ def open_run(run: str, overwrite: bool = False) -> Iterator[RunFolder]:
     folder = run_folder(run)
     with locked(folder, f"run {run!r}") as lock:
         # Under the lock, unfinished files can only be a killed process's.
-        for stale in folder.glob("*.part"):
-            _remove(stale)
+        doomed = list(folder.glob("*.part"))
         if overwrite:
             # What says "a complete run" goes first: killed halfway, the rest must not pass for one.
             first = ("status.json", "config.json", "last.pt")
-            rest = sorted(path.name for path in folder.iterdir() if path.name not in (*first, ".lock"))
-            for path in (folder / name for name in (*first, *rest)):
+            doomed = [*(folder / name for name in first), *folder.iterdir()]
+        for path in doomed:
+            if path.name != ".lock":
                 _remove(path)
         yield RunFolder(folder, lock)
 
@@ -333,23 +376,11 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def describe_environment(
-    seed: int,
-    device,
-    data: dict,
-    parent: dict | None,
-    trainable_weights: int,
-    tokenizer_losses: dict,
-) -> dict:
-    """The content of `environment.json`.
+def describe_machine(device) -> dict:
+    """What a run is started on: code, versions and hardware.
 
     Args:
-        seed: of the run.
         device: torch's, that the model is on.
-        data: `Dataset.identity`.
-        parent: `{"run", "checkpoint", "epoch", "optimizer_state"}`, or None for a first phase.
-        trainable_weights: numbers that training changes.
-        tokenizer_losses: `count_losses` of the validation captions.
     """
     import torch  # which reading a run folder does not need
 
@@ -362,11 +393,6 @@ def describe_environment(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "seed": seed,
-        "data": data,
-        "tokenizer_losses": tokenizer_losses,
-        "parent": parent,
-        "trainable_weights": trainable_weights,
         "started": now(),
     }
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from mmlib.config import ParameterError, TrainConfig, build, continued, differences, training_of
-from mmlib.data import Dataset, Tokenizer, load_dataset, restore_tokenizer, tokenizer_for
+from mmlib.data import Dataset, Tokenizer, load_dataset, tokenizer_for
 from mmlib.data.tokenizers import count_losses, loss_shares, losses_warning
 from mmlib.locks import InUse
 from mmlib.model import build_loss, build_model, load_learned
@@ -27,7 +27,7 @@ from mmlib.training.checkpoint import (
     last_checkpoint,
     load_checkpoint,
     load_weights,
-    stored_tokenizer,
+    tokenizer_of,
 )
 from mmlib.training.inputs import standardise_heads, training_data
 from mmlib.training.loop import Learner, run, stop_requests
@@ -35,7 +35,7 @@ from mmlib.training.optimisation import build_optimizer, keep_optimizer_state, r
 from mmlib.training.processes import all_or_none, build_fabric, compiles, has_lost_another
 from mmlib.training.runs import (
     RunFolder,
-    describe_environment,
+    describe_machine,
     open_run,
     read_history,
     require_complete,
@@ -119,14 +119,15 @@ def continue_training(
     resolved = continued(config, parent_config)
     path = run_folder(config.parent) / f"{config.parent_checkpoint}.pt"
     content = load_checkpoint(path)
-    check_fits(path, content, resolved.model_dump(), stored_tokenizer(config.parent).fingerprint)
+    check_fits(path, content, resolved.model_dump())
     check_history(path, content)
     if config.optimizer_state == "keep" and resolved.optimizer != parent_config.optimizer:
         raise ParameterError(
             f"optimizer_state='keep' needs the parent's optimizer: the parent {config.parent!r} has"
             f" {parent_config.optimizer!r}, asked for {resolved.optimizer!r}; use optimizer_state='reset'"
         )
-    parent = Parent(config.parent, config.parent_checkpoint, config.optimizer_state, content)
+    epoch = content["position"]["epoch"] - 1
+    parent = Parent(config.parent, config.parent_checkpoint, epoch, config.optimizer_state, content)
     return train(resolved, log, if_complete, parent)
 
 
@@ -173,11 +174,11 @@ def _find_start(config: TrainConfig, parent: Parent | None, log: Log, if_complet
     if parent and not resumed:
         path, content = run_folder(parent.run) / f"{parent.checkpoint}.pt", parent.content
     if content:
-        tokenizer = restore_tokenizer(content["tokenizer"])
+        tokenizer = tokenizer_of(path, content)
     else:
         tokenizer = tokenizer_for(config, dataset.splits["train"].captions, config.text_encoder)
     if resumed:
-        check_fits(path, content, config.model_dump(), tokenizer.fingerprint)
+        check_fits(path, content, config.model_dump())
     return _Start(config, parent, found, dataset, tokenizer, path, content, resumed)
 
 
@@ -293,14 +294,13 @@ def _start_folder(learner: Learner, parent: Parent | None, data_identity: dict) 
     folder, config = learner.folder, learner.config
     losses = count_losses(learner.tokenizer, learner.val_data.split.captions, config.max_tokens)
     _log_losses(losses, learner.log)
-    described = describe_environment(
-        config.seed,
-        learner.fabric.device,
-        data_identity,
-        parent.lineage if parent else None,
-        sum(p.numel() for group in learner.optimizer.param_groups for p in group["params"]),
-        losses,
-    )
+    described = describe_machine(learner.fabric.device) | {
+        "seed": config.seed,
+        "data": data_identity,
+        "tokenizer_losses": losses,
+        "parent": parent.lineage if parent else None,
+        "trainable_weights": sum(p.numel() for g in learner.optimizer.param_groups for p in g["params"]),
+    }
     folder.clear()
     folder.write_json("environment.json", described)
     folder.write_json("tokenizer.json", learner.tokenizer.state)
@@ -319,7 +319,8 @@ def _run(learner: Learner) -> None:
     fabric = learner.fabric
 
     def status(state: str, reason: str | None = None) -> None:
-        learner.folder.write_status(state, learner.position.epoch - 1, learner.last_epoch, reason)
+        epoch, epochs = learner.position.epoch - 1, learner.last_epoch
+        learner.folder.write_status(state, reason, epoch=epoch, epochs=epochs)
 
     # Until the last word is written: torchrun signals the processes that are left when one has ended.
     with stop_requests(patient=fabric.world_size > 1) as stop:

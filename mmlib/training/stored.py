@@ -1,364 +1,300 @@
 """What the files of a run must hold to be reported on, checked as they are read.
 
-Each model names the fields that a table, figure or page relies on, and no others: files of a later
+Each schema names the fields that a table, figure or page relies on, and no others: files of a later
 version may say more.  Values are handed on as they were read.
 """
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, create_model, model_validator
 
 from mmlib import files
 from mmlib.config.parameters import Name
-from mmlib.files import printable, read_json
+from mmlib.files import parse_json, printable, read_json
 
 AGAIN = "bring it back from a copy, or make it again"
-
-VERDICTS = ("supported", "contradicted", "no evidence", "not judged")
 DECIDES = "mean_r1"  # the one figure that decides an ablation's claims, named before anything is measured
 
 _DEPTH = 30  # brackets within brackets; no file of ours has half as many
 
-
-class Stored(BaseModel):
-    """A part of a file: strict, since a text is not a number, and open to more fields."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-
-def _of_this_earth(value: float) -> float:
-    if abs(value) > 1e15:
-        raise ValueError("expected a number below 1e15")
-    return value
-
-
-Number = Annotated[float, AfterValidator(_of_this_earth)]
+Number = Annotated[float, Field(ge=-1e15, le=1e15)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Positive = Annotated[int, Field(ge=1, le=2**53)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Words = Annotated[str, Field(max_length=1000)]  # of a title, an axis or a cell
-Values = dict[Words, str | bool | int | float | list | dict | None]  # of parameters
-Direction = Literal["i2t", "t2i"]
+Values = dict[Words, Any]  # of parameters
+Metric = Literal["rsum", "mean_r1"]
 
 
-class Recall(Stored):
-    """An R@K."""
+def fields(may_lack: str = "", check: Callable | None = None, **kinds: Any) -> type[BaseModel]:
+    """A JSON object with these fields: strict, since a text is not a number, and open to more of them.
 
-    value: Share
-    hits: Count
-    low: Share
-    high: Share
-    chance: Share
-
-
-class OneWay(Stored):
-    """What a summary says of one direction."""
-
-    n: Annotated[int, Field(ge=1, le=2**53)]
-    gallery: Count | Annotated[float, Field(ge=0, le=2**53)]  # the mean over folds may be no whole number
-    median_rank: Number
-    tied: Count
-    r1: Recall
-    r5: Recall
-    r10: Recall
-
-    @model_validator(mode="before")
-    @classmethod
-    def _has_no_other_recall(cls, value: Any) -> Any:
-        for name in value if isinstance(value, dict) else ():
-            if name not in ("r1", "r5", "r10") and (not name or (name[0] == "r" and name[1:].isdigit())):
-                raise ValueError(f"expected recalls at 1, 5 and 10, found {name!r}")
-        return value
+    Args:
+        may_lack: the names of those that may be missing or null.
+        check: raises ValueError where the fields do not fit together.
+        kinds: type of each.
+    """
+    strict = ConfigDict(strict=True, allow_inf_nan=False)
+    parts = {n: (kind | None, None) if n in may_lack.split() else (kind, ...) for n, kind in kinds.items()}
+    checks = {"check": model_validator(mode="after")(check)} if check else None
+    return create_model("Object", __config__=strict, __validators__=checks, **parts)
 
 
-class Summary(Stored):
-    """Of `mmlib.metrics.summarise`."""
-
-    protocol: Words
-    rsum: Number
-    mean_r1: Share
-    i2t: OneWay
-    t2i: OneWay
-    ceiling: dict[Annotated[str, Field(pattern=r"^(i2t|t2i)_r\d+$")], Share] | None = None
+def _expect(holds: Any, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"expected {expected}")
 
 
-class Sizes(Stored):
-    """Of a split."""
+# --- history.jsonl, environment.json, status.json, results.json
 
-    images: Count
-    captions: Count
-
-
-class Data(Stored):
-    """`Dataset.identity`."""
-
-    name: Words
-    fingerprint: Words
-    splits: dict[Words, Sizes]
-    held_out_fingerprint: Words | None = None
-
-
-class Parameters(Stored):
-    """`config.json`, as far as a report reads it."""
-
-    select_by: Literal["rsum", "mean_r1"] = "rsum"
-
-
-class Origin(Stored):
-    """The parent in `environment.json`."""
-
-    run: Name
-    checkpoint: Literal["best", "last"]
-    epoch: Count
-
-
-class TokenizerLosses(Stored):
-    """Of `mmlib.data.tokenizers.count_losses`."""
-
-    tokenizer: Words
-    max_tokens: Count
-    captions: Count
-    cut: Count
-    tokens: Count
-    unknown: Count
-    longest: Count
+_Recall = fields(value=Share, hits=Count, low=Share, high=Share, chance=Share)
+_OneWay = fields(
+    n=Positive,
+    gallery=Annotated[float, Field(ge=0, le=2**53)],  # the mean over folds may be no whole number
+    median_rank=Number,
+    tied=Count,
+    **dict.fromkeys(("r1", "r5", "r10"), _Recall),
+)
+_Ceiling = dict[Annotated[str, Field(pattern=r"^(i2t|t2i)_r\d+$")], Share]
+Summary = fields(
+    "folds ceiling",
+    protocol=Words, folds=Count, rsum=Number, mean_r1=Share, i2t=_OneWay, t2i=_OneWay, ceiling=_Ceiling,
+)  # fmt: skip
+_Sizes = fields(images=Count, captions=Count)
+Data = fields(
+    "held_out_fingerprint",
+    name=Words, fingerprint=Words, splits=dict[Words, _Sizes], held_out_fingerprint=Words,
+)  # fmt: skip
+_Losses = fields(
+    tokenizer=Words, **dict.fromkeys(("max_tokens", "captions", "cut", "tokens", "unknown", "longest"), Count)
+)
+_Parent = fields(run=Name, checkpoint=Literal["best", "last"], epoch=Count)
+Environment = fields(
+    "tokenizer_losses",  # which older runs did not count
+    data=Data, parent=_Parent | None, trainable_weights=Count, tokenizer_losses=_Losses,
+)  # fmt: skip
+Choice = fields("select_by", select_by=Metric)
+Status = fields("reason", state=Literal["running", "complete", "failed", "interrupted", "killed"], reason=str)
+Epoch = fields(
+    epoch=Positive, phase=Positive, run=Name, lr=Number, steps=Count, train_loss=Number, val=Summary,
+    seconds=Number, pairs_per_s=Number,
+)  # fmt: skip
 
 
-class Environment(Stored):
-    """`environment.json`."""
-
-    data: Data
-    parent: Origin | None
-    trainable_weights: Count
-    tokenizer_losses: TokenizerLosses | None = None  # older runs did not count
+def _has_standard(result: BaseModel) -> BaseModel:
+    _expect("standard" in result.protocols, "numbers under the protocol 'standard'")
+    return result
 
 
-class Status(Stored):
-    """`status.json`."""
+Result = fields(
+    check=_has_standard,
+    run=Name, checkpoint=Words, epoch=Count, split=Words, data=Data, pretraining=Words,
+    protocols=dict[Words, Summary],
+)  # fmt: skip
 
-    state: Literal["running", "complete", "failed", "interrupted", "killed"]
-    reason: str | None = None
+# --- queries.json, diagnosis.json, gallery.npz, slots.npz
+
+Queries = fields(fingerprint=Words, split=Words, redistributable=bool, images=list[str], captions=list[str])
+_Interval = {"value": Share, "low": Share, "high": Share}
+_Group = fields(group=Words, n=Count, **_Interval)
+_Groups = dict[Words, fields(r1=list[_Group], r10=list[_Group])]
+_Hubs = fields(
+    k=Count, gallery=Count, expected=Number, largest=Count, skewness=Number, never=Share,
+    never_by_chance=Share,
+)  # fmt: skip
+_HISTOGRAMS = ("positive", "hardest_i2t", "hardest_t2i")
+_Margins = list[fields(**_Interval, margin_low=Number, margin_high=Number)]
+_Agreement = fields(
+    "tau low high images reason",
+    tau=Number, low=Number, high=Number, variant=Words, n=Count, images=Count, own_left_out=Count,
+    unscored=dict[Words, Count], reason=Words,
+)  # fmt: skip
+_Hits = dict.fromkeys(("r1", "r5", "r10"), fields(**_Interval, hits=Count))
+_Judged = fields(n=Count, judged=Count, extended=Count, **_Hits)
+_HumanAware = fields(threshold=Literal[3.0, 4.0], i2t=_Judged, t2i=_Judged)
+_People = fields(
+    expert=_Agreement | None, crowdflower=_Agreement | None, human_aware=list[_HumanAware] | None,
+    caption_numbers=Words,
+)  # fmt: skip
 
 
-class Epoch(Stored):
-    """A row of `history.jsonl`."""
-
-    epoch: Annotated[int, Field(ge=1, le=10**9)]
-    phase: Annotated[int, Field(ge=1, le=10**9)]
-    run: Name
-    lr: Number
-    steps: Count
-    train_loss: Number
-    val: Summary
-    seconds: Number
-    pairs_per_s: Number
+def _has_groups_and_bins(diagnosis: BaseModel) -> BaseModel:
+    length, bins = diagnosis.groups.t2i.get("length"), len(diagnosis.similarity.edges) - 1
+    _expect(length and length.r1 and length.r10, "groups of captions by length at 1 and 10")
+    for part in _HISTOGRAMS:
+        _expect(len(getattr(diagnosis.similarity, part).counts) == bins, f"{bins} counts in {part}")
+    return diagnosis
 
 
-class Result(Stored):
-    """`results.json` of a run."""
+Diagnosis = fields(
+    check=_has_groups_and_bins,
+    data=Data,
+    split=Words,
+    standard=Summary,
+    groups=fields(i2t=_Groups, t2i=_Groups),
+    hubness=fields(i2t=_Hubs, t2i=_Hubs),
+    similarity=fields(
+        edges=Annotated[list[Number], Field(min_length=2)],
+        **dict.fromkeys(_HISTOGRAMS, fields(n=Positive, counts=list[Count])),
+    ),
+    calibration=fields(i2t=_Margins, t2i=_Margins),
+    people=_People | None,
+)
 
-    run: Name
-    checkpoint: Words
-    epoch: Count
-    split: Words
-    data: Data
-    pretraining: Words
-    protocols: dict[Words, Summary]
+# By name, kinds of dtype and axes: one letter stands for one length.
+_GALLERY = {
+    "t2i_query": ("U", "Q"), "t2i_thumbs": ("u", "QKHW3"), "t2i_hit": ("b", "QK"), "t2i_rank": ("iu", "Q"),
+    "i2t_query": ("u", "qhw3"), "i2t_captions": ("U", "qk"), "i2t_hit": ("b", "qk"), "i2t_rank": ("iu", "q"),
+    "redistributable": ("b", ""),
+}  # fmt: skip
+_BLOCKS = ("image", "text", "central_image", "central_text")
+_WordAndLift = Annotated[tuple[str, float], Strict(False)]  # JSON has no tuples
+_Readers = fields(top=list[fields(slot=Count, share=Share, read_by=list[_WordAndLift])])
 
-    @model_validator(mode="after")
-    def _has_the_standard_protocol_and_its_split(self):
-        if "standard" not in self.protocols:
-            raise ValueError("expected numbers under the protocol 'standard', found none")
-        if self.split not in self.data.splits:
-            raise ValueError(f"expected the sizes of the split {self.split!r} in data.splits, found none")
-        return self
+
+def check_arrays(arrays: Mapping[str, np.ndarray], name: str, where: str) -> None:
+    """Passes if arrays are those of `gallery` or `slots`; a run without a memory has no arrays of its slots.
+
+    Raises:
+        ValueError: one is missing, of another kind or another shape; names file and array.
+    """
+    if name == "gallery":
+        _check_shapes(arrays, _GALLERY, where)
+    for block in _BLOCKS if name == "slots" and arrays else ():
+        _check_shapes(arrays, {f"{block}_weight": ("f", "S"), f"{block}_top": ("U", "")}, where)
+        weight_S, place = arrays[f"{block}_weight"], f"{where}, {block}_top,"
+        if not (np.isfinite(weight_S).all() and (weight_S >= 0).all()):
+            raise ValueError(f"{where} is damaged: expected numbers of at least 0 in {block}_weight; {AGAIN}")
+        checked({"top": parse_json(str(arrays[f"{block}_top"]), place)}, _Readers, place)
+
+
+def _check_shapes(arrays: Mapping[str, np.ndarray], expected: dict[str, tuple[str, str]], where: str) -> None:
+    lengths = {"3": 3}
+    for name, (kinds, axes) in expected.items():
+        array = arrays.get(name, np.empty(0, "V1"))
+        fits = array.dtype.kind in kinds and array.ndim == len(axes)
+        for axis, length in zip(axes, array.shape):
+            fits &= lengths.setdefault(axis, length) == length and (length > 0 or axis in "Qq")
+        if not fits:
+            found = f"{array.dtype} of shape {array.shape}" if name in arrays else "nothing"
+            raise ValueError(
+                f"{where} is damaged: expected {name} of kind {kinds} and shape ({', '.join(axes)}), found"
+                f" {found}; {AGAIN}"
+            )
 
 
 # --- ablation.json
 
-
-class _Metric(Stored):
-    mean: Number
-    low: Number | None
-    high: Number | None
-    values: list[Number]
-
-
-class _Ended(Stored):
-    run: Name
-    seed: Count
-    state: Words
-    reason: str | None
-    epoch: Count | None
-    validation: Number | None
-
-    @model_validator(mode="after")
-    def _complete_runs_were_validated(self):
-        if self.state == "complete" and self.validation is None:
-            raise ValueError("expected the validation metric of a complete run, found none")
-        return self
+_End = Number | None  # of an interval that not every metric has
+_METRICS = ("i2t_median_rank", "t2i_median_rank", "rsum", "mean_r1")
+_RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
+_Metrics = fields(
+    **dict.fromkeys(_METRICS, fields(mean=Number, low=_End, high=_End, values=list[Number])),
+    **dict.fromkeys(_RECALLS, fields(mean=Number, low=Number, high=Number, values=list[Number])),
+)
 
 
-class _Tried(_Ended):
-    tuned: dict[Words, str | bool | int | float | None]
-    chosen: bool
+def _ended(**kinds: Any) -> Any:
+    """A run that is complete, or diverged."""
+    kinds |= {"run": Name, "seed": Count, "epoch": Count | None}
+    complete = fields(state=Literal["complete"], validation=Number, **kinds)
+    diverged = fields(state=Literal["failed"], reason=str | None, **kinds)
+    return Annotated[complete | diverged, Field(discriminator="state")]
 
 
-class _Final(_Ended):
-    trainable_weights: Count
-    seconds: Number
+_Tried = _ended(tuned=dict[Words, str | bool | int | float | None], chosen=bool)
+_Final = _ended(trainable_weights=Count, seconds=Number)
+_Arm = fields(
+    name=Words,
+    differs=Values,
+    tuned=Values,
+    tried=Annotated[list[_Tried], Field(max_length=1000)],
+    runs=Annotated[list[_Final], Field(max_length=1000)],
+    pretraining=Words | None,
+    interval=Literal["queries", "seeds and queries"] | None,
+    metrics=_Metrics | Annotated[dict, Field(max_length=0)],
+)
+_Scope = fields(
+    data=Words, fingerprint=Words, split=Literal["val", "test"], protocol=Words, images=Count, captions=Count
+)
+_Difference = fields(a=Number, b=Number, difference=Number, low=Number, high=Number)
+_CLAIM = {"claim": Words, "arm": Words, "over": Words, "seeds": list[int]}
+_NotJudged = fields(verdict=Literal["not judged"], **_CLAIM)
+_Verdict = fields(
+    verdict=Literal["supported", "contradicted", "no evidence"],
+    interval=Words,
+    judged=Count,
+    p_holm=Share,
+    metrics=fields(**dict.fromkeys((DECIDES, "i2t_r1", "t2i_r1"), _Difference)),
+    **_CLAIM,
+)
 
 
-_RECALLS = tuple(f"{d}_r{k}" for d in ("i2t", "t2i") for k in (1, 5, 10))
+def _fits_together(record: BaseModel) -> BaseModel:
+    for arm in record.arms:
+        complete = any(run.state == "complete" for run in arm.runs)
+        _expect(arm.metrics or not complete, f"metrics of arm {arm.name!r}, of which a run is complete")
+    known = {arm.name for arm in record.arms}
+    _expect(all({c.arm, c.over} <= known for c in record.claims), "the arms of each claim among arms")
+    measured = [arm for arm in record.arms if arm.metrics]
+    judged = [claim for claim in record.claims if claim.verdict != "not judged"]
+    _expect(record.scope or not (measured or judged), "the scope of what was measured")
+    return record
 
 
-class _Arm(Stored):
-    name: Words
-    differs: Values
-    tuned: Values
-    tried: Annotated[list[_Tried], Field(max_length=1000)]
-    runs: Annotated[list[_Final], Field(max_length=1000)]
-    pretraining: Words | None
-    interval: Literal["queries", "seeds and queries"] | None
-    metrics: dict[Words, _Metric]
+Ablation = fields(
+    check=_fits_together,
+    run=Name,
+    seeds=Annotated[list[int], Field(min_length=1)],
+    select_by=Metric,
+    scope=_Scope | None,
+    chance=dict[Words, Share],
+    arms=Annotated[list[_Arm], Field(min_length=1, max_length=500)],
+    claims=list[Annotated[_Verdict | _NotJudged, Field(discriminator="verdict")]],
+)
 
-    @model_validator(mode="after")
-    def _complete_runs_were_measured(self):
-        if any(run.state == "complete" for run in self.runs) or self.metrics:
-            needed = (*_RECALLS, "i2t_median_rank", "t2i_median_rank", "rsum", "mean_r1")
-            if lacking := [name for name in needed if name not in self.metrics]:
-                raise ValueError(f"expected the metrics {', '.join(needed)}, found no {', '.join(lacking)}")
-            if any(self.metrics[n].low is None or self.metrics[n].high is None for n in _RECALLS):
-                raise ValueError("expected an interval for each recall")
-            if (self.metrics["rsum"].low is None) != (self.metrics["rsum"].high is None):
-                raise ValueError("expected both ends of the interval of rsum, or none")
-        if len({tuple(run.tuned) for run in self.tried}) > 1:
-            raise ValueError("expected the same parameters in all runs that were tried")
-        return self
+# --- reports/<experiment>/results.json, as far as the index reads it
 
-
-class _Scope(Stored):
-    data: Words
-    fingerprint: Words
-    split: Literal["val", "test"]
-    protocol: Words
-    images: Count
-    captions: Count
+_RunOfReport = fields(data=Data | None, best=list[fields(epoch=Count, val=Summary)], test=Result | None)
+Report = fields(
+    "ablations",
+    state=Literal["failed", "killed", "interrupted", "running", "incomplete", "complete"],
+    reason=str | None,
+    notebooks=dict[Words, fields(page=Name | None)],
+    thumbnail=fields(alt=Words) | None,
+    metrics=dict[Words, _RunOfReport],
+    ablations=dict[Words, Ablation],
+)
 
 
-class _Difference(Stored):
-    a: Number
-    b: Number
-    difference: Number
-    low: Number
-    high: Number
-
-
-class _Claim(Stored):
-    claim: Words
-    arm: Words
-    over: Words
-    seeds: list[int]
-    verdict: Literal[VERDICTS]
-    interval: Words | None = None
-    judged: Count | None = None
-    p_holm: Share | None = None
-    metrics: dict[Words, _Difference] = {}
-
-    @model_validator(mode="after")
-    def _a_verdict_has_numbers(self):
-        if self.verdict != "not judged":
-            lacking = [n for n in (DECIDES, "i2t_r1", "t2i_r1") if n not in self.metrics]
-            lacking += [n for n in ("interval", "judged", "p_holm") if getattr(self, n) is None]
-            if lacking:
-                raise ValueError(f"expected the numbers behind the verdict, found no {', '.join(lacking)}")
-        return self
-
-
-class Record(Stored):
-    """`ablation.json`."""
-
-    run: Name
-    seeds: Annotated[list[int], Field(min_length=1)]
-    select_by: Literal["rsum", "mean_r1"]
-    scope: _Scope | None
-    chance: dict[Words, Share]
-    arms: Annotated[list[_Arm], Field(min_length=1, max_length=500)]
-    claims: list[_Claim]
-
-    @model_validator(mode="after")
-    def _parts_belong_together(self):
-        names = {arm.name for arm in self.arms}
-        for claim in self.claims:
-            if not {claim.arm, claim.over} <= names:
-                raise ValueError(f"expected the arms {claim.arm!r} and {claim.over!r} of a claim among arms")
-        measured = any(arm.metrics for arm in self.arms)
-        if self.scope is None and (measured or any(c.verdict != "not judged" for c in self.claims)):
-            raise ValueError("expected the scope of what was measured, found none")
-        return self
-
-
-# --- reports/<experiment>/results.json
-
-
-class _Notebook(Stored):
-    page: Name | None
-
-
-class _Thumbnail(Stored):
-    alt: Words
-
-
-class _Best(Stored):
-    epoch: Count
-    val: Summary
-
-
-class _Metrics(Stored):
-    data: Data | None
-    best: list[_Best]
-    test: Result | None
-
-
-class Report(Stored):
-    """`results.json` of a report, as far as the index reads it."""
-
-    state: Literal["failed", "killed", "interrupted", "running", "incomplete", "complete"]
-    reason: str | None
-    notebooks: dict[Words, _Notebook]
-    thumbnail: _Thumbnail | None
-    metrics: dict[Words, _Metrics]
-    ablations: dict[Words, Record] = {}
-
-
-# --- reading
-
-
-def read_stored(path: Path, model: type[Stored], what_to_do: str = AGAIN) -> dict:
+def read_stored(path: Path, schema: type[BaseModel], what_to_do: str = AGAIN) -> dict:
     """The object in a JSON file of a run, as it stands there.
 
     Args:
         path: of the file.
-        model: what it must hold.
+        schema: what it must hold.
         what_to_do: ends the message of any error.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, or lacks what `model` expects; names file and field.
+        ValueError: it is no JSON, or lacks what the schema expects; names file and field.
     """
     try:
         value = read_json(path)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{error}; {what_to_do}") from None
-    return checked(value, model, files.shown(path), what_to_do)
+    return checked(value, schema, files.shown(path), what_to_do)
 
 
-def checked(value: Any, model: type[Stored], where: str, what_to_do: str = AGAIN) -> Any:
-    """`value`, if it is what `model` expects.
+def checked(value: Any, schema: type[BaseModel], where: str, what_to_do: str = AGAIN) -> Any:
+    """`value`, if it is what the schema expects.
 
     Args:
         value: of a JSON file.
-        model: what it must hold.
+        schema: what it must hold.
         where: the file (and the place in it) that errors name.
         what_to_do: ends the message.
 
@@ -367,15 +303,17 @@ def checked(value: Any, model: type[Stored], where: str, what_to_do: str = AGAIN
     """
     _check_plain(value, where)
     try:
-        model.model_validate(value)
+        schema.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        found = "nothing" if first["type"] == "missing" else _shown(first["input"])
-        message = first["msg"].removeprefix("Value error, ")
-        message = "expected it" if first["type"] == "missing" else message[0].lower() + message[1:]
+        field = ".".join(map(str, first["loc"]))
+        found, message = printable(repr(first["input"])), first["msg"].removeprefix("Value error, ")
+        found = found if len(found) <= 80 else found[:77] + "…"
+        message = f"{message[0].lower()}{message[1:]}, found {found}"
+        if first["type"] == "missing":
+            message = "expected it, found nothing"
         raise ValueError(
-            f"{where} is damaged: {printable(field) or 'its content'}: {message}, found {found}; {what_to_do}"
+            f"{where} is damaged: {printable(field) or 'its content'}: {message}; {what_to_do}"
         ) from None
     return value
 
@@ -387,14 +325,6 @@ def _check_plain(value: Any, where: str, depth: int = 0) -> None:
     if isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
         raise ValueError(f"{where} is damaged: expected text, found half a character; {AGAIN}")
     if isinstance(value, dict):
-        for name, part in value.items():
-            _check_plain(name, where, depth + 1)
-            _check_plain(part, where, depth + 1)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            _check_plain(part, where, depth + 1)
-
-
-def _shown(value: Any) -> str:
-    text = printable(repr(value))
-    return text if len(text) <= 80 else text[:77] + "…"
+        value = [*value.keys(), *value.values()]
+    for part in value if isinstance(value, list | tuple) else ():
+        _check_plain(part, where, depth + 1)

@@ -97,10 +97,8 @@ def test_the_interval_is_as_wide_as_samples_vary():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"score_J": [1.0, 2]}, r"found shapes \(2,\), \(3,\), \(3,\)"),
-        ({"score_J": [1.0, np.nan, 2]}, "expected finite scores and ratings"),
+        ({"score_J": [1.0, np.nan, 2]}, "expected finite scores and ratings that vary"),
         ({"score_J": [1.0, 1, 1]}, "scores and ratings that vary"),
-        ({"variant": "a"}, "variant: expected b or c, found 'a'"),
         ({"image_of_J": [7, 7, 7]}, "judgements of two images or more, found one"),
     ],
 )

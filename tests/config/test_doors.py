@@ -15,7 +15,7 @@ from mmlib.config import (
     build,
     read_yaml,
 )
-from mmlib.config.asking import cell_parameters
+from mmlib.config.reading import cell_parameters
 
 GIVEN = {
     TrainConfig: {"run": "a", "epochs": 3, "lr": 0.1},

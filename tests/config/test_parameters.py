@@ -66,8 +66,8 @@ def test_another_trainers_word_is_no_hint_where_its_parameter_does_not_exist():
     [
         ("lr", "fast", "expected a number", "found 'fast' (str)"),
         ("lr", True, "expected a number", "found True (bool)"),
-        ("lr", None, "input should be a valid number", "found None (NoneType)"),
-        ("lr", [0.1], "input should be a valid number", "found [0.1] (list)"),
+        ("lr", None, "expected a number", "found None (NoneType)"),
+        ("lr", [0.1], "expected a number", "found [0.1] (list)"),
         ("lr", 0, "greater than 0", "found 0 (int)"),
         ("lr", -0.1, "greater than 0", "found -0.1 (float)"),
         ("lr", "-1e-3", "greater than 0", "found -0.001 (float)"),
@@ -75,20 +75,16 @@ def test_another_trainers_word_is_no_hint_where_its_parameter_does_not_exist():
         ("lr", "nan", "finite number", "found nan (float)"),
         ("lr", float("inf"), "finite number", "found inf (float)"),
         ("epochs", 0, "greater than or equal to 1", "found 0 (int)"),
-        ("epochs", "0", "greater than or equal to 1", "found 0 (int)"),
-        ("epochs", 2.5, "valid integer", "found 2.5 (float)"),
-        ("epochs", "2.5", "valid integer", "found 2.5 (float)"),
+        ("epochs", 2.5, "expected a whole number", "found 2.5 (float)"),
         ("epochs", True, "expected a whole number", "found True (bool)"),
         ("epochs", "many", "expected a whole number", "found 'many' (str)"),
-        ("epochs", float("nan"), "valid integer", "found nan (float)"),
-        ("padding_mask", 1, "valid boolean", "found 1 (int)"),
+        ("padding_mask", 1, "expected true or false", "found 1 (int)"),
         ("padding_mask", "1", "expected true or false", "found '1' (str)"),
         ("epochs", "0x10", "expected a whole number", "found '0x10' (str)"),
-        ("epochs", "0o17", "expected a whole number", "found '0o17' (str)"),
         ("epochs", "1:30", "expected a whole number", "found '1:30' (str)"),
-        ("epochs", "9" * 5000, "expected a number that fits into 64 bits", "found '9999"),
+        ("epochs", "9" * 5000, "expected a whole number", "found inf (float)"),
         ("epochs", 2**63, "expected a number that fits into 64 bits", "found 9223372036854775808 (int)"),
-        ("lr", "1e999", "expected a number that fits into 64 bits", "found '1e999' (str)"),
+        ("lr", "1e999", "finite number", "found inf (float)"),
         ("data_root", "a\0b", "expected text in UTF-8, without NUL", r"found 'a\x00b' (str)"),
         ("run", "\x1b[31m" + "x" * 10_000, "at most 100 bytes long, f", r"found '\x1b[31mxxx"),
         (
@@ -99,8 +95,8 @@ def test_another_trainers_word_is_no_hint_where_its_parameter_does_not_exist():
         ),
         ("dropout", 1.0, "less than 1", "found 1.0 (float)"),
         ("temperature", 0, "greater than 0", "found 0 (int)"),
-        ("optimizer", "adamv", "'sgd', 'adamw'", "found 'adamv' (str), did you mean 'adam'?"),
-        ("tokenizer", True, "expected text", "found True (bool)"),
+        ("optimizer", "adamv", "'sgd', 'adamw'", "found 'adamv' (str); did you mean 'adam'?"),
+        ("tokenizer", True, "input should be 'char', 'char-ref", "found True (bool)"),
         (
             "run",
             7,
@@ -127,7 +123,7 @@ def test_a_number_of_thousands_of_digits_has_a_message():
 
 def test_a_name_inside_a_list_is_checked():
     assert "runs: expected a name of letters, digits" in message(EvaluateConfig, {"runs": ["ok", "not/ok"]})
-    assert "valid list" in message(EvaluateConfig, {"runs": 7})
+    assert "expected a list" in message(EvaluateConfig, {"runs": 7})
     assert build(EvaluateConfig, {"runs": "a-run"}).runs == ["a-run"]  # as papermill's -p hands it over
     assert "at least 1 item" in message(AnalysisConfig, {"runs": []})
 
@@ -219,9 +215,10 @@ def test_a_continued_run_does_not_inherit_the_parents_warm_up():
 
 
 OTHER = {
-    "dataset": "flickr8k", "also_train_on": ["coco"], "train_shards": ["a.tar"], "val_shards": ["b.tar"],
-    "test_shards": ["c.tar"], "shapes_seed": 1, "shapes_train": 7, "shapes_val": 7, "shapes_test": 7,
-    "image_size": 32, "resize": "crop", "leaks": "keep",
+    "dataset": "flickr8k", "also_train_on": ["coco"], "data_name": "home", "private": True,
+    "val_fraction": 0.2, "test_fraction": 0.2, "split_seed": 1, "train_shards": ["a.tar"],
+    "val_shards": ["b.tar"], "test_shards": ["c.tar"], "shapes_seed": 1, "shapes_train": 7,
+    "shapes_val": 7, "shapes_test": 7, "image_size": 32, "resize": "crop", "leaks": "keep",
     "tokenizer": "word", "max_tokens": 9, "min_word_count": 2, "bpe_vocabulary": 300,
     "image_encoder": "resnet18", "image_weights": "a", "image_pooling": "attention",
     "text_encoder": "gru", "text_weights": "b",
@@ -260,7 +257,8 @@ def test_what_a_continued_run_inherits_may_be_unread_and_what_it_asks_for_may_no
     assert str(caught.value) == (
         "2 parameter(s) that nothing in this run reads:\n"
         "  momentum is read by optimizer 'sgd', 'rmsprop'; this run has optimizer 'adamw'\n"
-        "  data_root is read by dataset 'flickr8k', 'flickr30k', 'coco'; this run has dataset 'shapes'\n"
+        "  data_root is read by dataset 'folder', 'flickr8k', 'flickr30k', 'coco'; this run has dataset"
+        " 'shapes'\n"
         "Leave them out, or choose what reads them."
     )
 

@@ -15,7 +15,6 @@ from mmlib.config import (
     continued,
     unread,
 )
-from mmlib.config.asking import READ_BY
 
 RUN = {"run": "a-run", "epochs": 3, "lr": 0.01}
 SHARDS = {"dataset": "shards", "train_shards": ["a.tar"], "val_shards": ["b.tar"]}
@@ -26,6 +25,11 @@ TEXT = {"text_encoder": "hf:x", "tokenizer": "encoder"}
 CASES = {
     "data_root": ("x", {"dataset": "coco"}, {}),
     "also_train_on": (["coco"], {"dataset": "flickr8k"}, SHARDS),
+    "data_name": ("home", {"dataset": "folder"}, {}),
+    "private": (True, {"dataset": "folder"}, {"dataset": "coco"}),
+    "val_fraction": (0.2, {"dataset": "folder"}, SHARDS),
+    "test_fraction": (0.2, {"dataset": "folder"}, {}),
+    "split_seed": (1, {"dataset": "folder"}, {}),
     "train_shards": (["a.tar"], SHARDS, {}),
     "val_shards": (["b.tar"], SHARDS, {}),
     "test_shards": (["c.tar"], SHARDS, {"dataset": "coco"}),
@@ -70,8 +74,9 @@ CASES = {
 
 
 def test_every_parameter_of_the_table_has_a_case_and_exists():
-    assert CASES.keys() == READ_BY.keys()
-    assert READ_BY.keys() <= TrainConfig.model_fields.keys()
+    assert CASES.keys() == {name for _, names in TrainConfig.READ_BY for name in names}
+    readers = {reader for row, _ in TrainConfig.READ_BY for reader in row}
+    assert CASES.keys() | readers <= TrainConfig.model_fields.keys()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -93,7 +98,8 @@ def test_a_parameter_is_refused_where_nothing_reads_it(name):
     [
         (
             {"data_root": "/x"},
-            "data_root is read by dataset 'flickr8k', 'flickr30k', 'coco'; this run has dataset 'shapes'",
+            "data_root is read by dataset 'folder', 'flickr8k', 'flickr30k', 'coco'; this run has dataset"
+            " 'shapes'",
         ),
         (
             {"image_weights": "default"},
@@ -102,8 +108,8 @@ def test_a_parameter_is_refused_where_nothing_reads_it(name):
         (
             FROZEN | {"crop_area": 0.5},
             "crop_area is read by image_tune other than 'none' or cache_features False or dataset 'shards' or"
-            " feature_views above 1; this run has image_tune 'none', cache_features True, dataset 'shapes',"
-            " feature_views 1",
+            " feature_views other than 1; this run has image_tune 'none', cache_features True, dataset"
+            " 'shapes', feature_views 1",
         ),
     ],
 )

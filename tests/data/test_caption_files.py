@@ -33,36 +33,35 @@ def assert_refused(read, path, message, error=ValueError):
     [('"a dog', 'a board of 5"'), ('"a dog', 'a sign,"'), ('"5"" of snow', 'stop"')],
 )
 def test_a_quotation_mark_that_is_not_closed_loses_no_caption_silently(tmp_path, end, unclosed, closing):
-    """The reader of the csv module takes all rows up to the next mark for one caption."""
+    """A reader of CSV takes all rows up to the next mark for one caption."""
     path = tmp_path / "captions.txt"
     rows = ["image,caption", "a.jpg,first", f"a.jpg,{unclosed}", "b.jpg,one", "b.jpg,two", f"c.jpg,{closing}"]
     path.write_text(end.join(rows), newline="")
     message = (
-        "captions.txt, line 3: expected 'name.jpg,caption' with captions that hold commas or quotes in double"
-        " quotes, found a quotation mark that is not closed before the next row, 'b.jpg,one"
+        "captions.txt: expected rows 'name.jpg,caption' under the header 'image,caption', with captions that"
+        " hold commas or quotes in double quotes, found a quotation mark of 'a.jpg' that is not closed before"
+        " 'b.jpg,one"
     )
     assert_refused(read_caption_csv, path, message)
 
 
-@pytest.mark.parametrize("last", ['c.jpg,a "red" dog', "c.jpg,a cat", 'c.jpg,"a dog, a cat"'])
-def test_a_row_with_a_malformed_quote_is_named_by_the_line_that_it_begins_on(tmp_path, last):
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        ('a.jpg,"a dog\nb.jpg,one\nc.jpg,a "red" dog', "of 'a.jpg' that is not closed before 'b.jpg,one'"),
+        ('a.jpg,"a dog\nb.jpg,one\nc.jpg,a cat', "EOF inside string"),
+        ('a.jpg,"a dog\nb.jpg,one\nc.jpg,"a dog, a cat"', "Expected 2 fields in line"),
+        ('a.jpg,"a dog\nb.jfif,one"', "of 'a.jpg' that is not closed before 'b.jfif,one'"),
+        ('a.jpg,"a dog\nb 1.TIFF,one"', "of 'a.jpg' that is not closed before 'b 1.TIFF,one'"),
+        ('"a.jpg,one\nb.jpg",two', "of 'a.jpg,one\\nb.jpg' that is not closed before 'b.jpg'"),
+        ("a.jpg,a dog, a cat", "Expected 2 fields in line 3, saw 3"),
+        (",a dog", "no name before 'a dog'"),
+    ],
+)
+def test_a_malformed_row_is_refused(tmp_path, rows, found):
     path = tmp_path / "captions.txt"
-    path.write_text(f'image,caption\na.jpg,"two\nlines"\na.jpg,"a dog\nb.jpg,one\n{last}\n')
-    assert_refused(read_caption_csv, path, "captions.txt, line 4: expected 'name.jpg,caption' with captions")
-
-
-@pytest.mark.parametrize("name", ["b.jfif", "b.JPE", "b.mpo", " b.jpg ", "b 1.tiff"])
-def test_a_swallowed_row_is_known_by_the_ending_of_every_image_that_is_read(tmp_path, name):
-    path = tmp_path / "captions.txt"
-    path.write_text(f'image,caption\na.jpg,"a dog\n{name},one"\n')
-    assert_refused(read_caption_csv, path, "line 2: expected 'name.jpg,caption' with captions that hold")
-
-
-@pytest.mark.parametrize("rows", ['"a.jpg,one\nb.jpg",two', '"a.jpg,one\nb.jpg,two",c'])
-def test_a_quotation_mark_before_a_name_swallows_no_row(tmp_path, rows):
-    path = tmp_path / "captions.txt"
-    path.write_text(f"image,caption\n{rows}\n")
-    assert_refused(read_caption_csv, path, "found a line break in the name 'a.jpg,one\\nb.jpg")
+    path.write_text(f"image,caption\n\n{rows}\n")
+    assert_refused(read_caption_csv, path, found)
 
 
 def test_proper_quotes_line_breaks_and_rows_apart_are_read(tmp_path):
@@ -72,9 +71,9 @@ def test_proper_quotes_line_breaks_and_rows_apart_are_read(tmp_path):
         + 'image,caption\r\na.jpg,"a dog, a ""cat"""\r\nb.jpg,5" of snow\r\n\r\n'
         'a.jpg,"two\nlines,\r\nthree"\r\nb.jpg,\r\nb.jpg,café 北京'.encode()
     )
-    assert read_caption_csv(path).captions == {
-        "a.jpg": ('a dog, a "cat"', "two\nlines,\r\nthree"),
-        "b.jpg": ('5" of snow', "", "café 北京"),
+    assert read_caption_csv(path) == {
+        "a.jpg": ['a dog, a "cat"', "two\nlines,\r\nthree"],
+        "b.jpg": ['5" of snow', "", "café 北京"],
     }
 
 
@@ -119,7 +118,7 @@ def test_a_file_of_absurd_size_is_not_read(tmp_path, monkeypatch):
         ),
         (
             '{"images": [' + "[" * 900 + "]" * 900 + "]}",
-            "dataset.json, image 1: expected 'filename', 'split'",
+            "dataset.json, images.0: expected a valid dictionary or instance of KarpathyImage, found 'list'",
         ),
     ],
 )
@@ -127,7 +126,7 @@ def test_json_that_cannot_be_held_names_its_file(tmp_path, content, message):
     (tmp_path / "dataset.json").write_text(content)
     assert_refused(read_karpathy, tmp_path / "dataset.json", message)
     if message.startswith("dataset.json is"):
-        assert_refused(lambda path: read_coco_captions({"val2014": path}), tmp_path / "dataset.json", message)
+        assert_refused(lambda path: read_coco_captions(path, "val2014"), tmp_path / "dataset.json", message)
 
 
 def test_names_and_captions_reach_a_message_without_terminal_escapes(tmp_path):
@@ -138,7 +137,6 @@ def test_names_and_captions_reach_a_message_without_terminal_escapes(tmp_path):
     root = tiny.write_original(tmp_path)
     tiny.write_token_file(root / "Flickr8k.token.txt", {**texts, evil: ["a dog"], "40_d.jpg": [evil]})
     dataset = load_flickr8k(root)
-    assert f"Left out: 1 caption of 1 image without a file: {shown}." in dataset.notes
     assert dataset.splits["train"].captions[0] == evil  # kept as published
     tiny.write_token_file(root / "Flickr8k.token.txt", texts)
     (root / "Flickr_8k.testImages.txt").write_text(f"70_g.jpg\n{evil}\n")
@@ -172,7 +170,7 @@ def _written(path) -> list[tuple]:
         (path / "tokens.txt", read_token_file),
         (path / "captions.csv", read_caption_csv),
         (path / "dataset_flickr8k.json", lambda file: read_karpathy(file)[0]),
-        (path / "coco.json", lambda file: read_coco_captions({"val2014": file})[0].captions),
+        (path / "coco.json", lambda file: read_coco_captions(file, "val2014")),
     ]
 
 
@@ -197,9 +195,9 @@ def _fuzz(folder, seed: int, rounds: int) -> tuple[int, int]:
         path, read, content = rng.choice(sources)
         content = _mutated(content, rng)
         path.write_bytes(content)
-        result = message = None
+        message = None
         try:
-            result = read(path)
+            captions = read(path)
         except ValueError as error:
             message = str(error)
         if message is not None:
@@ -208,11 +206,14 @@ def _fuzz(folder, seed: int, rounds: int) -> tuple[int, int]:
             refused += 1
             continue
         read_well += 1
-        captions = getattr(result, "captions", result)
-        assert all(isinstance(text, str) for texts in captions.values() for text in texts), content
         if read is read_token_file:
-            lines = [line for line in content.decode("utf-8-sig").split("\n") if line.strip()]
-            assert len(lines) == result.repeated + sum(map(len, captions.values())), content
+            captions = {image: list(texts.values()) for image, texts in captions.items()}
+            texts = (
+                line.split("\t", 1)[1] for line in content.decode("utf-8-sig").split("\n") if line.strip()
+            )
+            said = {text for texts in captions.values() for text in texts}
+            assert {text.removesuffix("\r") for text in texts} == said, content
+        assert all(isinstance(text, str) for texts in captions.values() for text in texts), content
         if read is read_caption_csv:
             rows = re.findall(r"(?m)^\d\d_\w\.jpg,", content.decode("utf-8-sig"))
             assert len(rows) <= sum(map(len, captions.values())), content
@@ -220,9 +221,9 @@ def _fuzz(folder, seed: int, rounds: int) -> tuple[int, int]:
 
 
 def test_mutated_files_are_read_whole_or_refused_by_name(tmp_path):
-    read_well, refused = _fuzz(tmp_path, seed=0, rounds=1000)
-    assert read_well > 100
-    assert refused > 100
+    read_well, refused = _fuzz(tmp_path, seed=0, rounds=400)
+    assert read_well > 40
+    assert refused > 40
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import tiny_sets as tiny
 
 from mmlib import files
 from mmlib.config import ParameterError
+from mmlib.data import photos
 from mmlib.data.photos import load_coco
 from mmlib.data.store import open_store
 
@@ -74,25 +75,6 @@ def test_the_official_splits_have_no_test(official):
     assert dataset.split("val") is dataset.splits["val"]
 
 
-def test_captions_of_an_official_image_with_several_entries_are_joined(official):
-    """An entry a caption, as converters write them: other ids, or the same one again, for one file."""
-    content = tiny.annotations("train2014")
-    images, said = content["images"], content["annotations"]
-    for number, annotation in enumerate(said):
-        if annotation["id"] % 10:
-            images.append(
-                {"id": 500 + number, "file_name": tiny.coco_name("train2014", annotation["image_id"])}
-            )
-            annotation["image_id"] = 500 + number
-    tiny.write_json(
-        official / "annotations" / "captions_train2014.json",
-        content | {"images": [*images, images[0]], "annotations": [*said, said[0]]},
-    )
-    dataset = load_coco(official)
-    assert_splits(dataset, train=tiny.coco_images("train"), val=tiny.coco_images("restval", "val", "test"))
-    assert dataset.notes[-1] == "Left out: 1 repeated caption in annotations."
-
-
 def test_what_follows_needs_no_test_split(official):
     dataset = load_coco(official)
     assert dataset.identity["splits"].keys() == {"train", "val"}
@@ -111,9 +93,7 @@ def test_the_official_files_of_2017(tmp_path):
 
 
 def test_the_usual_sizes_are_not_noted(karpathy, monkeypatch):
-    monkeypatch.setitem(
-        __import__("mmlib.data.photos").data.photos.COCO_SIZES, "karpathy", {"train": 3, "val": 2, "test": 1}
-    )
+    monkeypatch.setitem(photos.SIZES, "coco", ("Karpathy's", {"train": 3, "val": 2, "test": 1}))
     assert len(load_coco(karpathy).notes) == 1
 
 
@@ -150,27 +130,28 @@ def test_no_folder(tmp_path):
     assert_refused(tmp_path / "x", FileNotFoundError, message)
 
 
-def test_no_captions(tmp_path):
+@pytest.mark.parametrize(
+    ("there", "found"),
+    [
+        ((), "none"),
+        (("train2014",), "captions_train2014.json"),
+        (("train2014", "val2017"), "captions_train2014.json, captions_val2017.json"),
+        (
+            ("train2014", "val2014", "val2017"),
+            "captions_train2014.json, captions_val2014.json, captions_val2017.json",
+        ),
+    ],
+)
+def test_other_captions_than_those_of_one_year_are_refused(tmp_path, there, found):
     tiny.write_coco_images(tmp_path)
-    message = "dataset_coco.json (Karpathy) or captions_train2014.json and captions_val2014.json (official"
+    for name in there:
+        (tmp_path / f"captions_{name}.json").write_text("{}")
+    message = (
+        f"expected captions in {tmp_path} or a folder of it: dataset_coco.json (Karpathy), or"
+        " captions_train2014.json and captions_val2014.json, or both of 2017 (official; the splits of the"
+        f" years differ), found {found}; leave"
+    )
     assert_refused(tmp_path, FileNotFoundError, message)
-
-
-def test_one_official_file_missing(official):
-    (official / "annotations" / "captions_val2014.json").unlink()
-    message = (
-        f"expected captions_val2014.json in {official} or a folder of it, found none; it comes with the other"
-        " file in COCO's annotations_trainval2014.zip"
-    )
-    assert_refused(official, FileNotFoundError, message)
-
-
-def test_both_years(official):
-    tiny.write_coco_official(official, year="2017")
-    message = (
-        f"expected captions of one year in {official}, found those of 2014 and 2017, whose splits differ"
-    )
-    assert_refused(official, ValueError, message)
 
 
 def test_image_folders_missing_or_apart(tmp_path):
@@ -199,19 +180,30 @@ def test_images_without_captions(official):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "captions_val2014.json: expected a JSON object with lists 'images' and 'annotations' that are"),
-        ({"images": [1], "annotations": []}, "lists 'images' and 'annotations' that are not empty"),
-        ({"images": [{"id": 4}]}, "image 1: expected 'id', 'file_name', found {\"id\": 4};"),
+        (
+            [],
+            "captions_val2014.json, the file: expected a valid dictionary or instance of Coco",
+        ),
+        ({"images": [{"id": 4}]}, "images.0.file_name: Field required, found 'dict'; get the file again"),
         (
             {"images": [{"id": 4, "file_name": "a.jpg"}, {"id": 4, "file_name": "b.jpg"}]},
-            "image 2: expected one file of each id, found 4 again with another; get",
+            "id once, found one",
         ),
-        ({"annotations": [3]}, "annotation 1: expected 'id', 'image_id', 'caption', found 3; get"),
-        ({"annotations": [SAID | {"caption": None}]}, "annotation 1: expected 'id',"),
-        ({"annotations": [SAID | {"image_id": 9}]}, "image of the file, found image_id 9; get"),
+        (
+            {"annotations": [SAID | {"caption": None}]},
+            "annotations.0.caption: expected a valid string",
+        ),
+        (
+            {"annotations": [SAID | {"id": True}]},
+            "annotations.0.id: expected a valid integer, found T",
+        ),
+        (
+            {"annotations": [SAID | {"image_id": 9}]},
+            "annotation 1: expected a caption of an image of the file",
+        ),
         (
             {"annotations": [SAID, SAID | {"caption": "b"}]},
-            "annotation 2: expected one caption of each id, found 1 again with another; get",
+            "annotation id once, found one twice; get the file",
         ),
     ],
 )
@@ -228,9 +220,6 @@ def test_an_official_file_cut_short(official):
 
 
 def test_a_malformed_entry_of_karpathy(karpathy):
-    entries = tiny.coco_entries()
-    del entries[1]["filepath"]
-    tiny.write_coco_karpathy(karpathy, entries)
-    assert_refused(karpathy, ValueError, "image 2: expected 'filename', 'split', 'sentences', 'filepath'")
     tiny.write_coco_karpathy(karpathy, [*tiny.coco_entries(), tiny.coco_entries()[0] | {"split": "rest"}])
-    assert_refused(karpathy, ValueError, 'a split of train, val, test, restval, found "rest"')
+    message = "images.6.split: expected 'train', 'val', 'test' or 'restval', found 'rest'; get"
+    assert_refused(karpathy, ValueError, message)

@@ -53,11 +53,6 @@ def test_order_of_the_splits_and_digests_of_other_images_do_not_count():
     assert dataset_fingerprint(splits, DIGESTS) == dataset_fingerprint(backwards, DIGESTS | {"c.jpg": "3"})
 
 
-def test_image_without_digest():
-    with pytest.raises(ValueError, match=r"found none for 'a\.jpg' and 1 more; digest all images first"):
-        identity(digests={})
-
-
 @pytest.fixture
 def files(tmp_path):
     paths = [tmp_path / "files" / name for name in ("one", "empty", "two")]
@@ -71,13 +66,13 @@ def files(tmp_path):
 def read(monkeypatch):
     """Names of the files that were read, in sorted order when asked."""
     names = []
-    real = fingerprint._sha256
+    real = fingerprint.file_sha256
 
     def spy(path):
         names.append(os.path.basename(path))
         return real(path)
 
-    monkeypatch.setattr(fingerprint, "_sha256", spy)
+    monkeypatch.setattr(fingerprint, "file_sha256", spy)
     return names
 
 
@@ -140,7 +135,7 @@ def test_a_file_that_was_just_changed_is_not_remembered(files, tmp_path, read, m
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_remembered(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(fingerprint, "_sha256", lambda path: os.utime(path, ns=(1, 1)) or "0" * 64)
+    monkeypatch.setattr(fingerprint, "file_sha256", lambda path: os.utime(path, ns=(1, 1)) or "0" * 64)
     assert file_digests(files[:1], tmp_path / "cache.json") == ["0" * 64]
     assert json.loads((tmp_path / "cache.json").read_text()) == {}
 
@@ -163,7 +158,6 @@ def test_other_files_stay_in_the_cache(files, tmp_path, read):
         b"[]",
         b'{"x": 3}',
         b'{"x": [1, 2]}',
-        b'{"x": [1, 2, 3, "short"]}',
         b"[" * 9999,
     ],
 )

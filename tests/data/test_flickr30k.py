@@ -6,6 +6,7 @@ import pytest
 import tiny_sets as tiny
 
 from mmlib import files
+from mmlib.data.photos import SIZES as SIZES_OF
 from mmlib.data.photos import load_flickr30k
 
 
@@ -59,7 +60,7 @@ def test_the_original_layout(original):
 
 
 def test_the_usual_sizes_are_not_noted(karpathy, monkeypatch):
-    monkeypatch.setattr("mmlib.data.photos.FLICKR30K_SIZES", {"train": 3, "val": 2, "test": 1})
+    monkeypatch.setitem(SIZES_OF, "flickr30k", ("Karpathy's", {"train": 3, "val": 2, "test": 1}))
     assert load_flickr30k(karpathy).notes == ("Left out: 1 image in no split.",)
 
 
@@ -89,24 +90,13 @@ def test_lists_under_any_usual_name(tmp_path, names):
 
 def test_the_original_captions_with_karpathys_splits(tmp_path):
     root = tiny.write_token_file(tiny.write_flickr30k_karpathy(tiny.write_flickr30k_images(tmp_path)))
-    dataset = load_flickr30k(root)
-    assert_tiny(dataset, stripped)
-    assert dataset.notes[-1] == (
-        "Captions are read from results_20130124.token; dataset_flickr30k.json has other captions of 6 images"
-        " of the splits: 3000000004.jpg and 5 more."
-    )
+    assert_tiny(load_flickr30k(root), stripped)
 
 
-def test_lists_go_before_karpathys_splits_and_a_difference_is_noted(karpathy):
+def test_lists_go_before_karpathys_splits(karpathy):
     tiny.write_lists(karpathy)
-    assert load_flickr30k(karpathy).notes[0] == (
-        "Splits are read from the official lists; dataset_flickr30k.json has the same splits."
-    )
     (karpathy / "val.txt").write_text("6000000006\n6000000006")
-    assert load_flickr30k(karpathy).notes[:2] == (
-        "val.txt lists 1 image more than once; taken once.",
-        "Splits are read from the official lists; dataset_flickr30k.json has other images in val.",
-    )
+    assert load_flickr30k(karpathy).splits["val"].images == ("6000000006.jpg",)
 
 
 def test_the_fingerprint_is_that_of_the_data(karpathy, tmp_path_factory):
@@ -138,8 +128,8 @@ def test_no_splits(original):
     for name in ("train.txt", "val.txt", "test.txt"):
         (original / name).unlink()
     message = (
-        f"expected the official split file train.txt in {original} or a folder of it, found none"
-        " (3 of 3 split files are missing); put it there, or dataset_flickr30k.json in place of all three"
+        f"expected lists of the images of each split in {original} or a folder of it (as train.txt), found"
+        " none of train, val, test; put them there, or dataset_flickr30k.json in place of all three"
     )
     assert_refused(original, FileNotFoundError, message)
 
@@ -147,7 +137,7 @@ def test_no_splits(original):
 def test_a_missing_list_is_not_filled_up_from_karpathy(karpathy):
     tiny.write_lists(karpathy)
     (karpathy / "test.txt").unlink()
-    assert_refused(karpathy, FileNotFoundError, "split file test.txt in")
+    assert_refused(karpathy, FileNotFoundError, "(as train.txt), found none of test; put")
 
 
 def test_two_different_lists_of_one_split(original):

@@ -1,15 +1,15 @@
-"""Folders of images: names that a person would call the same, what is skipped, and files that changed."""
+"""Folders of images: which one is read, names that a person would call the same, files that changed."""
 
 import hashlib
 import os
 import re
 import unicodedata
-from collections import Counter
 
 import pytest
 from PIL import Image
 
-from mmlib.data.folders import ImageFolder, find_image_folder, list_images, match_names, normal_form
+from mmlib.data.dataset import ImageFolder
+from mmlib.data.photos import find_image_folder, image_folders, match_names, normal_form
 
 COMPOSED = "café 0.JPG"
 DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
@@ -64,12 +64,12 @@ def test_names_that_a_person_would_call_the_same(wanted, there, expected):
     ("wanted", "there", "message"),
     [
         (["a.jpg"], ["A.jpg", "a.JPG"],
-         "expected one name like 'a.jpg' in photos, found 'A.jpg' and 'a.JPG', which differ in upper"
-         " and lower case or Unicode form alone; rename or remove the others"),
+         "expected one name in photos for each of 'a.jpg', found 'A.jpg' and 'a.JPG'; give images names that"
+         " differ in more than upper and lower case or Unicode form"),
         ([COMPOSED], [COMPOSED, DECOMPOSED],
-         r"expected one name like 'caf\xe9 0.JPG' in photos, found 'caf\xe9 0.JPG' and 'cafe\u0301 0.JPG',"),
+         r"expected one name in photos for each of 'caf\xe9 0.JPG', found 'caf\xe9 0.JPG' and 'cafe\u0301"),
         (["a.jpg", "A.jpg"], ["a.jpg"],
-         "expected an image for each of 'a.jpg' and 'A.jpg', found only 'a.jpg' in photos; give them names"),
+         "expected one name in photos for each of 'A.jpg' and 'a.jpg', found 'a.jpg'; give images names"),
     ],
 )  # fmt: skip
 def test_names_that_could_be_several_are_shown_in_both_spellings(wanted, there, message):
@@ -83,69 +83,41 @@ def make(root, *names):
         (root / name).write_bytes(b"")
 
 
-def test_what_is_no_image_of_the_set_is_skipped_and_counted(tmp_path):
+def test_what_is_no_image_of_the_set_is_passed_over(tmp_path):
     root = tmp_path / "photos [2024]*"
     strays = ("._a.jpg", "._b.PNG", "Thumbs.db", ".DS_Store", "clip.mov", "LICENSE")
     make(root / "Images", "a.jpg", "b.PNG", "c.webp", "d.tif", "e.bmp", "f.gif", "captions.txt", *strays)
     make(root / "Images", *(f"@eaDir/{name}.jpg/SYNOPHOTO_THUMB_M.jpg" for name in "abc"))
     make(root, "__MACOSX/Images/._a.jpg", ".Trash-0/files/a.jpg", "#recycle/b.png")
     make(root, "Images/folder.jpg/note.txt")  # a folder with an image's name
-    folder, names, notes = find_image_folder(root, ("Images",))
-    assert (folder, names) == (root / "Images", {"a.jpg", "b.PNG", "c.webp", "d.tif", "e.bmp", "f.gif"})
-    assert notes == [
-        "Skipped, since they are no images of the set: 2 ._*, 1 #recycle/, 1 *.db and 6 of other kinds."
-    ]
-    names, folders, skipped = list_images(root / "Images")
-    assert folders == [root / "Images" / "folder.jpg"]
-    kinds = ["*.db", "*.mov", ".DS_Store", "@eaDir/", "LICENSE"]
-    assert skipped == Counter({"._*": 2, **dict.fromkeys(kinds, 1)})
+    expected = (root / "Images", {"a.jpg", "b.PNG", "c.webp", "d.tif", "e.bmp", "f.gif"})
+    assert find_image_folder(root, ["a.jpg"]) == expected
 
 
-def test_a_folder_that_may_not_be_read_is_skipped(tmp_path, monkeypatch):
-    """As a disk's lost+found; the data set's own folder must be readable."""
+def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch):
+    """As a disk's lost+found."""
     make(tmp_path, "Images/a.jpg", "lost+found/b.jpg")
-    closed = [tmp_path / "lost+found"]
     real = os.scandir
 
     def scandir(folder):
-        if folder in closed:
+        if str(folder).endswith("lost+found"):
             raise PermissionError(13, "Permission denied", str(folder))
         return real(folder)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert find_image_folder(tmp_path, ("Images",))[1:] == (
-        {"a.jpg"},
-        ["Skipped, since they are no images of the set: 1 unreadable lost+found/."],
-    )
-    closed.append(tmp_path)
-    with pytest.raises(PermissionError):
-        find_image_folder(tmp_path, ("Images",))
+    assert find_image_folder(tmp_path, ["a.jpg"]) == (tmp_path / "Images", {"a.jpg"})
 
 
-def test_nothing_left_ends_with_what_was_found_instead(tmp_path):
-    make(tmp_path, "Images/1.HEIC", "Images/2.heic", *(f"@eaDir/{n}.jpg/THUMB.jpg" for n in range(40)))
-    with pytest.raises(
-        FileNotFoundError, match=r"usually Images/, found 2 \*\.heic, 1 @eaDir/; unpack the images"
-    ):
-        find_image_folder(tmp_path, ("Images",))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="usually Images/, found none; unpack the images there"):
-        find_image_folder(tmp_path / "empty", ("Images",))
-
-
-def test_of_several_folders_those_with_listed_images_count(tmp_path):
+def test_the_folder_with_the_most_listed_images_is_read(tmp_path):
     for number in range(5):
         make(tmp_path, f"figures {number}/plot.png")
-    make(tmp_path, "images/logo.png", "my photos/IMG_1.JPG")
-    folder, _, notes = find_image_folder(tmp_path, ("Images", "images"), ["img_1.jpg"])
-    assert folder == tmp_path / "my photos"
-    others = ", ".join(str(tmp_path / f"figures {number}") for number in range(3))
-    assert notes == [f"Images are read from {folder}; {others} and 3 more hold images too, unread."]
-    assert find_image_folder(tmp_path, ("Images", "images"))[0] == tmp_path / "images"
-    with pytest.raises(
-        ValueError, match=r"expected one folder with images .*, found 7: .* and 4 more; rename"
-    ):
-        find_image_folder(tmp_path, ("Images",))
+    make(tmp_path, "images/logo.png", "images/a.jpg", "my photos/IMG_1.JPG", "my photos/a.jpg")
+    assert find_image_folder(tmp_path, ["img_1.jpg", "a.jpg"])[0] == tmp_path / "my photos"
+    assert find_image_folder(tmp_path, ["a.jpg"])[0] == tmp_path / "images"  # of a usual name
+    with pytest.raises(ValueError, match=r"expected one folder with the images .*, found .* 0, .*; rename"):
+        find_image_folder(tmp_path, ["plot.png"])
+    with pytest.raises(FileNotFoundError, match=r"usually Flicker8k_Dataset/ or .*, found none; unpack the"):
+        find_image_folder(tmp_path, ["b.jpg"])
 
 
 def test_normal_form_leaves_plain_names():
@@ -154,6 +126,6 @@ def test_normal_form_leaves_plain_names():
 
 def test_a_link_that_leads_in_a_circle_stops_no_scan(tmp_path):
     Image.new("L", (1, 1)).save(tmp_path / "a.png")
-    for name in ("b.jpg", "loop"):
-        os.symlink(name, tmp_path / name)
-    assert list_images(tmp_path) == ({"a.png"}, [], Counter({"*.jpg": 1, "loop": 1}))
+    os.symlink("loop", tmp_path / "loop")
+    os.symlink(tmp_path, tmp_path / "self")
+    assert image_folders(tmp_path) == {tmp_path: {"a.png"}}

@@ -5,8 +5,7 @@ from PIL import ImageOps
 from test_lookalikes import jpeg, picture, screenshot
 
 from mmlib import files
-from mmlib.data.dataset import Dataset, Split
-from mmlib.data.folders import ImageFolder
+from mmlib.data.dataset import Dataset, ImageFolder, Split
 from mmlib.data.leaks import Leak, find_leaks, photo_id, without_leaks
 from mmlib.data.shapes import load_shapes
 

@@ -9,8 +9,7 @@ from test_lookalikes import picture
 
 from mmlib import files
 from mmlib.config import ParameterError
-from mmlib.data.dataset import Dataset, Split
-from mmlib.data.folders import ImageFolder
+from mmlib.data.dataset import Dataset, ImageFolder, Split
 from mmlib.data.leaks import Leak, guarded, without_leaks
 from mmlib.data.mixture import mix, parse_addition
 from mmlib.data.store import open_store

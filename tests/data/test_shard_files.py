@@ -1,23 +1,362 @@
-"""Where shards are: patterns, and URLs whose bytes are those of the files or end in a clear error."""
+"""Shards as files: what is read of one, whatever a stranger wrote, and what is fetched from URLs."""
 
 import contextlib
+import gzip
 import http.server
+import io
+import json
+import random
 import tarfile
+import tempfile
 import threading
+import tracemalloc
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_shards import SIZE, config_of, dataset_of, picture, write_numbered
+from tiny_shards import SIZE, config_of, dataset_of, encoded, picture, write_numbered, write_tar
 
 from mmlib import files
 from mmlib.config import AugmentConfig
 from mmlib.data import batches, build_tokenizer, open_store, shard_files
 from mmlib.data.batches import PairSource, SplitTensors
-from mmlib.data.shard_files import find_shards
+from mmlib.data.shard_files import read_tar
 from mmlib.data.shards import load_shards, write_shards
+
+JPEG = encoded(picture(0), "JPEG")
+GOOD = {"jpg": JPEG, "txt": b"a dog"}
+
+
+def read(path):
+    """What the tar holds, its samples, and what is wrong with the tar."""
+    with open(path, "rb") as file, tempfile.NamedTemporaryFile() as looks:
+        content = read_tar(file, looks)
+    return content, content.samples, content.fault
+
+
+def as_json(**facts) -> bytes:
+    return json.dumps(facts).encode()
+
+
+# --- captions: several in one file, and the same one in two
+
+
+@pytest.mark.parametrize(
+    ("files", "captions"),
+    [
+        # CLIP_benchmark: five captions, one a line
+        ({"txt": b"one\ntwo\nthree\nfour\nfive\n"}, ["one", "two", "three", "four", "five"]),
+        ({"txt": b"one\r\n\r\n  \r\n two \rthree"}, ["one", " two ", "three"]),
+        ({"txt": b"\xef\xbb\xbfone"}, ["one"]),
+        ({"json": as_json(captions=["one", "", "two"])}, ["one", "", "two"]),
+        ({"json": as_json(caption=["one", "two"]), "txt": b"one"}, ["one", "two"]),
+        # img2dataset: the same text in both is counted once, also where it has two lines
+        ({"json": as_json(caption="one", url="u"), "txt": b"one"}, ["one"]),
+        ({"json": as_json(caption="one\ntwo"), "txt": b"one\ntwo\n"}, ["one\ntwo"]),
+        ({"json": as_json(caption="alt text"), "txt": b"one\ntwo"}, ["one", "two"]),
+        ({"json": as_json(caption="one"), "txt": b" \n"}, ["one"]),
+        # as `write_shards` has it
+        (
+            {"json": as_json(captions=["one", "two"], name="3.jpg", dataset="d"), "txt": b"one"},
+            ["one", "two"],
+        ),
+        # img2dataset writes the columns of a table as they are, and unknown numbers in them are NaN
+        ({"json": b'{"caption": "a dog", "punsafe": NaN, "a": Infinity, "b": 1e999}'}, ["a dog"]),
+    ],
+)
+def test_captions_of_a_sample(tmp_path, files, captions):
+    path = write_tar(tmp_path / "s.tar", [("a", {"jpg": JPEG, **files})])
+    reader, (sample,), fault = read(path)
+    assert sample.captions == captions
+    assert (reader.broken.first, reader.unused.first, fault) == ([], [], None)
+
+
+# --- broken samples
+
+
+REASONS = {
+    "image": "no image, or one that cannot be decoded",
+    "caption": "no caption",
+    "json": "a json that cannot be read",
+    "size": "a file that is too large",
+}
+BROKEN = {
+    "undecodable": ("image", {"jpg": b"no image", "txt": b"a"}),
+    "cut": ("image", {"jpg": JPEG[: len(JPEG) // 2], "txt": b"a"}),
+    "no image": ("image", {"txt": b"a"}),
+    "no caption": ("caption", {"jpg": JPEG}),
+    "empty caption": ("caption", {"jpg": JPEG, "txt": b" \n"}),
+    "no text": ("caption", {"jpg": JPEG, "txt": b"\xff"}),
+    "UTF-16 without its mark": ("caption", {"jpg": JPEG, "txt": "a\nb".encode("utf-16-le")}),
+    "captions no list": ("caption", {"jpg": JPEG, "json": as_json(captions="a")}),
+    "captions no texts": ("caption", {"jpg": JPEG, "json": as_json(captions=["a", 1])}),
+    "captions empty": ("caption", {"jpg": JPEG, "json": as_json(captions=[])}),
+    "caption null": ("caption", {"jpg": JPEG, "json": as_json(caption=None)}),
+    "bad json": ("json", {"jpg": JPEG, "txt": b"a", "json": b'{"caption": "a'}),
+    "json a list": ("json", {"jpg": JPEG, "txt": b"a", "json": b"[]"}),
+    "json nested deeply": ("json", {"jpg": JPEG, "txt": b"a", "json": b"[" * 200_000}),
+    "json of a huge number": ("json", {"jpg": JPEG, "txt": b"a", "json": b"1" * 5_000}),
+    "json too long": ("size", {"jpg": JPEG, "txt": b"a", "json": b" " * (2**20 + 1)}),
+}
+
+
+def test_broken_samples_are_counted_and_named_and_the_others_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_files, "FIRST", 100)
+    broken = [(kind, files) for kind, (_, files) in BROKEN.items()]
+    reader, samples, fault = read(write_tar(tmp_path / "s.tar", [("a", GOOD), *broken, ("c", GOOD)]))
+    assert [sample.key for sample in samples] == ["a", "c"]
+    assert reader.broken.first == [f"{kind} ({REASONS[reason]})" for kind, (reason, _) in BROKEN.items()]
+    assert (reader.broken.count, reader.unused.count, fault) == (len(BROKEN), 0, None)
+
+
+def sparse_tar(path, name: str, size: int):
+    """A tar whose one member declares `size` bytes, of which the disk holds none."""
+    member = tarfile.TarInfo(name)
+    member.size = size
+    with open(path, "wb") as file:
+        file.write(member.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(512 + (size + 511) // 512 * 512 + 1024)
+    return path
+
+
+def peak_of(work) -> int:
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jpg"])
+def test_a_member_of_a_quarter_gibibyte_is_passed_over_in_pieces(tmp_path, name):
+    path = sparse_tar(tmp_path / "s.tar", name, 2**28)
+
+    def work():
+        reader, samples, fault = read(path)
+        assert (reader.broken.first, samples, fault) == (["a (a file that is too large)"], [], None)
+
+    assert peak_of(work) < 2**23
+
+
+def test_texts_of_a_shard_are_bounded_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_files, "MAX_TEXTS", 12)
+    path = write_tar(tmp_path / "s.tar", [(key, GOOD) for key in "abcd"])
+    reader, samples, _ = read(path)
+    assert [sample.key for sample in samples] == ["a", "b"]
+    assert reader.broken.first == [f"{key} (a file that is too large)" for key in "cd"]
+
+
+# --- members
+
+
+def add(archive, name, content=b"", kind=tarfile.REGTYPE, **changes):
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, len(content)
+    for key, value in changes.items():
+        setattr(member, key, value)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def test_every_member_is_in_a_sample_or_in_a_count(tmp_path):
+    """Files of one key may lie anywhere in the tar; long names are in PAX headers of their own."""
+    long = "very " * 60
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.pax_headers = {"comment": "a global header is no member"}
+        add(archive, "./", kind=tarfile.DIRTYPE)
+        add(archive, "./a.jpg", JPEG)
+        add(archive, f"folder/{long}.JPG", JPEG)
+        add(archive, "b.jpg", JPEG)
+        add(archive, "a.txt", b"caption of a")
+        add(archive, f"folder/{long}.txt", b"long", pax_headers={"mtime": "1.5"})
+        add(archive, "b.txt", b"caption of b")
+        add(archive, "b.txt", b"another caption of b")
+        add(archive, "b.jpg", b"another b")
+        add(archive, "b.png", b"one more b")
+        add(archive, "other/b.jpg", JPEG)
+        add(archive, "other/b.txt", b"b of another folder")
+        add(archive, "link.jpg", kind=tarfile.SYMTYPE, linkname="a.jpg")
+        add(archive, "hard.jpg", kind=tarfile.LNKTYPE, linkname="a.jpg")
+        add(archive, "null.jpg", kind=tarfile.CHRTYPE)
+        add(archive, "pipe.jpg", kind=tarfile.FIFOTYPE)
+        add(archive, "._a.jpg", b"what a Mac leaves")
+        add(archive, "__MACOSX/a.jpg", b"the same")
+        add(archive, ".hidden/c.jpg", JPEG)
+        add(archive, "@eaDir/a.jpg/THUMB.jpg", JPEG)
+        add(archive, "#recycle/b.jpg", JPEG)
+        add(archive, "../../etc/d.jpg", JPEG)
+        add(archive, "/etc/d.jpg", JPEG)
+        add(archive, "x" * 2000 + ".jpg", JPEG)
+        add(archive, "a.cls", b"1")
+        add(archive, "a.seg.png", JPEG)
+        add(archive, "README", b"hello")
+    reader, samples, fault = read(tmp_path / "s.tar")
+    assert [(sample.key, sample.captions) for sample in samples] == [
+        ("a", ["caption of a"]), (f"folder/{long}", ["long"]), ("b", ["caption of b"]),
+        ("other/b", ["b of another folder"]),
+    ]  # fmt: skip
+    assert (reader.broken.count, fault) == (0, None)
+    assert reader.unused.count == 19
+    assert reader.unused.first == [
+        ". (a folder)", "b.txt (its sample has one)", "b.jpg (its sample has one)",
+        "b.png (its sample has one)", "link.jpg (a link or special file)",
+    ]  # fmt: skip
+    content = (tmp_path / "s.tar").read_bytes()
+    for sample in samples:
+        assert content[sample.offset : sample.offset + sample.size] == JPEG
+
+
+# --- damaged tars
+
+
+@pytest.mark.parametrize(
+    ("file", "kept", "whole"),
+    [
+        (b"2.jpg", 512, ["0", "1"]),  # right behind its header
+        (b"2.jpg", 600, ["0", "1"]),
+        (b"2.txt", 512, ["0", "1"]),
+        (b"3.txt", 512, ["0", "1", "2"]),
+        (b"2.jpg", 13, ["0"]),  # in its header: nobody knows if the sample before it was whole
+        (b"1.jpg", 512, ["0"]),
+    ],
+)
+def test_of_a_tar_that_is_cut_short_the_whole_samples_are_used(tmp_path, file, kept, whole):
+    path = write_tar(tmp_path / "s.tar", [(str(n), GOOD) for n in range(4)])
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(file) + kept])
+    _, samples, fault = read(path)
+    assert [sample.key for sample in samples] == whole
+    assert "cut short" in fault
+
+
+def damaged_in_the_middle(content: bytes) -> bytes:
+    return content.replace(content[content.index(b"2.jpg") :][:512], b"\xff" * 512)
+
+
+@pytest.mark.parametrize(
+    ("damage", "whole", "message"),
+    [
+        (
+            damaged_in_the_middle,
+            ["0"],
+            "no end mark at its end: cut short, damaged, or several that were joined",
+        ),
+        (lambda content: content * 2, ["0", "1", "2"], "no end mark at its end"),
+        (lambda content: b"", [], "it is no whole tar file without compression: empty file"),
+        (
+            lambda content: b"<html>not found</html>" * 100,
+            [],
+            "it is no whole tar file without compression: ",
+        ),
+        (lambda content: bytes(10), [], "it is no whole tar file without compression: "),
+        (gzip.compress, [], "it is no whole tar file without compression: "),
+    ],
+)
+def test_what_is_no_whole_tar_is_said(tmp_path, damage, whole, message):
+    path = write_tar(tmp_path / "s.tar", [(str(n), GOOD) for n in range(4)])
+    path.write_bytes(damage(path.read_bytes()))
+    _, samples, fault = read(path)
+    assert [sample.key for sample in samples] == whole
+    assert message in fault
+
+
+def header(name: str, size: int, kind: bytes) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def padded(content: bytes) -> bytes:
+    return content + bytes(-len(content) % 512)
+
+
+HOSTILE = {
+    "a name of three gibibytes": header("l", 3 * 2**30, tarfile.GNUTYPE_LONGNAME) + bytes(2**12),
+    "PAX records of an exbibyte": header("x", 2**60, tarfile.XHDTYPE) + bytes(2**12),
+    "a file of an exbibyte": header("a.jpg", 2**60, tarfile.REGTYPE) + bytes(2**12),
+    "a size below zero": header("a.jpg", -1024, tarfile.REGTYPE) + bytes(2**12),
+    "PAX headers without an end": header("x", 12, tarfile.XHDTYPE) + padded(b"12 a=bbbbbb\n")
+    + (header("x", 12, tarfile.XHDTYPE) + padded(b"12 a=bbbbbb\n")) * 3000,
+    "a PAX size of 5,000 digits": header("x", 5020, tarfile.XHDTYPE)
+    + padded(b"5020 size=" + b"9" * 5009 + b"\n") + header("a.jpg", 3, tarfile.REGTYPE) + padded(b"abc"),
+    "a PAX size below zero": header("x", 15, tarfile.XHDTYPE) + padded(b"15 size=-10000\n")
+    + header("a.jpg", 3, tarfile.REGTYPE) + padded(b"abc"),
+    "a sparse map without an end": header("x", 25, tarfile.XHDTYPE) + padded(b"25 GNU.sparse.major=1\n  ")
+    + header("a.jpg", 2**20, tarfile.REGTYPE) + padded(b"999999999\n" + b"1\n" * 2**21),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_absurd_headers_end_in_a_fault_within_little_memory(tmp_path, kind):
+    path = tmp_path / "s.tar"
+    path.write_bytes(HOSTILE[kind])
+
+    def work():
+        _, samples, fault = read(path)
+        assert samples == []
+        assert fault
+
+    assert peak_of(work) < 2**24
+
+
+def mutated(content: bytes, chance: random.Random) -> bytes:
+    """`content` with a few bytes changed, some of them in headers, or a piece moved, doubled or cut out."""
+    changed = bytearray(content)
+    for _ in range(chance.randint(1, 4)):
+        if not changed:
+            break
+        kind, place = chance.randrange(5), chance.randrange(len(changed))
+        if kind == 0:
+            changed[place] = chance.randrange(256)
+        elif kind == 1:  # a field of a header, its checksum mended
+            start = place // 512 * 512
+            block = changed[start : start + 512]
+            field, width = chance.choice([(0, 100), (100, 8), (124, 12), (156, 1), (157, 100), (345, 155)])
+            block[field : field + width] = chance.randbytes(width) if chance.random() < 0.5 else b"7" * width
+            block[148:156] = b"        "
+            block[148:156] = b"%06o\0 " % sum(block)
+            changed[start : start + 512] = block
+        elif kind == 2:
+            changed[place:place] = changed[place // 512 * 512 :][: chance.choice([1, 512, 2048])]
+        elif kind == 3:
+            del changed[place : place + chance.choice([1, 512, 3000])]
+        else:
+            del changed[place:]
+    return bytes(changed)
+
+
+def fuzz(folder, rounds: int) -> None:
+    files = [
+        {"jpg": JPEG, "txt": b"a\nb"},
+        {"jpg": JPEG, "json": as_json(captions=["c"], url="http://u/1.jpg")},
+    ]
+    path = write_tar(folder / "s.tar", [(f"{n:04d}", files[n % 2]) for n in range(4)])
+    with tarfile.open(path, "a") as archive:
+        add(archive, "name " * 40 + ".jpg", JPEG)
+    content = path.read_bytes()
+    chance = random.Random(11)
+    for number in range(rounds):
+        path.write_bytes(mutated(content, chance))
+        try:
+            _, samples, fault = read(path)
+        except Exception as error:
+            raise AssertionError(f"mutation {number} of seed 11") from error
+        assert len(samples) <= 8
+        assert fault is None or len(fault) < 5_000
+
+
+def test_mutated_tars_are_read_or_counted(tmp_path):
+    assert peak_of(lambda: fuzz(tmp_path, 300)) < 2**26
+
+
+@pytest.mark.slow
+def test_many_mutated_tars_are_read_or_counted(tmp_path):
+    fuzz(tmp_path, 20_000)
+
+
+# --- what lies behind URLs
 
 
 @pytest.fixture(autouse=True)
@@ -40,17 +379,13 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         if isinstance(fault, int):
             self.send_error(fault)
         elif fault == "cut":
-            content = open_bytes(self.translate_path(self.path))
+            content = Path(self.translate_path(self.path)).read_bytes()
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content[: len(content) // 2])
         elif fault == "hang up":
             self.connection.close()
-        elif isinstance(fault, tuple) and fault[0] == "to":
-            self.send_response(302)
-            self.send_header("Location", fault[1])
-            self.end_headers()
         elif fault == "endless":
             self.send_response(200)
             self.end_headers()
@@ -65,11 +400,6 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
-
-
-def open_bytes(path):
-    with open(path, "rb") as file:
-        return file.read()
 
 
 @pytest.fixture
@@ -103,13 +433,13 @@ def tars_asked(server):
     return {path: count for path, count in server.asked.items() if path.endswith(".tar")}
 
 
+def fetched() -> list[Path]:
+    return list((files.CACHE / "shards" / "fetched").glob("*.tar"))
+
+
 def forget_fetched():
-    for path in (files.CACHE / "shards" / "fetched").glob("*.tar"):
+    for path in fetched():
         path.unlink()
-
-
-def fetched():
-    return sorted(path.suffix for path in (files.CACHE / "shards" / "fetched").iterdir())
 
 
 def test_the_data_set_is_that_of_the_files_and_each_is_fetched_once(server, shards):
@@ -135,7 +465,7 @@ def test_images_are_fetched_when_they_are_read_and_the_tars_used_last_are_kept(s
     assert tars_asked(server) == {"/00000.tar": 1}
     for row in (5, 10, 0, 15):
         source.read(names[row])
-    assert fetched() == [".tar"] * 3  # the second is gone
+    assert len(fetched()) == 3  # the second is gone
     assert source.read(names[0]) == open_member(shards[0])
     source.read(names[5])
     assert tars_asked(server) == {"/00000.tar": 1, "/00001.tar": 2, "/00002.tar": 1, "/00003.tar": 1}
@@ -174,7 +504,7 @@ def test_an_epoch_over_urls_is_that_of_the_files_with_three_windows_on_the_disk(
         data = SplitTensors(dataset, store, tokenizer, "train", 8, 1, torch.device("cpu"))
         source = PairSource(data, 2, "all", 0, AugmentConfig())
         for batch in source.batches(1, 0):
-            on_disk.append(len([suffix for suffix in fetched() if suffix == ".tar"]))
+            on_disk.append(len(fetched()))
             yield batch.image_id_R.tolist(), batch.image.numpy().tobytes()
 
     assert list(ids_and_pixels(there)) == list(ids_and_pixels(here))
@@ -196,7 +526,7 @@ def test_a_shard_that_changed_behind_its_url_is_refused_and_read_anew(server, sh
     write_numbered(server.folder, [4] + [5] * 3)
     forget_fetched()
     with pytest.raises(
-        ValueError, match=r"00000\.tar has changed: expected bytes with SHA-256 \w{16}…, as index"
+        ValueError, match=r"00000\.tar has changed since it was indexed; start again to index it anew"
     ):
         dataset.source.read(name)
     assert len(remote(server).splits["train"].images) == 19
@@ -231,19 +561,6 @@ def test_an_address_is_written_as_people_write_it(server):
     assert tars_asked(server) == {"/caf%C3%A9%201/00000.tar": 1}
 
 
-def test_a_server_that_sends_us_to_an_address_that_is_none(server):
-    server.faults["/00000.tar"] = [("to", "http://[::1/x")]
-    with pytest.raises(ValueError, match=r"/00000\.tar, found: an address that cannot be asked for"):
-        remote(server, "00000.tar")
-    assert tars_asked(server) == {"/00000.tar": 1}
-
-
-@pytest.mark.parametrize("url", ["http://h:port/a.tar", "http:///a.tar", "http://[::1/a.tar", "http:a.tar"])
-def test_an_address_that_is_none(url):
-    with pytest.raises(ValueError, match="found: an address that cannot be asked for"):
-        load_shards(config_of([url]))
-
-
 def test_what_is_not_there_is_asked_for_once(server):
     with pytest.raises(
         FileNotFoundError, match=f"a shard at {server.url}/gone.tar, found: HTTP 404 File not"
@@ -255,27 +572,14 @@ def test_what_is_not_there_is_asked_for_once(server):
     assert server.asked["/00001.tar"] == 1
 
 
-@pytest.mark.parametrize(
-    ("length", "message"),
-    [
-        (str(2**40), "1,099,511,627,776 bytes, of which at most 68,719,476,736 are read"),
-        ("9" * 30, "999,.*,999 bytes, of which at most"),
-    ],
-)
+@pytest.mark.parametrize("fault", [("length", str(2**40)), ("length", "9" * 30), "endless"])
 @pytest.mark.usefixtures("shards")
-def test_a_size_that_cannot_be_is_refused_before_anything_is_read(server, length, message):
-    server.faults["/00000.tar"] = [("length", length)]
-    with pytest.raises(ValueError, match=f"a shard at {server.url}/00000.tar, found: {message}"):
-        remote(server)
-    assert server.asked["/00000.tar"] == 1
-
-
-@pytest.mark.usefixtures("shards")
-def test_a_body_without_an_end_is_cut(server, monkeypatch):
+def test_what_is_too_large_is_refused_at_once(server, monkeypatch, fault):
     monkeypatch.setattr(shard_files, "MAX_BYTES", 2**22)
-    server.faults["/00000.tar"] = ["endless"]
-    with pytest.raises(ValueError, match=r"00000\.tar, found: more than 4,194,304 bytes"):
+    server.faults["/00000.tar"] = [fault]
+    with pytest.raises(ValueError, match=r"a shard of at most 4,194,304 bytes at .*00000\.tar, found more"):
         remote(server, "00000.tar")
+    assert server.asked["/00000.tar"] == 1
     assert list(files.CACHE.rglob("*.part")) == []
 
 
@@ -297,57 +601,3 @@ def test_remote_val_shards_are_fetched_once_and_kept(server):
         names = dataset.splits["val"].images
         assert dataset.source.load(names[1]).tobytes() == picture(1).tobytes()
     assert server.asked == {"/train-000000.tar": 1, "/val-000000.tar?signed=1": 1}
-
-
-# --- patterns
-
-
-def test_patterns_name_shards_in_their_order_each_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "ROOT", tmp_path)
-    for name in ("a-000.tar", "a-001.tar", "b.tar", "c [1].tar"):
-        (tmp_path / name).touch()
-    found = find_shards(
-        ["b.tar", "a-{000..001}.tar", "a-*.tar", f"file://{tmp_path}/c%20%5B1%5D.tar", "c [1].tar"], "x"
-    )
-    assert [place.name for place in found] == ["b.tar", "a-000.tar", "a-001.tar", "c [1].tar"]
-    urls = find_shards(["http://host/d/{08..10}.tar?key=a/b", "HTTPS://host/{e,f}-{1..2}.tar"], "x")
-    assert [(u.where, u.name, u.is_url) for u in urls] == [
-        *((f"http://host/d/{n}.tar?key=a/b", f"{n}.tar", True) for n in ("08", "09", "10")),
-        *((f"https://host/{n}.tar", f"{n}.tar", True) for n in ("e-1", "e-2", "f-1", "f-2")),
-    ]
-
-
-@pytest.mark.parametrize("folder", ["photos [2024]", "set {1}", "a*b", "what?"])
-def test_a_folder_that_is_there_by_name_is_no_pattern(tmp_path, monkeypatch, folder):
-    monkeypatch.setattr(files, "ROOT", tmp_path / folder)
-    (tmp_path / folder / folder).mkdir(parents=True)
-    for shard in ("0.tar", "1.tar"):
-        (tmp_path / folder / folder / shard).touch()
-    inside, whole = folder, str(tmp_path / folder / folder)
-    for pattern in ("*.tar", "{0..1}.tar", "[01].tar"):
-        for start in (inside, whole, f"file://{whole}") if folder != "what?" else (inside, whole):
-            assert [p.name for p in find_shards([f"{start}/{pattern}"], "x")] == ["0.tar", "1.tar"]
-    assert [p.name for p in find_shards([f"{whole}/1.tar"], "x")] == ["1.tar"]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "kind", "message"),
-    [
-        ("gone-*.tar", FileNotFoundError, r"x: expected tar files that match 'gone-\*\.tar'"),
-        ("a-{000..001}.tar", FileNotFoundError, r"'a-\{000\.\.001\}\.tar', found none \(for 'a-001\.tar' of"),
-        (".", FileNotFoundError, r"it is a folder, add /train-\*\.tar or the like"),
-        ("s3://bucket/a.tar", ValueError, "a URL of http, https or file, found 's3://bucket/a"),
-        ("pipe:cat a.tar", ValueError, "a URL of http, https or file, found 'pipe:"),
-        ("a-{0..1.tar", ValueError, r"x: expected balanced braces, not nested, found 'a-\{0"),
-        ("a-{0}.tar", ValueError, r"expected \{first\.\.last\} or \{a,b\} in 'a-\{0\}\.tar', found \{0\}"),
-        ("{0..999999999999}.tar", ValueError, "a pattern for 1 to 1,000,000 shards, found 1,000,000,000,000"),
-        ("{0..9999}/{0..9999}.tar", ValueError, "a pattern for 1 to 1,000,000 shards, found 100,000,000"),
-        ("a\0.tar", ValueError, r"x: expected a path or a URL, found 'a\\x00\.tar'"),
-        ("{5..3}.tar", ValueError, "a pattern for 1 to 1,000,000 shards, found 0"),
-    ],
-)
-def test_a_pattern_that_names_nothing_is_an_error(tmp_path, monkeypatch, pattern, kind, message):
-    monkeypatch.setattr(files, "ROOT", tmp_path)
-    (tmp_path / "a-000.tar").touch()
-    with pytest.raises(kind, match=message):
-        find_shards(["a-000.tar", pattern], "x")

@@ -1,7 +1,10 @@
-"""Shards as a data set: what it holds, what it says of itself, its leak guard, and its order."""
+"""Shards as a data set: what they hold and say, their leak guard, their order; patterns; and writing them."""
 
+import hashlib
+import io
 import json
 import os
+import tarfile
 import threading
 import tracemalloc
 from collections import Counter
@@ -13,17 +16,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ImageOps
-from tiny_shards import SIZE, config_of, encoded, picture, sample, write_numbered, write_tar
+from PIL import Image, ImageOps
+from tiny_shards import (
+    SIZE,
+    Pictures,
+    config_of,
+    dataset_of,
+    encoded,
+    picture,
+    sample,
+    write_numbered,
+    write_tar,
+)  # fmt: skip
 
 from mmlib import files
 from mmlib.config import AugmentConfig
-from mmlib.data import build_tokenizer, load_dataset, open_store, shard_index, shards
+from mmlib.data import build_tokenizer, load_dataset, open_store, shard_files, shards
 from mmlib.data.batches import WINDOW, PairSource, SplitTensors, window_order
+from mmlib.data.dataset import ImageFolder
 from mmlib.data.decoding import decode_image, resize_image
-from mmlib.data.shard_files import Place, Tar
-from mmlib.data.shard_index import Sample
-from mmlib.data.shards import load_shards
+from mmlib.data.shapes import load_shapes
+from mmlib.data.shard_files import Sample, shard_name
+from mmlib.data.shards import find_shards, load_shards, write_shards
 from mmlib.training.processes import share
 
 
@@ -89,17 +103,18 @@ def test_more_than_a_hundredth_broken_is_an_error(tmp_path, val):
     two = write_tar(tmp_path / "two.tar", [("bad", {"jpg": JPEG})])
     with pytest.raises(
         ValueError,
-        match=r"train_shards: expected at most 1% broken samples, found 2 of 101: one\.tar: bad \(no image,"
-        r" or one that cannot be decoded\); two\.tar: bad \(no caption\); get these shards again",
+        match=r"train_shards: expected samples of an image .*, at most 1% of them broken, found 99 that can"
+        r" be used, 2 broken ones and 0 damaged tar files of 3 \(one\.tar: bad \(no image, or one that cannot"
+        r" be decoded\); two\.tar: bad \(no caption\); .*\); get these shards again",
     ):
         train_of(*good, one, two, val=val)
 
 
-def test_a_damaged_shard_counts_as_if_it_were_as_long_as_the_others(tmp_path, val, monkeypatch):
+def test_a_damaged_shard_is_refused_unless_it_is_one_of_a_hundred(tmp_path, val, monkeypatch):
     tars = write_numbered(tmp_path, [6, 6, 6])
     open(tars[0], "wb").close()
     with pytest.raises(
-        ValueError, match=r"found 6 of 18: .*00000\.tar \(it is no whole tar file: empty file\)"
+        ValueError, match=r"found 12 .* 1 damaged tar files of 3 \(.*00000\.tar \(it is no whole tar file"
     ):
         train_of(*tars, val=val)
     monkeypatch.setattr(shards, "MOST_BROKEN", 0.5)
@@ -111,8 +126,8 @@ def test_a_damaged_shard_counts_as_if_it_were_as_long_as_the_others(tmp_path, va
 def test_shards_without_one_usable_sample(tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"val_shards: expected samples of an image and a caption, found none in 1 shards \(w\.tar: "
-        r"mute \(no caption\); 1 files that belong to no sample: mute\.bin \(a file of another kind\)\)",
+        match=r"val_shards: expected samples of .*, found 0 that can be used, 1 broken ones .* \(w\.tar: mute"
+        r" \(no caption\); 1 files that belong to no sample: mute\.bin \(a file of another kind\)\)",
     ):
         val_of(write_tar(tmp_path / "w.tar", [("mute", {"jpg": JPEG, "bin": b"1"})]))
     with pytest.raises(ValueError, match="expected train_shards, val_shards or test_shards, found none"):
@@ -168,21 +183,20 @@ def test_of_tars_that_overlap_each_sample_counts_once(tmp_path):
     )
 
 
-def test_thousands_of_images_of_one_name_are_named_in_one_go(tmp_path):
-    """Each by its key, without a search through all names that are taken."""
+def test_thousands_of_images_of_one_name_are_named_in_one_go():
+    """Without a search through all names that are taken."""
     asked = Counter()
 
-    class Taken(dict):
+    class Names(dict):
         def __contains__(self, name):
             asked[name] += 1
             return super().__contains__(name)
 
-    tar = Tar(Place("/d/0.tar"), "0" * 64, tmp_path)
-    taken = Taken()
+    names, taken = Names(), Counter()
     for number in range(2000):
-        one = Sample(f"{number}", "jpg", 0, 0, "", 0, [], "dog", None, None)
-        taken[shards._free_name(one, tar, taken)] = None
-    assert list(taken)[:3] == ["dog", "0/dog", "0/2/dog"]
+        one = Sample(f"{number}", "jpg", 0, 0, "", 0, [], "dog", "")
+        names[shards._free_name(one, "0.tar", names, taken)] = None
+    assert list(names)[:3] == ["dog", "0/dog", "0-2/dog"]
     assert sum(asked.values()) < 3 * 2000
 
 
@@ -190,7 +204,7 @@ def test_images_of_one_name_are_told_apart(tmp_path):
     tars = [write_tar(tmp_path / f"{name}/0.tar", [("k", sample(n)[1])]) for n, name in enumerate("cdef")]
     dataset = val_of(*tars)
     images = dataset.splits["val"].images
-    assert images == ("k.jpg", "0/k.jpg", "0/k/k.jpg", "0-2/k/k.jpg")
+    assert images == ("k.jpg", "0/k.jpg", "0-2/k.jpg", "0-3/k.jpg")
     assert [dataset.source.read(image) for image in images] == [sample(n)[1]["jpg"] for n in range(4)]
 
 
@@ -231,8 +245,8 @@ def test_the_fingerprint_is_that_of_what_is_seen(tmp_path, val):
 def test_a_shard_is_read_once_and_after_a_touch_only_hashed(tmp_path, monkeypatch, cache):
     shard = write_tar(tmp_path / "v.tar", [sample(0)])
     read = []
-    taken = shard_index.read_tar
-    monkeypatch.setattr(shard_index, "read_tar", lambda *given: read.append(1) or taken(*given))
+    taken = shard_files.read_tar
+    monkeypatch.setattr(shard_files, "read_tar", lambda *given: read.append(1) or taken(*given))
     first = val_of(shard)
     os.utime(shard)
     assert val_of(shard).identity == first.identity
@@ -258,8 +272,8 @@ def test_a_second_change_in_one_tick_of_the_clock_is_seen(tmp_path, monkeypatch)
 def test_of_several_that_want_one_shard_at_once_one_reads_it(tmp_path, monkeypatch):
     shard = write_tar(tmp_path / "v.tar", [sample(n) for n in range(4)])
     reading, read = threading.Barrier(4), []
-    taken = shard_index.read_tar
-    monkeypatch.setattr(shard_index, "read_tar", lambda *given: read.append(1) or taken(*given))
+    taken = shard_files.read_tar
+    monkeypatch.setattr(shard_files, "read_tar", lambda *given: read.append(1) or taken(*given))
 
     def load(_):
         reading.wait(30)
@@ -282,8 +296,6 @@ def test_an_image_that_was_changed_after_it_was_indexed_is_refused(tmp_path):
         ValueError, match=r"v\.tar has changed: expected the bytes of v-000000000\.jpg as they"
     ):
         dataset.source.load("v-000000000.jpg")
-    with pytest.raises(FileNotFoundError, match=r"expected one of 1 images of shards, found '\\x1b'"):
-        dataset.source.load("\x1b")
 
 
 # --- the leak guard
@@ -420,3 +432,212 @@ def test_pixels_are_those_that_the_packed_store_would_have(tmp_path, val, resize
     (pixels_HWC,) = data.pixel_batch(torch.tensor([0])).numpy()
     assert np.array_equal(pixels_HWC, resize_image(decode_image(content, "k"), SIZE, resize))
     assert data.images_at_hand == 1
+
+
+# --- patterns
+
+
+def test_patterns_name_shards_in_their_order_each_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    for name in ("a-000.tar", "a-001.tar", "b.tar", "c [1].tar"):
+        (tmp_path / name).touch()
+    found = find_shards(
+        ["b.tar", "a-{000..001}.tar", "a-*.tar", f"file://{tmp_path}/c [1].tar", "c [1].tar"], "x"
+    )
+    assert list(map(shard_name, found)) == ["b.tar", "a-000.tar", "a-001.tar", "c [1].tar"]
+    urls = ["http://host/d/{08..10}.tar?key=a/b", "HTTPS://host/{e,f}-{1..2}.tar"]
+    assert [(url, shard_name(url)) for url in find_shards(urls, "x")] == [
+        *((f"http://host/d/{n}.tar?key=a/b", f"{n}.tar") for n in ("08", "09", "10")),
+        *((f"HTTPS://host/{n}.tar", f"{n}.tar") for n in ("e-1", "e-2", "f-1", "f-2")),
+    ]
+
+
+@pytest.mark.parametrize("folder", ["photos [2024]", "set {1}", "a*b", "what?"])
+def test_a_folder_that_is_there_by_name_is_no_pattern(tmp_path, monkeypatch, folder):
+    monkeypatch.setattr(files, "ROOT", tmp_path / folder)
+    (tmp_path / folder / folder).mkdir(parents=True)
+    for shard in ("0.tar", "1.tar"):
+        (tmp_path / folder / folder / shard).touch()
+    inside, whole = folder, str(tmp_path / folder / folder)
+    for pattern in ("*.tar", "{0..1}.tar", "[01].tar"):
+        for start in (inside, whole, f"file://{whole}"):
+            found = find_shards([f"{start}/{pattern}"], "x")
+            assert list(map(shard_name, found)) == ["0.tar", "1.tar"]
+    assert list(map(shard_name, find_shards([f"{whole}/1.tar"], "x"))) == ["1.tar"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kind", "message"),
+    [
+        (
+            "gone-*.tar",
+            FileNotFoundError,
+            r"x: 'gone-\*\.tar': expected tar files, .* that match 'gone-\*\.tar' in",
+        ),
+        ("a-{000..001}.tar", FileNotFoundError, r"x: 'a-\{000\.\.001\}\.tar': .* that match 'a-001\.tar' in"),
+        (".", FileNotFoundError, r"as in folder/train-\*\.tar"),
+        (
+            "s3://bucket/a.tar",
+            FileNotFoundError,
+            r"x: 's3://bucket/a\.tar': .*or a URL of http, https or",
+        ),
+        ("pipe:cat a.tar", FileNotFoundError, "or a URL of http, https or file, found none"),
+        ("a-{0..1.tar", ValueError, r"x: 'a-\{0\.\.1\.tar': expected balanced braces, not nested"),
+        ("{a,{b,c}}.tar", ValueError, "expected balanced braces, not nested"),
+        ("{0..999999999999}.tar", ValueError, "expected 1 to 1,000,000 shards, found 1,000,000,000,000"),
+        ("{0..9999}/{0..9999}.tar", ValueError, "expected 1 to 1,000,000 shards, found 100,000,000"),
+        ("a\0.tar", ValueError, r"x: 'a\\x00\.tar': .*null byte"),
+        ("{5..3}.tar", ValueError, "expected 1 to 1,000,000 shards, found 0"),
+    ],
+)
+def test_a_pattern_that_names_nothing_is_an_error(tmp_path, monkeypatch, pattern, kind, message):
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    (tmp_path / "a-000.tar").touch()
+    with pytest.raises(kind, match=message):
+        find_shards(["a-000.tar", pattern], "x")
+
+
+# --- writing
+
+
+SPLITS = {
+    "train": [("3.jpg", ["one", " two \n"]), ("1.jpg", ["", "un café à 北京"]), ("2.jpg", ["three"])],
+    "val": [("5.jpg", ["four", "four"])],
+    "test": [("4.jpg", ["five"]), ("6.jpg", ["six"])],
+}
+
+
+@pytest.fixture
+def on_disk(tmp_path):
+    """The same splits with JPEG files behind them."""
+    for images in SPLITS.values():
+        for name, _ in images:
+            number = int(name[0])
+            (tmp_path / name).write_bytes(encoded(picture(number), "JPEG", quality=70 + number))
+    return dataset_of(ImageFolder(tmp_path), **SPLITS)
+
+
+def files_in(path):
+    with tarfile.open(path) as archive:
+        return {member.name: archive.extractfile(member).read() for member in archive}
+
+
+def load_back(folder):
+    return load_shards(
+        config_of(
+            [folder / "train-*.tar"],
+            val_shards=[str(folder / "val-*.tar")],
+            test_shards=[str(folder / "test-*.tar")],
+        )
+    )
+
+
+def test_every_file_of_a_sample_is_there(on_disk, tmp_path):
+    write_shards(on_disk, tmp_path / "out", samples_per_shard=2)
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "shards.json", "test-000000.tar", "train-000000.tar", "train-000001.tar", "val-000000.tar",
+    ]  # fmt: skip
+    files = files_in(tmp_path / "out" / "train-000000.tar")
+    assert sorted(files) == [f"{n:09d}.{suffix}" for n in (0, 1) for suffix in ("jpg", "json", "txt")]
+    assert files["000000000.jpg"] == (tmp_path / "3.jpg").read_bytes()
+    assert json.loads(files["000000000.json"]) == {
+        "name": "3.jpg", "captions": ["one", " two \n"], "dataset": "tiny", "fingerprint": "0123456789abcdef",
+    }  # fmt: skip
+    assert files["000000000.txt"] == b"one"
+    assert files["000000001.txt"] == b""
+    assert next(iter(files_in(tmp_path / "out" / "train-000001.tar"))) == "000000002.jpg"
+
+
+def test_the_manifest_says_what_is_in_each_shard(on_disk, tmp_path):
+    manifest = write_shards(on_disk, tmp_path / "out", samples_per_shard=2)
+    assert json.loads((tmp_path / "out" / "shards.json").read_text()) == manifest
+    assert manifest["dataset"] == on_disk.identity
+    tar = (tmp_path / "out" / "train-000000.tar").read_bytes()
+    assert manifest["shards"]["train-000000.tar"] == {
+        "split": "train", "samples": 2, "captions": 4, "bytes": len(tar),
+        "sha256": hashlib.sha256(tar).hexdigest(),
+    }  # fmt: skip
+
+
+def test_the_same_data_give_the_same_bytes(on_disk, tmp_path):
+    digests = []
+    for name in ("a", "b"):
+        write_shards(on_disk, tmp_path / name)
+        digests.append(
+            {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / name).iterdir()}
+        )
+    assert digests[0] == digests[1]
+    with tarfile.open(tmp_path / "a" / "val-000000.tar") as archive:
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in archive} == {(0, 0, 0, "", "")}
+
+
+def test_drawn_images_are_kept_without_loss(tmp_path):
+    write_shards(dataset_of(Pictures(), **SPLITS), tmp_path / "out")
+    files = files_in(tmp_path / "out" / "val-000000.tar")
+    assert sorted(files) == ["000000000.json", "000000000.png", "000000000.txt"]
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(files["000000000.png"]))), picture(5))
+
+
+def test_all_splits_come_back_as_they_were(tmp_path):
+    shapes = load_shapes(train=4, val=3, test=5, size=SIZE)
+    write_shards(shapes, tmp_path / "out", samples_per_shard=3)
+    back = load_back(tmp_path / "out")
+    assert (back.name, list(back.splits), back.notes) == ("shapes", ["train", "val", "test"], ())
+    for name, split in back.splits.items():
+        assert split.images == shapes.splits[name].images
+        assert split.captions == shapes.splits[name].captions
+        assert np.array_equal(split.image_of_caption_M, shapes.splits[name].image_of_caption_M)
+        for image in split.images:
+            assert np.array_equal(np.asarray(back.source.load(image)), shapes.source.load(image))
+
+
+def test_odd_captions_survive(on_disk, tmp_path):
+    write_shards(on_disk, tmp_path / "out", samples_per_shard=2)
+    back = load_back(tmp_path / "out")
+    assert back.splits["val"].captions == ("four", "four")
+    assert back.splits["train"].captions == ("one", " two \n", "", "un café à 北京", "three")
+
+
+def test_shards_can_be_written_again_from_shards(on_disk, tmp_path):
+    write_shards(on_disk, tmp_path / "out")
+    write_shards(load_back(tmp_path / "out"), tmp_path / "again")
+    again = load_back(tmp_path / "again")
+    assert again.source.read("5.jpg") == (tmp_path / "5.jpg").read_bytes()
+    assert again.identity == load_back(tmp_path / "out").identity
+
+
+# --- interruptions and errors
+
+
+def test_an_interrupted_writing_leaves_no_half_shard_and_goes_on(on_disk, tmp_path):
+    out = tmp_path / "out"
+    expected = write_shards(on_disk, tmp_path / "whole", samples_per_shard=1)
+    gone = tmp_path / "1.jpg"
+    content = gone.read_bytes()
+    gone.unlink()
+    with pytest.raises(FileNotFoundError, match=r"1\.jpg"):
+        write_shards(on_disk, out, samples_per_shard=1)
+    assert os.listdir(out) == ["train-000000.tar"]
+    gone.write_bytes(content)
+    assert write_shards(on_disk, out, samples_per_shard=1) == expected
+    for path in out.iterdir():
+        assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
+
+
+def test_finished_or_foreign_shards_are_not_touched(on_disk, tmp_path):
+    write_shards(on_disk, tmp_path / "out")
+    with pytest.raises(FileExistsError, match=r"found shards\.json \(1 in all\) in .*out; choose another"):
+        write_shards(on_disk, tmp_path / "out")
+    (tmp_path / "out" / "shards.json").unlink()
+    (tmp_path / "out" / "train-000001.tar").touch()
+    with pytest.raises(FileExistsError, match=r"or other shards, found train-000001\.tar \(1 in all\)"):
+        write_shards(on_disk, tmp_path / "out")
+
+
+def test_what_cannot_be_written_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected images to write, found none in data set 'tiny'"):
+        write_shards(dataset_of(train=[]), tmp_path)
+    silent = dataset_of(train=[("1.jpg", ["a"]), ("2.jpg", [])])
+    with pytest.raises(ValueError, match=r"found none of '2\.jpg' in train \(1 in all\)"):
+        write_shards(silent, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

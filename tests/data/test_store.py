@@ -20,9 +20,8 @@ from PIL import Image
 import mmlib
 from mmlib import files
 from mmlib.data import store as store_module
-from mmlib.data.dataset import Dataset, Split
+from mmlib.data.dataset import Dataset, ImageFolder, Split
 from mmlib.data.decoding import resize_image
-from mmlib.data.folders import ImageFolder
 from mmlib.data.store import Store, open_array, open_store
 
 SIZE = 4

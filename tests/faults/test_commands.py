@@ -115,7 +115,7 @@ def test_a_diverging_run_ends_with_an_error_code(params, tiny_cache, tiny_place)
         ),
         (
             ["-p", "data_root", "no/such"],
-            "data_root is read by dataset 'flickr8k', 'flickr30k', 'coco'; this run",
+            "data_root is read by dataset 'folder', 'flickr8k', 'flickr30k', 'coco'; this run",
         ),
     ],
 )

@@ -194,7 +194,7 @@ def test_what_a_crash_left_behind_the_last_line_is_cut_off(rest, stopped, whole)
 def test_rows_are_read_up_to_the_last_line_that_is_whole(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_bytes(b'{"epoch": 1, "x": "a\\rb"}\r\n{"epoch": 2}\n{"epoch": 3}')
-    assert parse_history(path) == ([{"epoch": 1, "x": "a\rb"}, {"epoch": 2}], 40)
+    assert parse_history(path) == [{"epoch": 1, "x": "a\rb"}, {"epoch": 2}]
 
 
 @pytest.mark.parametrize(

@@ -64,38 +64,19 @@ def test_bootstrap_agrees_with_the_exact_interval_where_both_hold():
     rng = np.random.default_rng(0)
     hit_N = rng.random(1000) < 0.3
     ranks = ranks_of(hit_N, hit_N, np.arange(1000))
-    intervals = bootstrap_intervals(ranks, ks=(1,), resamples=4000)
+    intervals = bootstrap_intervals(ranks, resamples=4000)
     expected = exact_binomial_interval(int(hit_N.sum()), 1000)
     assert (intervals["i2t_r1"]["low"], intervals["i2t_r1"]["high"]) == pytest.approx(expected, abs=0.003)
     # The two directions hit the same images, so their sum is twice as wide, not sqrt(2) times.
-    width = intervals["rsum"]["high"] - intervals["rsum"]["low"]
+    width = 2 * (intervals["mean_r1"]["high"] - intervals["mean_r1"]["low"])
     assert width == pytest.approx(2 * (expected[1] - expected[0]), rel=0.05)
-    assert bootstrap_intervals(ranks, ks=(1,), resamples=4000) == intervals
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"resamples": 99}, "resamples: expected at least 100, found 99"),
-        ({"level": 1.0}, "level: expected a confidence level between 0 and 1, found 1.0"),
-    ],
-)
-def test_bootstrap_refuses(sample, arguments, message):
-    ranks = retrieval_ranks(*sample())
-    with pytest.raises(ValueError, match=message):
-        bootstrap_intervals(ranks, **arguments)
-    with pytest.raises(ValueError, match=message):
-        compare_runs(ranks, ranks, **arguments)
-    with pytest.raises(ValueError, match=message):
-        summarise_seeds([ranks, ranks], **arguments)
+    assert bootstrap_intervals(ranks, resamples=4000) == intervals
 
 
 def test_mcnemar_by_hand():
     a, b = np.array([1, 1, 1, 0, 0, 0, 0, 0]), np.array([1, 0, 1, 1, 1, 1, 1, 0])
     assert mcnemar(a, b) == {"only_a": 1, "only_b": 4, "p": pytest.approx(2 * 6 / 32)}
     assert mcnemar(a, a)["p"] == 1
-    with pytest.raises(ValueError, match=r"same queries, found shapes \(2,\) and \(3,\)"):
-        mcnemar([0, 1], [0, 1, 1])
 
 
 def test_sign_flips_of_single_queries_are_mcnemars_test():
@@ -108,8 +89,6 @@ def test_sign_flips_of_single_queries_are_mcnemars_test():
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == pytest.approx([1, 1])
-    with pytest.raises(ValueError, match=r"p_values: expected numbers in 0\.\.1, found \[2\]"):
-        holm([2])
 
 
 def test_the_references_claim_is_no_evidence():
@@ -125,28 +104,26 @@ def test_counts_that_do_differ():
     worse = verdict_from_counts(180, 100, 5000)
     assert worse["verdict"].startswith("worse by 1.60 points (95 % 0.9")
     assert (worse["low"], worse["high"]) == pytest.approx((-better["high"], -better["low"]))
-    with pytest.raises(ValueError, match=r"hits_b: expected 0\.\.n hits of n >= 1 queries, found 9 of 5"):
+    with pytest.raises(ValueError, match="expected 0 <= hits <= n with n > 0, found 9 hits of 5"):
         verdict_from_counts(1, 9, 5)
 
 
 def test_a_difference_needs_both_test_and_interval():
     assert verdict_in_words(0.1, -0.01, 0.2, 0.01, "e").startswith("no evidence")
     assert verdict_in_words(0.1, 0.01, 0.2, 0.06, "e") == "no evidence of a difference (e; p = 0.060)"
-    assert (
-        verdict_in_words(0.1, 0.01, 0.2, 0.04, "e", 0.9)
-        == "better by 10.00 points (90 % 1.00 to 20.00; e; p = 0.040)"
-    )
+    expected = "better by 10.00 points (95 % 1.00 to 20.00; e; p = 0.040)"
+    assert verdict_in_words(0.1, 0.01, 0.2, 0.04, "e") == expected
 
 
 def test_a_truly_better_run_is_found_with_its_size():
     a, b = clustered_pair(np.random.default_rng(5), 0.2, 0.3, images=1000)
-    result = compare_runs(a, b, ks=(1,), resamples=1000)
+    result = compare_runs(a, b, resamples=1000)
     main = result["metrics"]["mean_r1"]
     assert main["low"] < 0.1 < main["high"]
     assert main["p"] < 0.01
     assert result["verdict"].startswith("better by ")
     assert f"{result['r1']['t2i']['hits_a']:,} vs" in result["verdict"]
-    assert compare_runs(b, a, ks=(1,), resamples=1000)["verdict"].startswith("worse by ")
+    assert compare_runs(b, a, resamples=1000)["verdict"].startswith("worse by ")
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     for metric in ("i2t_r1", "t2i_r1"):
         assert result["metrics"][metric]["p"] <= result["metrics"][metric]["p_holm"] <= 0.05
@@ -199,12 +176,6 @@ def test_other_queries_are_not_comparable(sample):
     assert same["comparable"]
 
 
-def test_a_comparison_needs_recall_at_1(sample):
-    ranks = retrieval_ranks(*sample())
-    with pytest.raises(ValueError, match=r"ks: expected 1 among them, found \(5,\)"):
-        compare_runs(ranks, ranks, ks=(5,))
-
-
 def false_positives(recall: float, runs: int) -> float:
     rng = np.random.default_rng(7)
     found = 0
@@ -231,7 +202,7 @@ def test_interval_of_the_difference_covers_it():
     covered = 0
     for run in range(400):
         a, b = clustered_pair(rng, 0.2, 0.25)
-        main = compare_runs(a, b, ks=(1,), resamples=500, seed=run)["metrics"]["mean_r1"]
+        main = compare_runs(a, b, resamples=500, seed=run)["metrics"]["mean_r1"]
         covered += main["low"] <= 0.05 <= main["high"]
     assert covered / 400 >= 0.92
 

@@ -135,11 +135,7 @@ def test_what_holds_no_plain_array_is_refused_and_never_executed(folder, place):
         ("two.npz:c", ValueError, "two.npz: expected an array 'c', found a, b; name it as two.npz:NAME"),
         ("two.safetensors", ValueError, "expected one array or the name of one, found a, b"),
         ("two.safetensors:c", ValueError, "two.safetensors: expected an array 'c', found a, b"),
-        (
-            "none.npz",
-            ValueError,
-            "none.npz: expected one array or the name of one, found none; the file is empty",
-        ),
+        ("none.npz", ValueError, "none.npz: expected one array or the name of one, found none; name it as"),
     ],
 )
 def test_a_place_that_is_none_is_refused(folder, place, error, said):
@@ -225,7 +221,10 @@ def test_half_precision_is_scored_in_full(folder, sample):
     ("change", "said"),
     [
         ({"protocol": "standart"}, "protocol: expected one of standard, paired, .*, found 'standart'"),
-        ({"protocol": "flickr30k_1k"}, "'flickr30k_1k': expected 1,000 images, found 30"),
+        (
+            {"protocol": "flickr30k_1k"},
+            "'flickr30k_1k': expected standard ranks of 1,000 images, found",
+        ),
         ({"image_ND": np.zeros(8)}, r"image_ND: expected a matrix \(rows, width\) .* found shape \(8,\)"),
         ({"text_MD": np.zeros((2, 3, 4))}, r"text_MD: expected a matrix .* found shape \(2, 3, 4\)"),
         (

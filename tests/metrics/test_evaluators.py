@@ -182,22 +182,20 @@ def test_folds_refuse():
     with pytest.raises(ValueError, match="folds: expected a divisor of the 12 images, found 5"):
         fold_ranks(image, text, image_of_text)
     folds = fold_ranks(image, text, image_of_text, folds=3)
-    with pytest.raises(ValueError, match=r"'coco_1k_folds': expected folds of 1,000 images, found \[4\]"):
+    with pytest.raises(ValueError, match=r"'coco_1k_folds': expected .* of 1,000 images, found .* 4 images"):
         summarise_folds(folds)
-    with pytest.raises(ValueError, match="expected one with standard ranking, found 'paired'"):
+    with pytest.raises(ValueError, match="expected paired ranks, found standard ranks of 4"):
         summarise_folds(folds, protocol="paired")
-    with pytest.raises(ValueError, match="expected the ranks of one fold or more, found none"):
-        summarise_folds([])
 
 
 @pytest.mark.parametrize(
     ("protocol", "message"),
     [
         ("karpathy", r"expected one of standard, paired, full, .*found 'karpathy'"),
-        ("paired", "expected paired ranks, found standard ones; compute them with paired_ranks"),
-        ("flickr30k_1k", "expected 1,000 images, found 40; call it standard"),
-        ("coco_5k", "expected 5,000 images, found 40"),
-        ("single_caption", "expected one caption per image, found 200 for 40 images; select them"),
+        ("paired", "expected paired ranks, found standard ranks of 40 images and 200 captions; call it"),
+        ("flickr30k_1k", "expected standard ranks of 1,000 images, found standard ranks of 40 images"),
+        ("coco_5k", "expected standard ranks of 5,000 images, found"),
+        ("single_caption", "expected standard ranks with one caption each"),
     ],
 )
 def test_a_protocol_that_the_ranks_do_not_follow_is_refused(protocol, message):

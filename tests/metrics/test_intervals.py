@@ -46,8 +46,7 @@ def test_without_hits_only_images_count():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"hit_Q": []}, r"hit_Q: expected one boolean per query, found shape \(0,\)"),
-        ({"hit_Q": [True], "cluster_Q": [0, 1]}, r"cluster_Q: expected one cluster per query, shape \(1,\)"),
+        ({"hit_Q": []}, r"expected 0 <= hits <= n with n > 0, found 0 hits of 0"),
         ({"hit_Q": [True], "level": 95}, "level: expected a confidence level between 0 and 1, found 95"),
     ],
 )

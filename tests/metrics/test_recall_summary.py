@@ -6,7 +6,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from mmlib.metrics import paired_ranks, recall_at_k, recall_interval, retrieval_ranks, summarise
+from mmlib.metrics import paired_ranks, recall_interval, retrieval_ranks, summarise
 from mmlib.metrics.summary import chance_recall
 
 
@@ -106,23 +106,3 @@ def test_paired_ceiling_of_uneven_captions():
     for direction in ("i2t", "t2i"):
         for k in (1, 2, 5):
             assert summary[direction][f"r{k}"]["value"] == summary["ceiling"][f"{direction}_r{k}"]
-
-
-@pytest.mark.parametrize(
-    ("ranks", "k", "message"),
-    [
-        ([], 1, "expected 1-based ranks"),
-        ([[1]], 1, "expected 1-based ranks"),
-        ([0, 1], 1, r"found shape \(2,\) with smallest 0"),
-        ([1], 0, "k: expected at least 1, found 0"),
-    ],
-)
-def test_recall_refuses(ranks, k, message):
-    with pytest.raises(ValueError, match=message):
-        recall_at_k(np.array(ranks, dtype=int), k)
-
-
-@pytest.mark.parametrize("ks", [(), (1, 1)])
-def test_summary_refuses_bad_ks(sample, ks):
-    with pytest.raises(ValueError, match="ks: expected one or more different K"):
-        summarise(retrieval_ranks(*sample()), ks=ks)

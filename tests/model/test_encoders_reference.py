@@ -5,6 +5,7 @@ Shapes: B items, L tokens, P patches, D width.
 
 import pytest
 import torch
+from encoder_samples import config
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,7 +15,8 @@ VOCABULARY, L, D = 11, 12, 16
 
 
 def text_encoder(padding_mask, dropout=0.0):
-    return TextEncoder(VOCABULARY, L, D, 2, 2, 2, dropout, padding_mask).eval()
+    sizes = config(num_layers=2, dropout=dropout, padding_mask=padding_mask)
+    return TextEncoder(sizes, VOCABULARY).eval()
 
 
 def post_norm_layer(layer, x_BLD):
@@ -25,7 +27,7 @@ def post_norm_layer(layer, x_BLD):
 
 
 def test_the_image_encoder_is_the_vit_of_the_reference():
-    encoder = ImageEncoder(16, 8, D, 2, 2, 2, 0.0).eval()
+    encoder = ImageEncoder(config(image_size=16, num_layers=2, dropout=0.0)).eval()
     image_BCHW = torch.randn(3, 3, 16, 16)
     kernel_DK, rows = encoder.patch.weight.flatten(1), []
     for top in (0, 8):
@@ -89,10 +91,3 @@ def test_an_empty_caption_has_a_finite_embedding_and_gradient(padding_mask):
     encoder(tokens_BL, length_B).square().sum().backward()
     assert encoder(tokens_BL, length_B).isfinite().all()
     assert all(p.grad.isfinite().all() for p in encoder.parameters())
-
-
-def test_a_patch_that_does_not_divide_the_image_is_refused():
-    with pytest.raises(
-        ValueError, match="20 is not a multiple of 8; choose image_size 16 or another patch_size"
-    ):
-        ImageEncoder(20, 8, D, 1, 2, 2, 0.0)

@@ -4,7 +4,6 @@ Shapes: B captions, L tokens, F feature channels.
 """
 
 import json
-import re
 
 import pytest
 import torch
@@ -28,16 +27,12 @@ def with_end(tokens_BL, length_B):
     return tokens_BL.masked_fill(torch.arange(8) >= length_B[:, None], 0), length_B
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_features_of_a_causal_tower_are_open_clips_without_its_full_length(tmp_path, whole):
+def test_features_of_a_causal_tower_are_open_clips_without_its_full_length(tmp_path):
     import open_clip
 
     add_clip(tmp_path, "tiny-text", CLIP)
     model = randomise(open_clip.create_model("tiny-text"))
-    state = model.state_dict()
-    if not whole:
-        state = {k: v for k, v in state.items() if not k.startswith(("visual.", "logit_scale"))}
-    torch.save(state, tmp_path / "clip.pt")
+    torch.save(model.state_dict(), tmp_path / "clip.pt")
     encoder = build("open_clip:tiny-text", tmp_path / "clip.pt")
     tokens_BL, length_B = with_end(*captions())
     expected_BF = model.encode_text(torch.nn.functional.pad(tokens_BL, (0, 2)))
@@ -154,8 +149,7 @@ def test_weights_of_a_transformers_model_from_a_file(tmp_path):
     for key, tensor in one.backbone.state_dict().items():
         assert torch.equal(tensor, two.backbone.state_dict()[key]), key
     write_bert(tmp_path / "wide", hidden_size=32)
-    expected = "embeddings.word_embeddings.weight: expected (50, 16), found (50, 32)"
-    with pytest.raises(ValueError, match=re.escape(expected)):
+    with pytest.raises(ValueError, match=r"model.safetensors cannot be loaded into hf:.*size mismatch"):
         build(f"hf:{tmp_path / 'a'}", tmp_path / "wide" / "model.safetensors")
 
 
@@ -172,9 +166,7 @@ def test_a_folder_whose_weights_lack_something_is_refused(tmp_path):
     state = load_file(tmp_path / "model.safetensors")
     del state["encoder.layer.1.output.dense.weight"]
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        ValueError, match=r"do not fit its config: encoder.layer.1.output.dense.weight: found"
-    ):
+    with pytest.raises(ValueError, match=r"lack what its config asks for: encoder.layer.1.out"):
         build(f"hf:{tmp_path}", "default")
 
 
@@ -196,7 +188,7 @@ def test_a_restored_encoder_needs_neither_folder_nor_network(tmp_path):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"hf:.*/gone: expected a folder, found nothing at .*gone"):
+    with pytest.raises(FileNotFoundError, match=r"no config.json of hf:.*/gone: .* text_encoder=hf:<folder>"):
         build(f"hf:{tmp_path}/gone")
 
 
@@ -208,12 +200,6 @@ def test_a_model_that_cannot_be_downloaded(monkeypatch):
     expected = "no config.json of hf:org/model: .*We couldn't connect.*name it: text_encoder=hf:<folder>"
     with pytest.raises(FileNotFoundError, match=expected):
         build("hf:org/model", "default")
-
-
-def test_without_transformers_the_package_to_install_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"text_encoder hf:org/model needs .* install mmlib\[hf\]"):
-        build("hf:org/model")
 
 
 def test_loading_shows_no_progress_bar_and_leaves_the_setting(tmp_path, capsys):

@@ -158,9 +158,6 @@ def test_a_copy_keeps_what_is_frozen():
             "last-7",
             r"tune 'last-7': timm:test_efficientnet .* has 6 blocks \(conv_stem, .*; use last-<n> with n up",
         ),
-        ("last-0", "tune: expected all, none or last-<n>, found 'last-0'"),
-        ("last-x", "tune: expected all, none or last-<n>, found 'last-x'"),
-        ("half", "tune: expected all, none or last-<n>, found 'half'"),
     ],
 )
 def test_wrong_tunings(tune, message):
@@ -173,7 +170,6 @@ def test_an_encoder_from_scratch_is_trained_whole(tune):
     encoder = image_encoder("vit")
     encoder.set_tune("all")
     assert encoder.blocks == []
-    assert list(encoder.backbone_parameters()) == []
     with pytest.raises(ParameterError, match=f"tune '{tune}' needs a pretrained encoder: ImageEncoder"):
         encoder.set_tune(tune)
 

@@ -1,7 +1,5 @@
 """Files of weights: every key must fit, classifiers are cut off on purpose, nothing runs code."""
 
-import re
-
 import pytest
 import timm
 import torch
@@ -10,7 +8,6 @@ from safetensors.torch import save_file
 
 from mmlib import files
 from mmlib.model import build_image_encoder
-from mmlib.model.pretrained import is_file, read_weights
 
 
 def build(weights, name="timm:test_resnet"):
@@ -31,7 +28,6 @@ def assert_loaded(encoder, state):
 def test_files_in_each_format(tmp_path, state, suffix):
     path = tmp_path / f"weights{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(state, path)
-    assert is_file(str(path))
     assert_loaded(build(path), state)
 
 
@@ -68,37 +64,31 @@ def test_old_files_lack_the_counters_of_batch_norm(tmp_path, state):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda s: s.pop("layer1.0.conv1.weight"), 'Missing key(s) in state_dict: "layer1.0.conv1.weight"'),
         (
-            lambda s: s.pop("layer1.0.conv1.weight"),
-            "layer1.0.conv1.weight: expected (32, 32, 3, 3), found nothing; name the encoder",
-        ),
-        (
-            lambda s: s.update({"layer9.weight": torch.zeros(3, 4)}),
-            "layer9.weight: expected nothing, found (3, 4); name",
+            lambda s: s.update({"fcx.weight": torch.zeros(3, 4)}),
+            'Unexpected key(s) in state_dict: "fcx.weight"',
         ),
         (
             lambda s: s.update({"layer1.0.bn1.weight": torch.zeros(7)}),
-            "layer1.0.bn1.weight: expected (32,), found (7,); name",
+            "size mismatch for layer1.0.bn1.weight: copying a param with shape torch.Size([7])",
         ),
-        (
-            lambda s: [s.pop(key) for key in list(s) if key.startswith("layer1.0.bn")],
-            "; and 5 more; name the encoder that the file was made for",
-        ),
-        (lambda s: s.update({"fcx.weight": torch.zeros(1)}), "fcx.weight: expected nothing, found (1,)"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_with_the_first_keys(tmp_path, state, change, message):
     change(state)
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"w.pth does not fit the architecture: ") as caught:
+    with pytest.raises(ValueError, match=r"w.pth cannot be loaded into timm:test_resnet: ") as caught:
         build(tmp_path / "w.pth")
     assert message in str(caught.value)
+    assert str(caught.value).endswith("or was made for another encoder")
 
 
-def test_weights_of_another_architecture_are_refused(tmp_path):
+def test_of_many_keys_that_differ_the_first_are_named(tmp_path):
     torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"does not fit the architecture: conv1.0.weight: expected"):
+    with pytest.raises(ValueError, match=r'Missing key.*"conv1.0.weight"') as caught:
         build(tmp_path / "w.pth")
+    assert len(str(caught.value)) < 1000
 
 
 class Code:
@@ -108,30 +98,30 @@ class Code:
 
 def test_a_file_cannot_run_code(tmp_path, capsys):
     torch.save({"weight": Code()}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"w.pth is refused: it asks to run code \(print\)"):
-        read_weights(str(tmp_path / "w.pth"))
+    with pytest.raises(ValueError, match=r"w.pth cannot be loaded .*print.*asks to run code"):
+        build(tmp_path / "w.pth")
     assert "code ran" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content"),
     [
-        ("w.safetensors", b"\x08\x00\x00", "is truncated or no safetensors file ("),
-        ("w.pth", b"garbage", "is refused: it is damaged or no file of weights"),
-        ("w.pt", b"PK\x03\x04garbage", "is truncated or no file of weights ("),
-        ("w.bin", b"", "is truncated or no file of weights ("),
+        ("w.safetensors", b"\x08\x00\x00"),
+        ("w.pth", b"garbage"),
+        ("w.pt", b"PK\x03\x04garbage"),
+        ("w.bin", b""),
     ],
 )
-def test_damaged_files(tmp_path, name, content, message):
+def test_damaged_files(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        read_weights(str(tmp_path / name))
+    with pytest.raises(ValueError, match=f"{name} cannot be loaded into timm:test_resnet: .*; it is damaged"):
+        build(tmp_path / name)
 
 
 def test_a_file_of_something_else(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"w.pth holds no weights: expected a dict of tensors"):
-        read_weights(str(tmp_path / "w.pth"))
+    with pytest.raises(ValueError, match=r"w.pth cannot be loaded into timm:test_resnet: "):
+        build(tmp_path / "w.pth")
 
 
 def test_a_missing_file():

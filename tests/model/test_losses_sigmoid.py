@@ -75,8 +75,3 @@ def test_the_bias_is_always_learned_and_the_temperature_when_asked(pairs, learne
     optimizer.step()
     assert loss.bias.item() != -10
     assert (loss.temperature != pytest.approx(0.1, rel=1e-6)) is learned
-
-
-def test_a_temperature_that_is_not_positive_is_refused():
-    with pytest.raises(ValueError, match="temperature must be greater than 0, found 0"):
-        SigmoidLoss(0)

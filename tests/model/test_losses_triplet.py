@@ -103,10 +103,3 @@ def test_a_batch_of_one_image_costs_nothing(pairs, progress):
     value.backward()
     assert value.item() == 0
     assert torch.equal(image_BD.grad, torch.zeros(B, D))
-
-
-def test_wrong_values_are_refused():
-    with pytest.raises(ValueError, match="margin must be greater than 0, found 0"):
-        TripletLoss(0)
-    with pytest.raises(ValueError, match="hardest_after_epochs must be 0 or more, found -1"):
-        TripletLoss(hardest_after_epochs=-1)

@@ -48,7 +48,8 @@ def test_the_latents_are_those_written_out(network, batch, feedback_steps):
 
     torch.testing.assert_close(model.embed_images(image_BCHW), by_hand(model, image_BD=image_BD))
     torch.testing.assert_close(model.embed_captions(*caption), by_hand(model, text_BD=text_BD))
-    torch.testing.assert_close(model.embed_pairs(*batch), by_hand(model, image_BD, text_BD))
+    both_BD = model.centre({"image": image_BD, "text": text_BD})
+    torch.testing.assert_close(both_BD, by_hand(model, image_BD, text_BD))
     both = model(*batch)
     torch.testing.assert_close(both[0], model.embed_images(image_BCHW))
     torch.testing.assert_close(both[1], model.embed_captions(*caption))
@@ -56,7 +57,7 @@ def test_the_latents_are_those_written_out(network, batch, feedback_steps):
 
 def test_every_latent_has_the_latent_width(network, batch):
     model = network(latent_dim=32)
-    assert [tuple(x.shape) for x in (*model(*batch), model.embed_pairs(*batch))] == [(4, 32)] * 3
+    assert [tuple(x.shape) for x in model(*batch)] == [(4, 32)] * 2
 
 
 def test_an_item_has_the_same_latent_alone_and_in_a_batch(network, batch):
@@ -67,11 +68,6 @@ def test_an_item_has_the_same_latent_alone_and_in_a_batch(network, batch):
         torch.testing.assert_close(
             torch.cat(alone), torch.stack([image_BD[b], text_BD[b]]), atol=1e-5, rtol=1e-5
         )
-
-
-def test_nothing_to_fuse_is_refused(network):
-    with pytest.raises(ValueError, match="expected an image vector, a text vector or both, found neither"):
-        network().centre()
 
 
 def test_dropout_is_where_the_reference_has_it():
@@ -127,16 +123,17 @@ def test_a_gradient_reaches_every_trainable_weight(network, batch, padding_mask)
 def test_a_read_tells_which_slots_were_read(network, batch):
     model = network()
     image_BCHW, tokens_BL, length_B = batch
-    for reads in (model.slot_reads(image_BCHW), model.slot_reads(tokens_BL=tokens_BL, length_B=length_B)):
-        assert (reads.modality_BS.shape, reads.central_BS.shape) == ((4, 4), (4, 8))
-        torch.testing.assert_close(reads.modality_BS.sum(1), torch.ones(4))
-        torch.testing.assert_close(reads.central_BS.sum(1), torch.ones(4))
+    for reads in (model.slot_reads("image", image_BCHW), model.slot_reads("text", tokens_BL, length_B)):
+        modality_BS, central_BS = reads
+        assert (modality_BS.shape, central_BS.shape) == ((4, 4), (4, 8))
+        torch.testing.assert_close(modality_BS.sum(1), torch.ones(4))
+        torch.testing.assert_close(central_BS.sum(1), torch.ones(4))
     item_BD, weight_BS = model.modality_memory["text"].read(
         model.text_encoder(tokens_BL, length_B), weights=True
     )
-    torch.testing.assert_close(reads.modality_BS, weight_BS)
-    central_BS = model.central_memory.read(model._fuse(text_BD=item_BD), weights=True)[1]
-    torch.testing.assert_close(reads.central_BS, central_BS)
+    torch.testing.assert_close(modality_BS, weight_BS)
+    fused_BD = model._fuse({"text": item_BD})
+    torch.testing.assert_close(central_BS, model.central_memory.read(fused_BD, weights=True)[1])
 
 
 def test_a_write_follows_the_read_and_changes_what_the_next_batch_reads(network, batch):

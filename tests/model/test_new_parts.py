@@ -31,10 +31,9 @@ TEXT_ENCODER = {
         "# Every encoder that is trained from scratch",
         """
 class ToyEncoder(Encoder):
-    def __init__(self, vocabulary, width):
+    def __init__(self, config, vocabulary):
         super().__init__()
-        self.width = width
-        self.token = nn.EmbeddingBag(vocabulary, width)
+        self.token = nn.EmbeddingBag(vocabulary, config.latent_dim)
 
     def forward(self, tokens_BL, length_B):
         return self.token(tokens_BL)
@@ -43,10 +42,7 @@ class ToyEncoder(Encoder):
 # Every encoder that is trained from scratch""",
     ),
 }
-ENCODER_LINE = (
-    '    "gru": lambda',
-    '    "toy": lambda c, vocabulary: ToyEncoder(vocabulary, c.latent_dim),\n    "gru": lambda',
-)
+ENCODER_LINE = ('    "gru": GRU', '    "toy": ToyEncoder,\n    "gru": GRU')
 WORK = """\
 from mmlib.config import TrainConfig
 from mmlib.training import train

@@ -189,8 +189,8 @@ def test_verdicts_are_sentences_with_their_numbers():
     assert contradicted.startswith("Contradicted: “weak wins”; the opposite was found: weak")
     assert open_.startswith("Not judged: “gone wins”: no seed with both arms complete.")
     assert REASON in open_
-    assert "permutation test by image gives p < 0.05, corrected over the 2 claims (Holm)" in verdicts.note
-    assert "<li><strong>Supported" in verdicts._repr_html_()
+    assert "permutation test by image gives p < 0.05, corrected over the 2 claims (Holm)" in verdicts.caption
+    assert "<p><strong>Supported" in verdicts._repr_html_()
 
 
 def test_negative_results_and_single_seeds_are_said_plainly():
@@ -210,7 +210,8 @@ def test_the_figure_has_an_arm_a_row_with_interval_seeds_and_chance(ablation):
     assert (first.get_xlabel(), last.get_xlabel()) == ("R@1 (%)", "R@10 (%)")
     metric = ablation["arms"][1]["metrics"]["i2t_r1"]
     drawn = [line.get_xdata() for line in first.lines]
-    assert any(list(x) == pytest.approx([100 * metric["mean"]]) for x in drawn)
+    means = [100 * arm["metrics"]["i2t_r1"]["mean"] for arm in ablation["arms"][:2]]
+    assert any(list(x) == pytest.approx(means) for x in drawn)
     assert any(list(x) == pytest.approx([100 * v for v in metric["values"]]) for x in drawn)
     assert any(list(x) == pytest.approx([2.0, 2.0]) for x in drawn)  # chance
     assert [text.get_text() for text in first.texts].count("failed") == 1

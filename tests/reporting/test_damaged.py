@@ -40,8 +40,15 @@ from mmlib.reporting import (
 from mmlib.reporting.publish import write_index
 from mmlib.reporting.report import write_report
 from mmlib.training.ablation import read_ablation
-from mmlib.training.runs import read_history, read_result, run_folder, stored_environment
-from mmlib.training.stored_analysis import read_arrays, read_diagnosis, read_queries
+from mmlib.training.runs import (
+    read_arrays,
+    read_diagnosis,
+    read_history,
+    read_queries,
+    read_result,
+    run_folder,
+    stored_environment,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of letters that no font has
 RUN = "demo-train"

@@ -16,8 +16,7 @@ from mmlib.analysis.people import human_aware_recall
 from mmlib.data import Dataset, Split
 from mmlib.files import write_json
 from mmlib.metrics import retrieval_ranks, summarise
-from mmlib.reporting.diagnosis import (
-    PrivateQueries,
+from mmlib.reporting import (
     agreement_table,
     calibration_figure,
     changed_queries_list,
@@ -27,7 +26,7 @@ from mmlib.reporting.diagnosis import (
     recall_by_group_figure,
     similarity_figure,
 )
-from mmlib.reporting.notebooks import has_private
+from mmlib.reporting.notebooks import mark_of
 from mmlib.reporting.style import DIRECTIONS, alt_text
 from mmlib.training.runs import run_folder
 
@@ -164,14 +163,14 @@ def test_changed_queries_are_listed_with_their_captions(two_runs):
     assert before[query] == before[after == 1].max()
     assert changed_queries_list("first", "second", "i2t").frame["query"].iloc[0].startswith("photo")
     assert changed_queries_list("second", "second", "i2t").frame.empty
-    assert not isinstance(table, PrivateQueries)
+    assert DisplayFormatter().format(table)[1] == {}
 
 
 def test_captions_that_may_not_be_passed_on_are_private(two_runs):
     write_json(run_folder("second") / "queries.json", queries_of(dataset(redistributable=False), "test"))
     bundle, metadata = DisplayFormatter().format(changed_queries_list("first", "second", "t2i"))
     output = v4.new_output("execute_result", bundle, metadata=metadata, execution_count=1)
-    assert has_private(v4.new_notebook(cells=[v4.new_code_cell(outputs=[output])]))
+    assert mark_of(output) == ("changed-queries", True)
     assert "&lt;" in bundle["text/html"]
     assert "in the park" in bundle["text/plain"]
 

@@ -12,12 +12,12 @@ from mmlib.reporting import (
     gallery_figures,
     loss_curves,
     lr_curve,
-    published_figure,
     recall_curves,
     results_figure,
     slots_figure,
 )
 from mmlib.reporting.curves import thumbnail
+from mmlib.reporting.published import published_figure
 from mmlib.reporting.style import DIRECTIONS, _png, alt_text
 
 

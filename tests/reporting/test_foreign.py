@@ -16,12 +16,11 @@ import pytest
 from bs4 import BeautifulSoup
 
 from mmlib import files
-from mmlib.reporting.ablation import Verdicts
 from mmlib.reporting.pages import POLICY, harmless_html
 from mmlib.reporting.publish import write_index
-from mmlib.reporting.report import overview, plain_text, write_report
-from mmlib.reporting.results import Change
-from mmlib.reporting.tables import results_table
+from mmlib.reporting.report import overview, write_report
+from mmlib.reporting.results import results_table
+from mmlib.reporting.tables import Table, plain_text
 
 ACT = "document.documentElement.dataset.ran=1"
 BREAK_OUT = f'"><img src=x onerror="{ACT}"><script>{ACT}</script><i a="'
@@ -86,7 +85,7 @@ def test_what_our_own_outputs_hold_stays_as_it_is(result):
         return re.sub(r'style="([^"]*)"', lambda m: "style=" + re.sub(r"\s|;$", "", m[1]), text)
 
     table = results_table([result])
-    for shown in (table, Change("a < b & c", table), Verdicts(("“x” – 95 %",), "note")):
+    for shown in (table, Table(table.frame, "a < b & c", ("“x” – 95 %",)), Table(caption="note")):
         text = shown._repr_html_()
         assert by_style(harmless_html(text)).replace("–\u2060", "–&#8288;") == by_style(text)
     link = '<a href="https://arxiv.org/abs/1807.03748">a</a> <a href="README.md#x">b</a>'
@@ -241,4 +240,5 @@ def test_text_for_a_readme_is_no_markup():
         r"\<b\>a\</b\> \[x\](javascript:1) !\[y\](http://t/p.png) \`c\` \*d\* \_e\_ a_b \~\~f\~\~ \&lt; # g"
         r" \\x1b\[31m\\u202e"
     )
-    assert overview("demo", "failed", text, [], [], []).count("\n") == 5
+    report = {"experiment": "demo", "state": "failed", "reason": text, "notebooks": {}, "metrics": {}}
+    assert overview(report | {"ablations": {}}, []).count("\n") == 5

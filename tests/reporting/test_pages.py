@@ -226,12 +226,22 @@ def test_show_refuses_names_that_are_no_file_names():
         show(Figure(), "../x")
 
 
+def content(results: list[dict], **more) -> dict:
+    """What `results.json` of a report says, as far as its README shows it."""
+    metrics = {f"{number}": {"test": result} for number, result in enumerate(results)}
+    report = {"experiment": "demo", "state": "complete", "reason": None, "notebooks": {}, "ablations": {}}
+    return report | {"metrics": metrics} | more
+
+
 def test_the_readme_of_a_report_shows_state_table_and_shareable_pages(result):
     files = ["04_analysis.html", "04_analysis.private.html", "figures/04_analysis-loss.png"]
-    text = overview("demo", "failed", "03_evaluate: no | space", ["04_analysis"], files, [result])
+    pages = {"04_analysis": {"page": "04_analysis.html"}, "05_ablation": {"page": None}}
+    reason = "03_evaluate: no | space"
+    text = overview(content([result], state="failed", reason=reason, notebooks=pages), files)
     assert "State: **failed** (03_evaluate: no | space)." in text
     assert "[04_analysis](04_analysis.html)" in text
     assert ".private.html" not in text
+    assert "05_ablation" not in text
     assert "![loss](figures/04_analysis-loss.png)" in text
     part = result["protocols"]["standard"]["i2t"]["r1"]
     assert f"{part['hits']}/{result['protocols']['standard']['i2t']['n']}" in text
@@ -239,6 +249,6 @@ def test_the_readme_of_a_report_shows_state_table_and_shareable_pages(result):
 
 def test_the_readme_keeps_runs_of_different_data_in_tables_of_their_own(result):
     other = result | {"data": result["data"] | {"fingerprint": "f" * 16}}
-    assert overview("mixed", "complete", None, [], [], [result, other]).count("| run |") == 2
-    text = overview("broken", "complete", None, [], [], [result | {"protocols": {}}])
+    assert overview(content([result, other]), []).count("| run |") == 2
+    text = overview(content([result | {"protocols": {}}]), [])
     assert "has no result under protocol 'standard'" in text

@@ -272,7 +272,8 @@ def test_a_parameter_that_nothing_reads_stops_an_experiment_before_it_begins(rep
         run_experiment("demo", {"data_root": "x"})
     assert str(caught.value).splitlines() == [
         "01_train: 1 parameter(s) that nothing in this run reads:",
-        "  data_root is read by dataset 'flickr8k', 'flickr30k', 'coco'; this run has dataset 'shapes'",
+        "  data_root is read by dataset 'folder', 'flickr8k', 'flickr30k', 'coco'; this run has dataset"
+        " 'shapes'",
         "Leave them out, or choose what reads them.",
         "Nothing was executed.",
     ]

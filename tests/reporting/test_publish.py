@@ -104,33 +104,6 @@ def test_what_is_missing_or_incomplete_is_refused_and_what_stands_is_kept(report
     assert (files.ROOT / "README.md").read_text() == readme
 
 
-class Killed(BaseException):
-    pass
-
-
-def test_what_a_kill_left_moved_away_is_put_back_by_the_next_publish(report, repository, monkeypatch):
-    """Killed between the two renames; then another report is published."""
-    publish("demo")
-    before = files_below(files.PUBLISHED / "demo")
-    repository.executed("other", "03_evaluate", [figure("loss")])
-    write_report("other")
-
-    def die(self, target):
-        if self.name == ".new":
-            raise Killed
-        os.rename(self, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("mmlib.reporting.publish.Path.rename", die)
-        patch.setattr("mmlib.reporting.publish._put_back", lambda old: None)  # a kill runs no `finally`
-        with pytest.raises(Killed):
-            publish("demo")
-    assert not (files.PUBLISHED / "demo").exists()
-    publish("other")
-    assert files_below(files.PUBLISHED / "demo") == before
-    assert sorted(p.name for p in files.PUBLISHED.iterdir()) == [".lock", "demo", "index.html", "other"]
-
-
 def test_a_picture_that_the_report_did_not_make_is_not_published(report):
     (report / "figures" / "holiday.png").write_bytes(b"private")
     publish("demo")

@@ -57,8 +57,8 @@ def places(repository):
 
         def verdict() -> None:
             change = change_between(*RUNS)
-            if change.table is None:
-                raise ValueError(change.verdict)
+            if change.frame is None:
+                raise ValueError(*change.sentences)
 
         found = {}
         for place, show in {

@@ -20,6 +20,7 @@ from mmlib.metrics.protocols import PROTOCOLS, protocols_of
 from mmlib.metrics.ranks import RetrievalRanks
 from mmlib.reporting import results_table
 from mmlib.training import evaluation, read_arrays, read_result
+from mmlib.training.checkpoint import checkpoint_bytes, load_checkpoint
 from mmlib.training.embed import embed_split
 from mmlib.training.evaluation import load_run
 
@@ -236,7 +237,7 @@ def test_damaged_arrays_are_named(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("evaluated")
 def test_a_folder_is_refused_where_the_data_are_drawn():
     with pytest.raises(
-        ParameterError, match=r"data_root is read by dataset 'flickr8k', .* has dataset 'shapes'"
+        ParameterError, match=r"data_root is read by dataset 'folder', .* has dataset 'shapes'"
     ):
         tiny_evaluate("tiny", data_root="data/x")
 
@@ -269,9 +270,11 @@ def test_a_run_that_is_trained_anew_while_it_is_evaluated_keeps_its_own_results(
 )
 def test_a_damaged_tokenizer_is_refused_by_the_name_of_its_file(change, trained, tiny_place):
     shutil.copytree(trained / "tiny", tiny_place / "tiny")
-    path = tiny_place / "tiny" / "tokenizer.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change if change else {}))
-    with pytest.raises(ValueError, match=r"tiny/tokenizer\.json"):
+    path = tiny_place / "tiny" / "best.pt"
+    content = load_checkpoint(path)
+    content["tokenizer"] = content["tokenizer"] | change if change else {}
+    path.write_bytes(checkpoint_bytes(content))
+    with pytest.raises(ValueError, match=r"tiny/best\.pt is damaged: expected a tokenizer, found"):
         tiny_evaluate()
 
 

@@ -26,7 +26,7 @@ from mmlib.data.tokenizers import loss_shares, losses_warning
 from mmlib.files import read_json
 from mmlib.locks import InUse
 from mmlib.reporting import lineage_table
-from mmlib.reporting.scope import percent
+from mmlib.reporting.tables import percent
 from mmlib.training import read_history, read_result, run_state, start, stored_config
 from mmlib.training.loop import Learner
 from mmlib.training.runs import open_run, parse_history, require_complete
@@ -300,7 +300,7 @@ def test_a_failed_run_goes_on_and_keeps_its_reason_until_then(monkeypatch, folde
 
 
 def test_a_status_that_cannot_be_written_hides_no_error(monkeypatch, folder):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     def fail(training):
@@ -335,9 +335,9 @@ def test_a_history_damaged_in_its_middle_is_an_error(folder):
 def test_a_history_is_parsed_to_its_last_whole_line(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_bytes(b'{"epoch": 1}\n{"epoch": 2}')
-    assert parse_history(path) == ([{"epoch": 1}], 13)
+    assert parse_history(path) == [{"epoch": 1}]
     path.write_bytes(b"")
-    assert parse_history(path) == ([], 0)
+    assert parse_history(path) == []
 
 
 @pytest.mark.parametrize(
