@@ -5,12 +5,12 @@ Heavy imports happen inside the commands, so that `--help` and a wrong word answ
 """
 
 import argparse
-import codecs
 import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -55,16 +55,16 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         options = _parser().parse_args(arguments)
         return options.command(options)
+    except SystemExit as stopped:  # of the parser: help, or wrong words
+        return stopped.code
     except KeyboardInterrupt:
         if _speaks():
             print("interrupted; the same command goes on where this stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except (ParameterError, FileNotFoundError, FileExistsError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return EXIT_USAGE
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
-        return EXIT_FAILED
+        wrong_input = isinstance(error, ParameterError | FileNotFoundError | FileExistsError)
+        return EXIT_USAGE if wrong_input else EXIT_FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,36 +73,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mmlib {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    overrides = argparse.ArgumentParser(add_help=False)
+    overrides.add_argument(
+        "-p", "--param", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="a parameter, as often as wanted; beats the parameter file",
+    )  # fmt: skip
 
-    run = commands.add_parser(
-        "run",
-        help="execute an experiment's notebooks in order and render its report",
-        description="Executes the notebooks of an experiment in order and renders its report. Called again"
-        " after an interruption, it goes on where it stopped.",
-    )
+    def add(work: Callable, meaning: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        name = work.__name__.removeprefix("_")
+        command = commands.add_parser(name, help=meaning, description=meaning, parents=parents)
+        command.set_defaults(command=work)
+        return command
+
+    run = add(_run, "execute an experiment's notebooks in order and render its report", overrides)
     run.add_argument("experiment", type=_folder, help="a folder of params/, or its name: params/demo or demo")
     run.add_argument("--overwrite", action="store_true", help="train and execute everything anew")
-    _add_overrides(run, "given to every notebook that has it")
-    run.set_defaults(command=_run)
 
-    train = commands.add_parser(
-        "train",
-        help="train or continue one run, without a notebook",
-        description="Trains the run of a parameter file (one with `parent` continues that run). A run that"
-        " was stopped goes on; one that is complete is refused.",
-    )
+    train = add(_train, "train or, with `parent`, continue one run, without a notebook", overrides)
     train.add_argument("params", type=Path, help="for example params/demo/01_train.yaml")
-    _add_overrides(train, "beats the file")
-    train.set_defaults(command=_train)
 
-    evaluate = commands.add_parser(
-        "evaluate",
-        help="evaluate finished runs on the test split, without a notebook; or embeddings of any model",
-        description="Evaluates runs as notebook 03 does and prints the table; or evaluates embeddings of any"
-        " model from files, without runs.",
-    )
+    meaning = "evaluate finished runs on the test split, without a notebook; or embeddings of any model"
+    evaluate = add(_evaluate, meaning, overrides)
     evaluate.add_argument("params", type=Path, nargs="?", help="for example params/demo/03_evaluate.yaml")
-    _add_overrides(evaluate, "beats the file")
     arrays = evaluate.add_argument_group(
         "embeddings of any model",
         "FILE is an .npy, .npz or .safetensors file; FILE:NAME takes one of several arrays in it.",
@@ -114,72 +106,50 @@ def _parser() -> argparse.ArgumentParser:
     arrays.add_argument("--data", metavar="TEXT", help="data set and split, to stand beside the numbers")
     arrays.add_argument("--out", type=Path, metavar="JSON", help="writes the result")
     arrays.add_argument("--ranks", type=Path, metavar="NPZ", help="writes the rank of every query")
-    arrays.add_argument(
-        "--compare",
-        type=Path,
-        metavar="NPZ",
-        help="ranks of another model on the same queries: is this better?",
-    )
-    evaluate.set_defaults(command=_evaluate)
+    better = "ranks of another model on the same queries: is this better?"
+    arrays.add_argument("--compare", type=Path, metavar="NPZ", help=better)
 
-    report = commands.add_parser(
-        "report",
-        help="render the report of an experiment again, and the index over all",
-        description="Renders the executed notebooks of an experiment and reports/index.html again;"
-        " executes nothing.",
-    )
+    report = add(_report, "render the report of an experiment again, and the index over all; execute nothing")
     report.add_argument("experiment", nargs="?", help="a folder name of reports/; none: the index alone")
-    report.set_defaults(command=_report)
 
-    publish = commands.add_parser(
-        "publish",
-        help="copy a complete report to reports/published/ and renew what README and docs quote of it",
-        description="Copies the complete report of an experiment, without what is private, to"
-        " reports/published/, and renews the index there and what README.md and docs/results.md quote.",
-    )
-    publish.add_argument("experiment", help="a folder name of reports/")
-    publish.set_defaults(command=_publish)
+    meaning = "copy a complete report to reports/published/ and renew what README and docs quote of it"
+    add(_publish, meaning).add_argument("experiment", help="a folder name of reports/")
 
-    index = commands.add_parser(
-        "index",
-        help="embed a folder of photos with a trained run, for `search`",
-        description="Embeds the images of a folder and its sub-folders. Called again, it embeds what is"
-        " new or has changed.",
-    )
+    index = add(_index, "embed a folder of photos, or what is new in it, with a trained run, for `search`")
     index.add_argument("run", help="name of a complete run")
     index.add_argument("folder", type=Path, help="of photos")
-    index.set_defaults(command=_index)
 
-    search = commands.add_parser(
-        "search",
-        help="find photos in the folders that a run has indexed, by a sentence or a photo",
-        description="Prints the images that are most similar to a sentence or to a photo.",
-    )
+    search = add(_search, "find photos in the folders that a run has indexed, by a sentence or a photo")
     search.add_argument("run", help="name of a run with an index")
     search.add_argument("text", nargs="?", help='a sentence, as "a dog runs on the beach"')
     search.add_argument("--image", type=Path, metavar="PHOTO", help="search with a photo instead")
     search.add_argument("--top", type=int, default=20, metavar="K", help="how many (20)")
     search.add_argument("--html", type=Path, metavar="PAGE", help="writes a page that shows them")
     search.add_argument("--json", action="store_true", help="prints them as JSON")
-    search.set_defaults(command=_search)
 
-    shard = commands.add_parser(
-        "shard",
-        help="write a data set as webdataset shards, for training on data larger than memory",
-        description="Writes the data set of a parameter file as tar files train-000000.tar, val-…, test-… and"
-        " shards.json. Parameters that do not choose data are passed over.",
-    )
+    meaning = "write the data set of a parameter file as webdataset shards, for training beyond memory"
+    shard = add(_shard, meaning, overrides)
     shard.add_argument("params", type=Path, nargs="?", help="for example params/demo/01_train.yaml")
-    _add_overrides(shard, "beats the file")
     shard.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the shards go")
     shard.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="images of a shard")
-    shard.set_defaults(command=_shard)
     return parser
+
+
+def _typed(path: str | Path) -> Path:
+    """What was typed, from the current folder.
+
+    Raises:
+        FileNotFoundError: that folder was deleted.
+    """
+    try:
+        return Path.cwd() / Path(path).expanduser()
+    except FileNotFoundError:
+        raise FileNotFoundError("the current folder is gone: change to one that exists") from None
 
 
 def _folder(text: str) -> str:
     """The folder of an experiment, from the current folder where the root has none; else as it was typed."""
-    here = Path.cwd() / Path(text).expanduser()
+    here = _typed(text)
     known = files.from_root(text).exists() or (files.PARAMS / text).exists()
     return str(here.resolve()) if here.exists() and (text.startswith(".") or not known) else text
 
@@ -190,25 +160,13 @@ def _read(typed: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: it is in neither.
     """
-    here, from_root = Path.cwd() / typed.expanduser(), files.from_root(typed)
+    here, from_root = _typed(typed), files.from_root(typed)
     if not here.exists() and not from_root.exists() and here.resolve() != from_root:
         raise FileNotFoundError(
             f"no parameter file {typed}: found neither {here} nor {from_root}; name one, for example"
             " params/demo/01_train.yaml"
         )
     return read_yaml(here if here.exists() else from_root)
-
-
-def _add_overrides(parser: argparse.ArgumentParser, meaning: str) -> None:
-    parser.add_argument(
-        "-p",
-        "--param",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help=f"a parameter, as often as wanted; {meaning}",
-    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -243,10 +201,7 @@ def _train(options: argparse.Namespace) -> int:
     config = ask(ContinueConfig if continues else TrainConfig, parameters)
     from mmlib.training import continue_training, run_folder, train
 
-    def log(line: str) -> None:
-        print(line, flush=True)
-
-    (continue_training if continues else train)(config, log)
+    (continue_training if continues else train)(config, partial(print, flush=True))
     if _speaks():
         print(f"complete: {shown(run_folder(config.run))}")
     return 0
@@ -309,9 +264,8 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
         if options.ranks and ranks is None:
             raise ValueError(f"--ranks: protocol {protocol!r} ranks in folds, which have no file of ranks")
     except ValueError as error:
-        where = ", ".join(
-            f"{n} is {p}" for n, p in zip(("image_ND", "text_MD", "image_of_text_M"), given.values())
-        )
+        names = ("image_ND", "text_MD", "image_of_text_M")
+        where = ", ".join(f"{name} is {place}" for name, place in zip(names, given.values()))
         raise ParameterError(f"{error} ({where})") from error
     try:
         if options.ranks:
@@ -323,26 +277,22 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
         print(results_text(summary, data))
         if comparison:
             print(f"against {options.compare}: {comparison['verdict']}")
-            print(
-                "(sizes and map agree; that both are of the same images and captions, files of ranks do not"
-                " show)"
-            )
+            print("(sizes and map agree; that images and captions are the same, files of ranks do not show)")
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
     _require_notebooks("report")
+    from mmlib.pipeline import render_again
     from mmlib.reporting.publish import write_index
 
     problems = []
-    if options.experiment is not None:
-        from mmlib.pipeline import render_again
-
+    if options.experiment is None:
+        write_index()
+    else:
         report = render_again(_report_name(options.experiment))
         print(shown(report))
         problems = read_json(report / "results.json")["problems"]
-    else:
-        write_index()
     print(shown(files.REPORTS / "index.html"))
     for problem in problems:
         print(f"error: {printable(problem)}", file=sys.stderr)
@@ -401,9 +351,7 @@ def _search(options: argparse.Namespace) -> int:
 def _shard(options: argparse.Namespace) -> int:
     file, given = _read(options.params) if options.params else {}, dict(options.param)
     passed_over = TrainConfig.model_fields.keys() - DataConfig.model_fields.keys()
-    config = ask(
-        DataConfig, {name: value for name, value in (file | given).items() if name not in passed_over}
-    )
+    config = ask(DataConfig, {name: v for name, v in (file | given).items() if name not in passed_over})
     passed_over |= {"resize"} | ({"image_size"} if config.dataset != "shapes" else set())
     if unread := [name for name in given if name in passed_over]:
         raise ParameterError(
@@ -417,30 +365,16 @@ def _shard(options: argparse.Namespace) -> int:
     from mmlib.data import load_dataset
     from mmlib.data.shards import write_shards
 
-    manifest = write_shards(
-        load_dataset(config), options.out.absolute(), samples_per_shard=options.samples_per_shard
-    )
-    for name, shard in manifest["shards"].items():
-        print(
-            f"{name}  {shard['samples']:,} images  {shard['captions']:,} captions  {shard['bytes']:,} bytes"
-        )
-    print(f"complete: {shown(options.out.absolute())}")
+    out = _typed(options.out)
+    manifest = write_shards(load_dataset(config), out, samples_per_shard=options.samples_per_shard)
+    for name, part in manifest["shards"].items():
+        print(f"{name}  {part['samples']:,} images  {part['captions']:,} captions  {part['bytes']:,} bytes")
+    print(f"complete: {shown(out)}")
     return 0
 
 
 # What commands print.  A command saves first and prints then, so a terminal that is gone or full costs
 # nothing but what it should have shown.
-
-_PLAIN = {"→": "->", "–": "-", "—": "-", "·": "|", "…": "...", "×": "x", "≤": "<=", "≥": ">=", "\xa0": " "}
-_PLAIN |= {"“": '"', "”": '"', "‘": "'", "’": "'", "−": "-", "±": "+-", "τ": "tau", "✓": "ok"}
-
-
-def _plainer(error: UnicodeError) -> tuple[str, int]:
-    text = error.object[error.start : error.end]
-    return "".join(_PLAIN.get(c, c.encode("ascii", "backslashreplace").decode()) for c in text), error.end
-
-
-codecs.register_error("mmlib.plain", _plainer)
 
 
 class Output:
@@ -471,7 +405,7 @@ class Output:
         """Writes what the terminal can show of `text`; returns the length of the text."""
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         shown = "".join(c if c in self._moves else printable(c) for c in text)
-        self._attempt(self._stream.write, shown.encode(encoding, "mmlib.plain").decode(encoding))
+        self._attempt(self._stream.write, shown.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:

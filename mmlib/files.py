@@ -1,4 +1,4 @@
-"""Files and names: folders, atomic writes, bounded reads, JSON, checked names, printable text.
+"""Files and names: folders and their locks, atomic writes, bounded reads, JSON, checked names, fetching.
 
 In the repository nothing depends on the working directory: papermill starts a notebook's kernel in the
 shell's folder, Jupyter and nbval in the notebook's own.  A relative path in a parameter is therefore read
@@ -10,29 +10,31 @@ images, so that tests never touch a person's.
 """
 
 import contextlib
+import datetime
 import difflib
 import errno
+import fcntl
 import json
-import logging
 import math
 import os
 import re
 import socket
-import threading
+import time
 import unicodedata
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
-
-logger = logging.getLogger(__name__)
 
 
 def _root() -> Path:
     """The repository around this package, else around the working directory, else that directory."""
     if given := os.environ.get("MMLIB_ROOT"):
         return Path(given).resolve()
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it was deleted, which the commands say that need it
+        here = Path("/")
     for folder in (Path(__file__).resolve().parent.parent, here, *here.parents):
         if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
             return folder
@@ -51,8 +53,8 @@ MAX_JSON_BYTES = 256 << 20  # a results file has thousands of rows; COCO's capti
 MAX_NAME_BYTES = 100  # leaves room for endings and temporary names in the 255 bytes of a file name
 
 PATIENCE = 10.0  # seconds of silence after which a server counts as not there
-SOON = 1.0  # seconds after which it is said what is waited for
 
+_LOCK = ".lock"  # in a locked folder: who holds it
 _MOVING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories: controls, marks of direction, line breaks
 NAME_RULE = f"a name of letters, digits, '-', '_' and dots inside, at most {MAX_NAME_BYTES} bytes long"
 _NAME = re.compile(r"[^\W_](?:[\w.-]*[\w-])?")  # starts with a letter or digit and does not end in a dot
@@ -296,60 +298,148 @@ def _is_harmless(character: str) -> bool:
 
 
 @contextlib.contextmanager
-def fetching(what: str, hub: bool) -> Iterator[None]:
+def fetching(hub: bool) -> Iterator[None]:
     """Surrounds a library that looks for files in its cache and downloads what is missing.
 
-    What takes longer than `SOON` is said.  A server that is silent for `PATIENCE` is given up; a slow one is
-    not.  The hub of Hugging Face is asked first whether it answers, since its client tries for a minute to
-    reach it, and also for what lies in its cache; if it does not, the cache alone is read.
+    A server that is silent for `PATIENCE` is given up; a slow one is not.  The hub of Hugging Face is asked
+    first whether it answers, since its client tries for a minute to reach it, and also for what lies in its
+    cache; if it does not, the cache alone is read.
 
     Args:
-        what: is looked for, as `weights 'default' of timm:resnet50`.
-        hub: whether it is on that hub.
+        hub: whether what is wanted is on that hub.
 
     Raises:
         ConnectionError: the hub does not answer, and what is wanted is not in the cache.
     """
-    said = threading.Timer(
-        SOON, logger.warning, ("looking for %s in the library's cache, or downloading it", what)
-    )
-    said.daemon = True
-    timeout = socket.getdefaulttimeout()
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    silent, offline, timeout = None, constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
+    if hub and not offline:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+        except Exception as error:  # those of its HTTP client, which changes with its versions
+            silent = f"{constants.ENDPOINT} does not answer: {type(error).__name__} {error}".strip()
     socket.setdefaulttimeout(timeout or PATIENCE)  # urlopen, which torch and open_clip use, has none
-    said.start()
+    constants.HF_HUB_OFFLINE = offline or silent is not None
     try:
-        silent = _silent_hub() if hub else None
-        with _offline() if silent else contextlib.nullcontext():
-            yield
+        yield
     except OSError as error:
         if silent:
             raise ConnectionError(silent) from error
         raise
     finally:
-        said.cancel()
+        constants.HF_HUB_OFFLINE = offline
         socket.setdefaulttimeout(timeout)
 
 
-def _silent_hub() -> str | None:
-    """Why the hub cannot be reached; None if it can, or is not to be asked (HF_HUB_OFFLINE)."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+class InUse(RuntimeError):
+    """Another process is at work in a folder."""
 
-    if constants.HF_HUB_OFFLINE:
-        return None
-    try:
-        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
-    except Exception as error:  # those of its HTTP client, which changes with its versions
-        return f"{constants.ENDPOINT} does not answer: {type(error).__name__} {error}".strip()
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str) -> Iterator[Callable[[], None]]:
+    """Makes `folder` if it is missing, and holds it for this process alone while the block lasts.
+
+    The operating system's lock (flock) is held on the folder itself, since a file in it could be deleted and
+    locked anew by another process; and on `.lock` in it, which says who holds it, and which network file
+    systems pass on to other machines, as they do not for folders.  The system frees both when the process
+    ends, however it ends.  A file system without locks guards nothing.
+
+    Args:
+        folder: to write to.
+        what: is at work there, for messages: `run 'demo'`.
+
+    Yields:
+        A function that raises a RuntimeError unless the path still names the very folder that was locked.
+
+    Raises:
+        InUse: another process holds it, which is named.
+        OSError: the folder cannot be made or written to.
+    """
+    with contextlib.ExitStack() as held:
+        with explained(folder):
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+                flush_folder(folder.parent)
+            descriptor = held.enter_context(_opened(folder, os.O_DIRECTORY))
+        with explained(folder / _LOCK):  # never what a link in its place leads to
+            record = held.enter_context(_opened(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW))
+        if not (_take(descriptor) and _take(record)):
+            raise InUse(
+                f"{what} is being written by another process ({_named(folder)}); wait for it, stop it, or"
+                " choose another name"
+            )
+
+        def check() -> None:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+                    return
+            raise RuntimeError(
+                f"{shown(folder)} is gone: it was deleted, moved or replaced while {what} was at work there;"
+                " nothing more is written to it"
+            )
+
+        since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        text = f"process {os.getpid()} on {socket.gethostname()}, since {since}"
+        with contextlib.suppress(OSError):  # a full disk costs the name, not the lock
+            os.ftruncate(record, 0)
+            held.callback(os.ftruncate, record, 0)
+            os.pwrite(record, text.encode(), 0)
+        yield check
+
+
+def holder(folder: Path) -> str | None:
+    """The process that holds `folder` by `locked`, in words; None if none does.
+
+    Nothing is written, and a process that takes the lock meanwhile gets it.
+    """
+    for path, flags in ((folder, os.O_DIRECTORY), (folder / _LOCK, os.O_NOFOLLOW)):
+        with contextlib.suppress(OSError), _opened(path, flags) as descriptor:
+            if not _is_free(descriptor):
+                return _named(folder)
     return None
 
 
 @contextlib.contextmanager
-def _offline() -> Iterator[None]:
-    from huggingface_hub import constants
-
-    constants.HF_HUB_OFFLINE = True
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)  # which waits for nobody at a pipe
     try:
-        yield
+        yield descriptor
     finally:
-        constants.HF_HUB_OFFLINE = False
+        os.close(descriptor)
+
+
+def _take(descriptor: int) -> bool:
+    """Whether the exclusive lock was to be had; those who only ask (`_is_free`) are waited for."""
+    for _ in range(1000):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if not _is_free(descriptor):
+                return False
+        except OSError:
+            return True  # a file system without locks
+        time.sleep(0.001)
+    return False
+
+
+def _is_free(descriptor: int) -> bool:
+    """Whether nobody has the exclusive lock: asked by a shared one, held for microseconds.
+
+    `_take` tells it from an exclusive one by the same question, so it makes no one believe the folder held.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return True
+
+
+def _named(folder: Path) -> str:
+    text = b""
+    with contextlib.suppress(OSError), _opened(folder / _LOCK, os.O_NOFOLLOW) as record:
+        text = os.read(record, 200)
+    return printable(text.decode(errors="replace").strip()) or "it has not said which"

@@ -41,8 +41,7 @@ from mmlib.config import (
     refuse_unread,
     required,
 )
-from mmlib.files import explained, nearest, read_json, write_json, write_text_atomic
-from mmlib.locks import locked
+from mmlib.files import explained, locked, nearest, read_json, write_json, write_text_atomic
 from mmlib.reporting.notebooks import (
     cell_parameters,
     experiment_pages,

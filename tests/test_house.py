@@ -18,7 +18,7 @@ NOTEBOOKS = sorted(files.NOTEBOOKS.glob("*.ipynb"))
 EXPERIMENTS = sorted(path.name for path in files.PARAMS.iterdir() if path.is_dir())
 # Each room may import those of its own line and the lines above; metrics needs the first line alone.
 ORDER = (
-    {"arrays", "files", "locks"},
+    {"arrays", "files"},
     {"config"},
     {"metrics"},
     {"data"},

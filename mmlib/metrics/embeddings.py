@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmlib.arrays import check_safetensors, npz_names, open_npy, read_npz, refused
+from mmlib.arrays import npz_names, open_npy, read_npz, refused
 from mmlib.metrics.compare import compare_runs
 from mmlib.metrics.protocols import first_captions, fold_ranks, protocol_named
 from mmlib.metrics.ranks import RetrievalRanks, checked_map, paired_ranks, retrieval_ranks
@@ -162,11 +162,10 @@ def _read_npz(path: Path, name: str | None):
 def _read_safetensors(path: Path, name: str | None):
     from safetensors import SafetensorError, safe_open
 
-    check_safetensors(path)
     try:
         with safe_open(path, framework="pt") as archive:
             return archive.get_tensor(_chosen(path, name, list(archive.keys())))
-    except (SafetensorError, RuntimeError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError, RuntimeError, TypeError, AttributeError) as error:
         raise refused(path, error) from error
 
 

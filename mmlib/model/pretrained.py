@@ -244,7 +244,7 @@ def downloading(encoder: str, wanted: str, instead: str, hub: bool = False) -> I
         FileNotFoundError: says what to download and how to name it.
     """
     try:
-        with fetching(f"{wanted} of {encoder}", hub):
+        with fetching(hub):
             yield
     except Exception as error:
         client = type(error).__module__.partition(".")[0]

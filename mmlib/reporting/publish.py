@@ -16,12 +16,12 @@ from mmlib.files import (
     checked_name,
     explained,
     flush_folder,
+    locked,
     printable,
     read_bounded,
     write_bytes_atomic,
     write_text_atomic,
 )
-from mmlib.locks import locked
 from mmlib.reporting.ablation import ablation_table, ablation_verdicts
 from mmlib.reporting.notebooks import report_folder
 from mmlib.reporting.pages import POLICY, TEMPLATES, stylesheet, well_formed

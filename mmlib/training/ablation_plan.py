@@ -23,7 +23,6 @@ _OWN = {
     "run": "run (the name of the ablation)", "seed": "seeds", "device": "device", "data_root": "data_root",
     "overwrite": "overwrite",
 }  # fmt: skip
-_MANY = 20  # names that are too many to list
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ def _wrong_values(config: AblationConfig) -> list[str]:
             if name in _OWN:
                 wrong.append(f"{place}: {name} is set by the ablation's own parameter {_OWN[name]}")
             elif name not in TrainConfig.model_fields:
-                wrong.append(f"{place}: unknown parameter {name!r}{_nearest(name, TrainConfig.model_fields)}")
+                wrong.append(f"{place}: unknown parameter {name!r}{nearest(name, TrainConfig.model_fields)}")
             if place in lists and not value:
                 wrong.append(f"{place}: expected values of {name}, found an empty list")
             for twice in repeated(value) if place in lists else ():
@@ -195,10 +194,10 @@ def _wrong_values(config: AblationConfig) -> list[str]:
 
 def _wrong_arms(config: AblationConfig, arms: list[Arm]) -> list[str]:
     wrong = [] if arms else ["arms: expected one or more of them, or a grid, found neither"]
-    known = [name for arm in arms for name in (arm.parent, arm.name)]
+    known = list(dict.fromkeys(name for arm in arms for name in (arm.parent, arm.name) if name))
     for name in _tune_parts(config)[1]:
         if name not in known:
-            wrong.append(f"tune: there is no arm {name!r}{_nearest(name, known)}")
+            wrong.append(f"tune: there is no arm {name!r}; there are: {', '.join(known)}")
     for arm in arms:
         own, tuned = config.arms.get(arm.parent, {}), _tuned(config, arm)
         wrong += [f"arm {arm.parent!r}: {name} is in the grid too" for name in own if name in config.grid]
@@ -217,7 +216,9 @@ def _wrong_claims(config: AblationConfig, arms: list[Arm]) -> list[str]:
             continue
         for role in ("arm", "over"):
             if (name := claim[role]) not in known:
-                wrong.append(f"claim {number}: {role}: there is no arm {name!r}{_nearest(name, known)}")
+                wrong.append(
+                    f"claim {number}: {role}: there is no arm {name!r}; there are: {', '.join(known)}"
+                )
         if claim["arm"] == claim["over"]:
             wrong.append(f"claim {number}: expected two arms to compare, found {claim['arm']!r} twice")
     return wrong
@@ -233,9 +234,3 @@ def text_of(value: Any) -> str:
     """A value as a part of a name."""
     text = value if isinstance(value, str) else json.dumps(value).strip('[]"')
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text)
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    names = [known for known in dict.fromkeys(names) if known]
-    few = f"; there are: {', '.join(names)}" if len(names) <= _MANY else ""
-    return nearest(name, names) or few

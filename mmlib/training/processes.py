@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from mmlib.config import ParameterError, TrainConfig
-from mmlib.locks import InUse
+from mmlib.files import InUse
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # brings torch's compiler: a second, when a training starts

@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,16 @@ import numpy as np
 from mmlib import files
 from mmlib.arrays import read_npz
 from mmlib.config import ParameterError, TrainConfig, build
-from mmlib.files import checked_name, explained, parse_json, read_bounded, read_json, write_bytes_atomic
-from mmlib.locks import FolderLock, holder, locked
+from mmlib.files import (
+    checked_name,
+    explained,
+    holder,
+    locked,
+    parse_json,
+    read_bounded,
+    read_json,
+    write_bytes_atomic,
+)
 from mmlib.training import stored
 
 _OF_WEIGHTS = (
@@ -159,15 +167,13 @@ def read_arrays(run: str, name: str) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: the run was not evaluated.
-        ValueError: the file is damaged, or an array in it is not what it should be.
+        ValueError: the file is damaged.
     """
     path = evaluated_file(run, f"{name}.npz")
     try:
-        arrays = read_npz(path)
+        return read_npz(path)
     except ValueError as error:
         raise ValueError(f"{files.shown(path)} is damaged ({error.__cause__}); {_EVALUATE_AGAIN}") from None
-    stored.check_arrays(arrays, name, files.shown(path))
-    return arrays
 
 
 def parse_history(path: Path) -> list[dict]:
@@ -251,12 +257,12 @@ class RunFolder:
 
     Args:
         path: of the folder.
-        lock: held on it; None in those of several processes that leave the writing to the first.
+        check: of its lock (`locked`); None in those of several processes that leave the writing to the first.
     """
 
-    def __init__(self, path: Path, lock: FolderLock | None = None):
+    def __init__(self, path: Path, check: Callable[[], None] | None = None):
         self.path = path
-        self._check = lock.check if lock else lambda: None
+        self._check = check or (lambda: None)
 
     def clear(self) -> None:
         """Removes what an earlier run left that was killed before it said anything of itself.
@@ -338,7 +344,7 @@ def open_run(run: str, overwrite: bool = False) -> Iterator[RunFolder]:
         OSError: the folder cannot be written to.
     """
     folder = run_folder(run)
-    with locked(folder, f"run {run!r}") as lock:
+    with locked(folder, f"run {run!r}") as check:
         # Under the lock, unfinished files can only be a killed process's.
         doomed = list(folder.glob("*.part"))
         if overwrite:
@@ -348,7 +354,7 @@ def open_run(run: str, overwrite: bool = False) -> Iterator[RunFolder]:
         for path in doomed:
             if path.name != ".lock":
                 _remove(path)
-        yield RunFolder(folder, lock)
+        yield RunFolder(folder, check)
 
 
 def _remove(path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from mmlib.config import ParameterError, TrainConfig, build, continued, differences, training_of
 from mmlib.data import Dataset, Tokenizer, load_dataset, tokenizer_for
 from mmlib.data.tokenizers import count_losses, loss_shares, losses_warning
-from mmlib.locks import InUse
+from mmlib.files import InUse
 from mmlib.model import build_loss, build_model, load_learned
 from mmlib.training.checkpoint import (
     Parent,

@@ -4,16 +4,15 @@ Each schema names the fields that a table, figure or page relies on, and no othe
 version may say more.  Values are handed on as they were read.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from mmlib import files
 from mmlib.config.parameters import Name
-from mmlib.files import parse_json, printable, read_json
+from mmlib.files import printable, read_json
 
 AGAIN = "bring it back from a copy, or make it again"
 DECIDES = "mean_r1"  # the one figure that decides an ablation's claims, named before anything is measured
@@ -95,7 +94,7 @@ Result = fields(
     protocols=dict[Words, Summary],
 )  # fmt: skip
 
-# --- queries.json, diagnosis.json, gallery.npz, slots.npz
+# --- queries.json, diagnosis.json
 
 Queries = fields(fingerprint=Words, split=Words, redistributable=bool, images=list[str], captions=list[str])
 _Interval = {"value": Share, "low": Share, "high": Share}
@@ -143,48 +142,6 @@ Diagnosis = fields(
     calibration=fields(i2t=_Margins, t2i=_Margins),
     people=_People | None,
 )
-
-# By name, kinds of dtype and axes: one letter stands for one length.
-_GALLERY = {
-    "t2i_query": ("U", "Q"), "t2i_thumbs": ("u", "QKHW3"), "t2i_hit": ("b", "QK"), "t2i_rank": ("iu", "Q"),
-    "i2t_query": ("u", "qhw3"), "i2t_captions": ("U", "qk"), "i2t_hit": ("b", "qk"), "i2t_rank": ("iu", "q"),
-    "redistributable": ("b", ""),
-}  # fmt: skip
-_BLOCKS = ("image", "text", "central_image", "central_text")
-_WordAndLift = Annotated[tuple[str, float], Strict(False)]  # JSON has no tuples
-_Readers = fields(top=list[fields(slot=Count, share=Share, read_by=list[_WordAndLift])])
-
-
-def check_arrays(arrays: Mapping[str, np.ndarray], name: str, where: str) -> None:
-    """Passes if arrays are those of `gallery` or `slots`; a run without a memory has no arrays of its slots.
-
-    Raises:
-        ValueError: one is missing, of another kind or another shape; names file and array.
-    """
-    if name == "gallery":
-        _check_shapes(arrays, _GALLERY, where)
-    for block in _BLOCKS if name == "slots" and arrays else ():
-        _check_shapes(arrays, {f"{block}_weight": ("f", "S"), f"{block}_top": ("U", "")}, where)
-        weight_S, place = arrays[f"{block}_weight"], f"{where}, {block}_top,"
-        if not (np.isfinite(weight_S).all() and (weight_S >= 0).all()):
-            raise ValueError(f"{where} is damaged: expected numbers of at least 0 in {block}_weight; {AGAIN}")
-        checked({"top": parse_json(str(arrays[f"{block}_top"]), place)}, _Readers, place)
-
-
-def _check_shapes(arrays: Mapping[str, np.ndarray], expected: dict[str, tuple[str, str]], where: str) -> None:
-    lengths = {"3": 3}
-    for name, (kinds, axes) in expected.items():
-        array = arrays.get(name, np.empty(0, "V1"))
-        fits = array.dtype.kind in kinds and array.ndim == len(axes)
-        for axis, length in zip(axes, array.shape):
-            fits &= lengths.setdefault(axis, length) == length and (length > 0 or axis in "Qq")
-        if not fits:
-            found = f"{array.dtype} of shape {array.shape}" if name in arrays else "nothing"
-            raise ValueError(
-                f"{where} is damaged: expected {name} of kind {kinds} and shape ({', '.join(axes)}), found"
-                f" {found}; {AGAIN}"
-            )
-
 
 # --- ablation.json
 

@@ -20,7 +20,7 @@ from tiny_runs import (
 
 from mmlib import files
 from mmlib.cli import main
-from mmlib.locks import InUse
+from mmlib.files import InUse
 from mmlib.training import run_state
 from mmlib.training.runs import open_run, parse_history
 

@@ -13,7 +13,7 @@ import pytest
 import mmlib
 from mmlib import files, pipeline
 from mmlib.config import ParameterError
-from mmlib.locks import InUse
+from mmlib.files import InUse
 from mmlib.pipeline import plan, run_experiment
 from mmlib.reporting.notebooks import notebook_state, read_notebook
 from mmlib.reporting.publish import write_index
@@ -393,7 +393,7 @@ def test_two_runs_of_one_experiment_exclude_each_other(repository, fake_papermil
     repository.notebook("01_train", "work()", parameters=LR)
     repository.params("demo", "01_train")
     holds = (
-        "import sys; from pathlib import Path; from mmlib.locks import locked\n"
+        "import sys; from pathlib import Path; from mmlib.files import locked\n"
         "with locked(Path(sys.argv[1]), 'experiment'): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", holds, str(files.REPORTS / "demo")]

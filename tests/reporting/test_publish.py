@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmlib import files
 from mmlib.cli import main
-from mmlib.locks import InUse, locked
+from mmlib.files import InUse, locked
 from mmlib.reporting.publish import QUOTING, publish, write_index
 from mmlib.reporting.report import write_report
 

@@ -9,7 +9,7 @@ from tiny_grids import CLAIM, tiny_grid, write_base
 from tiny_runs import before_step, left_behind, press_ctrl_c, quiet
 
 from mmlib.config import ParameterError
-from mmlib.locks import InUse
+from mmlib.files import InUse
 from mmlib.training import (
     evaluation,
     read_ablation,

@@ -14,7 +14,7 @@ from mmlib import files
 from mmlib.config import ParameterError
 from mmlib.data import load_dataset, open_store, shapes
 from mmlib.data.batches import SplitTensors
-from mmlib.locks import InUse
+from mmlib.files import InUse
 from mmlib.metrics import paired_ranks, retrieval_ranks, summarise
 from mmlib.metrics.protocols import PROTOCOLS, protocols_of
 from mmlib.metrics.ranks import RetrievalRanks

@@ -23,13 +23,12 @@ from mmlib.cli import main
 from mmlib.config import ParameterError
 from mmlib.data import shapes
 from mmlib.data.tokenizers import loss_shares, losses_warning
-from mmlib.files import read_json
-from mmlib.locks import InUse
+from mmlib.files import InUse, read_json
 from mmlib.reporting import lineage_table
 from mmlib.reporting.tables import percent
 from mmlib.training import read_history, read_result, run_state, start, stored_config
 from mmlib.training.loop import Learner
-from mmlib.training.runs import open_run, parse_history, require_complete
+from mmlib.training.runs import open_run, require_complete
 
 pytestmark = pytest.mark.usefixtures("tiny_place")
 
@@ -313,33 +312,6 @@ def test_a_status_that_cannot_be_written_hides_no_error(monkeypatch, folder):
     assert run_state("tiny")[0] == "killed"  # nothing else could be written down
 
 
-def test_a_history_cut_inside_its_last_line(interrupted, monkeypatch, tmp_path):
-    with open(interrupted / "history.jsonl", "a") as file:
-        file.write('{"epoch": 2, "phase": 1, "tr')
-    assert [row["epoch"] for row in read_history("tiny")] == [1]
-    history = tiny_train()
-    assert [row["epoch"] for row in history] == [1, 2]
-    assert all(line.endswith("}") for line in (interrupted / "history.jsonl").read_text().splitlines())
-
-
-def test_a_history_damaged_in_its_middle_is_an_error(folder):
-    tiny_train()
-    path = folder / "history.jsonl"
-    path.write_text(path.read_text().replace('"epoch": 1', '"epoch" 1'))
-    with pytest.raises(
-        ValueError, match=r"history\.jsonl, line 1 is damaged: expected one JSON object per line"
-    ):
-        read_history("tiny")
-
-
-def test_a_history_is_parsed_to_its_last_whole_line(tmp_path):
-    path = tmp_path / "history.jsonl"
-    path.write_bytes(b'{"epoch": 1}\n{"epoch": 2}')
-    assert parse_history(path) == [{"epoch": 1}]
-    path.write_bytes(b"")
-    assert parse_history(path) == []
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -354,15 +326,6 @@ def test_damaged_parameters_stop_before_anything_is_touched(text, message, inter
     with pytest.raises(ValueError, match=message):
         tiny_train()
     assert contents(interrupted) == before
-
-
-def test_a_missing_or_damaged_status_is_a_failure_with_its_reason(folder):
-    tiny_train(epochs=1)
-    (folder / "status.json").write_text("{")
-    assert run_state("tiny")[0] == "failed"
-    assert "status.json is damaged" in run_state("tiny")[1]
-    (folder / "status.json").unlink()
-    assert "expected the file" in run_state("tiny")[1]
 
 
 def test_what_is_missing_is_named():

@@ -184,7 +184,7 @@ def from_transformers(name: str) -> EncoderTokenizer:
                 f" that can be read: {_first_line(error)}; put the files of the encoder's distribution there"
             ) from error
         try:
-            with fetching(f"the tokenizer of hf:{name}", hub=True):
+            with fetching(hub=True):
                 tokenizer = read(name)
         except (OSError, ValueError) as error:
             raise FileNotFoundError(
@@ -220,7 +220,7 @@ def from_open_clip(name: str) -> Tokenizer:
         name in list_models() and "hf_tokenizer_name" in get_model_config(name)["text_cfg"]
     )
     try:
-        with fetching(f"the tokenizer of open_clip:{name}", hub):
+        with fetching(hub):
             tokenizer = get_tokenizer(name)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
