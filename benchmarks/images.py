@@ -2,7 +2,8 @@
 
 Both deliver the same images in a new random order, in batches of 64, float32 (B, 3, H, W), normalised.
 Ours crops from pictures that were brought to the model's size once, before; the loader decodes each
-JPEG anew and crops from the whole photo.
+JPEG anew and crops from the whole photo.  On a CPU both have one process with one thread, and its CPU time
+counts, so that other work on the machine changes nothing; on a GPU the loader has processes of its own.
 """
 
 import itertools
@@ -19,7 +20,7 @@ from benchmarks.places import scratch
 BATCH = 64
 CROP_AREA = 0.5  # smallest share of the area, of both
 OUR_EPOCHS = 8  # measured at once: one alone is too short to time on a busy machine
-WORKERS = 2  # the loader's processes
+WORKERS = 2  # the loader's processes, where a GPU waits for them
 DRAWN_SIZE = 224  # of the pictures that stand in for photos, pixels
 
 
@@ -59,52 +60,69 @@ def packed(count: int, size: int):
     names = tuple(file.name for file in files)
     splits = {"train": Split("train", names, names, np.arange(count))}
     dataset = Dataset("images", splits, ImageFolder(files[0].parent), f"{count:016x}")
-    return open_store(dataset, size, cache=scratch() / "cache", progress=False)
+    return open_store(dataset, size, cache=scratch() / "cache")
 
 
-def packing(count: int, size: int) -> Callable[[], None]:
-    """One call packs all images anew, in a thread for each core."""
+def packing(count: int, size: int) -> Callable[[], float]:
+    """One call packs all images anew, in a thread for each core: CPU seconds of them all."""
     from mmlib import files
 
     jpegs(count)
 
-    def work() -> None:
+    def work() -> float:
         scratch()
         for file in files.CACHE.glob(f"images-*-{size}-*"):
             file.unlink()
         packed.cache_clear()
+        started = time.process_time()
         packed(count, size)
+        return time.process_time() - started
 
     return work
 
 
 def ours(count: int, size: int, augmented: bool, device: str = "cpu") -> Callable[[], float]:
-    """The packed store and `Augment`, or `normalise` alone: seconds of an epoch, over several."""
+    """The packed store, `augment` and `normalise`: seconds of an epoch, over several."""
     import torch
 
     from mmlib.config import AugmentConfig
-    from mmlib.data.augment import Augment
+    from mmlib.data.augment import augment, normalise
 
     store = packed(count, size)
-    augment = Augment(AugmentConfig(crop_area=CROP_AREA, flip=True) if augmented else AugmentConfig())
+    config = AugmentConfig(crop_area=CROP_AREA, flip=True) if augmented else AugmentConfig()
     images = torch.from_numpy(store.array[:]).to(device) if device != "cpu" else store.array
     epochs = itertools.count(1)
 
     def work() -> float:
-        started = time.perf_counter()
+        clock = _clock(device)
+        started = clock()
         for epoch in itertools.islice(epochs, OUR_EPOCHS):
             work.result = []
             order = np.random.default_rng(epoch).permutation(count)
             for first in range(0, count, BATCH):
                 row_B = order[first : first + BATCH]
                 image_BHWC = torch.from_numpy(images[row_B]) if device == "cpu" else images[row_B]
-                batch = augment(image_BHWC, 0, epoch, np.arange(first, first + len(row_B)))
+                places = np.arange(first, first + len(row_B))
+                batch = normalise(augment(image_BHWC, config, 0, epoch, places))
                 work.result.append((batch.shape, batch.dtype))
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - started) / OUR_EPOCHS
+        return (clock() - started) / OUR_EPOCHS
 
     return work
+
+
+def _clock(device: str) -> Callable[[], float]:
+    """CPU seconds of this process, with one thread from now on; on a GPU the time when it is idle."""
+    import torch
+
+    if device == "cpu":
+        torch.set_num_threads(1)
+        return time.process_time
+
+    def idle() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return idle
 
 
 class JpegFolder:
@@ -122,8 +140,8 @@ class JpegFolder:
         return self.transform(Image.open(self.files[index]).convert("RGB"))
 
 
-def loader(count: int, size: int, augmented: bool, device: str = "cpu") -> Callable[[], None]:
-    """PIL, torchvision's transforms and a DataLoader whose processes stay alive: one epoch a call."""
+def loader(count: int, size: int, augmented: bool, device: str = "cpu") -> Callable[[], float]:
+    """PIL, torchvision's transforms and a DataLoader: seconds of an epoch."""
     from torch.utils.data import DataLoader
     from torchvision import transforms
 
@@ -134,16 +152,20 @@ def loader(count: int, size: int, augmented: bool, device: str = "cpu") -> Calla
     transform = transforms.Compose(
         [*steps, transforms.ToTensor(), transforms.Normalize(PIXEL_MEAN, PIXEL_STD)]
     )
+    workers = WORKERS if device != "cpu" else 0
     batches = DataLoader(
-        JpegFolder(jpegs(count)[0], transform), batch_size=BATCH, shuffle=True, num_workers=WORKERS,
-        persistent_workers=WORKERS > 0, pin_memory=device != "cpu",
+        JpegFolder(jpegs(count)[0], transform), batch_size=BATCH, shuffle=True, num_workers=workers,
+        persistent_workers=workers > 0, pin_memory=workers > 0,
     )  # fmt: skip
 
-    def work() -> None:
+    def work() -> float:
+        clock = _clock(device)
+        started = clock()
         work.result = []
         for batch in batches:
             on_device = batch.to(device, non_blocking=True)
             work.result.append((on_device.shape, on_device.dtype))
+        return clock() - started
 
     return work
 
@@ -153,6 +175,7 @@ def rows(quick: bool, device: str = "cpu") -> list[dict]:
     count = 256 if quick else 1024
     repetitions = 3 if quick else 5
     kind = jpegs(count)[1]
+    how = "CPU time of one thread" if device == "cpu" else f"{WORKERS} processes"
     found = []
     for size in (64, 224):
         for augmented in (True, False):
@@ -164,7 +187,7 @@ def rows(quick: bool, device: str = "cpu") -> list[dict]:
                 [Contender("JPEG loader", loader, given)],
                 work=f"{kind}, {count:,} images, batches of {BATCH}, float32, normalised",
                 amount=count, unit="images/s", repetitions=repetitions, memory=False,
-                notes={"JPEG loader": f"PIL, torchvision, {WORKERS} processes"},
+                notes={"JPEG loader": f"PIL, torchvision, {how}"},
             )  # fmt: skip
     given = {"count": count, "size": 224}
     found += compare(

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from benchmarks.clock import StepClock
 from benchmarks.places import scratch
 from mmlib.config import TrainConfig, build
-from mmlib.data import load_dataset, tokenizer_for
+from mmlib.data import build_tokenizer, load_dataset
 from mmlib.model import build_model
 from mmlib.training import train
 
@@ -167,7 +167,7 @@ class PictureFiles(TorchDataset):
     def __init__(self, config: TrainConfig, folder: Path):
         dataset = load_dataset(config)
         split = dataset.splits["train"]
-        tokenizer = tokenizer_for(config, split.captions)
+        tokenizer = build_tokenizer(config.tokenizer, split.captions)
         self.vocabulary, self.size = tokenizer.size, config.image_size
         self.tokens_ML, self.length_M = tokenizer.encode(split.captions, config.max_tokens)
         self.file_M = [picture_path(folder, split.images[i]) for i in split.image_of_caption_M]

@@ -290,7 +290,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.experiment is None:
         write_index()
     else:
-        report = render_again(_report_name(options.experiment))
+        report = render_again(Path(options.experiment).name)
         print(shown(report))
         problems = read_json(report / "results.json")["problems"]
     print(shown(files.REPORTS / "index.html"))
@@ -302,19 +302,9 @@ def _report(options: argparse.Namespace) -> int:
 def _publish(options: argparse.Namespace) -> int:
     from mmlib.reporting.publish import publish
 
-    print(f"published: {shown(publish(_report_name(options.experiment)))}")
+    print(f"published: {shown(publish(Path(options.experiment).name))}")
     print("renewed: README.md and docs/results.md between their comments; read what they say around them")
     return 0
-
-
-def _report_name(typed: str) -> str:
-    """The experiment of a report that was typed by its name or its folder."""
-    from mmlib.reporting.notebooks import report_folder
-
-    try:
-        return report_folder(Path(typed).name).name
-    except ValueError as error:
-        raise ParameterError(str(error)) from None
 
 
 def _index(options: argparse.Namespace) -> int:

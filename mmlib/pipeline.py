@@ -13,8 +13,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from typing import Any
 import nbformat
 import papermill
 from ipykernel.kernelspec import get_kernel_dict
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
+from traitlets import Unicode
 
 import mmlib
 from mmlib import files
@@ -58,8 +59,6 @@ from mmlib.reporting.style import MARK
 from mmlib.training.ablation_plan import plan_grid
 from mmlib.training.runs import run_folder
 
-ON_DISK = {"flickr8k": "Flickr8k", "flickr30k": "Flickr30k", "coco": "MS-COCO"}
-
 
 @dataclass(frozen=True)
 class Step:
@@ -70,14 +69,18 @@ class Step:
         notebook: its source.
         parameters: what the YAML and the overrides set, as the notebook's config reads it.
         known: the parameters in the notebook's cell.
-        accepted: names of all parameters that the notebook takes.
     """
 
     name: str
     notebook: Path
     parameters: dict[str, Any]
     known: dict[str, Any]
-    accepted: tuple[str, ...]
+
+    @property
+    def accepted(self) -> Iterable[str]:
+        """Names that the notebook takes: all fields of its config; those of its cell if it has no config."""
+        config = CONFIG_OF_NOTEBOOK.get(self.name)
+        return config.model_fields if config else self.known
 
 
 def plan(params_dir: str | Path, overrides: Mapping[str, Any]) -> tuple[str, list[Step]]:
@@ -89,8 +92,8 @@ def plan(params_dir: str | Path, overrides: Mapping[str, Any]) -> tuple[str, lis
 
     Raises:
         FileNotFoundError: no such folder, no YAML in it, or no notebook of a YAML's name.
-        ParameterError: a YAML that cannot be read or is no mapping, a notebook without a proper
-            parameters cell, or a parameter that no notebook has; names the nearest.
+        ParameterError: a name that no report can have, a YAML that cannot be read or is no mapping, a
+            notebook without a proper parameters cell, or a parameter that no notebook has.
     """
     folder = _folder(params_dir)
     found = sorted(path for path in folder.glob("*.yaml") if not path.name.startswith("."))
@@ -106,21 +109,17 @@ def plan(params_dir: str | Path, overrides: Mapping[str, Any]) -> tuple[str, lis
                 f"no notebook of {folder.name!r} has a parameter {name!r}{nearest(name, known)};"
                 " nothing was executed"
             )
-    return _checked(folder.name), steps
+    return report_folder(folder.name).name, steps
 
 
-def _checked(experiment: str) -> str:
-    """The name, if a report's folder can have it."""
-    try:
-        return report_folder(experiment).name
-    except ValueError as error:
-        raise ParameterError(f"{error}; rename its folder") from None
+def check(steps: Iterable[Step]) -> None:
+    """Passes if the steps' parameters make their configs and are read, and their data are there.
 
-
-def check_parameters(steps: Iterable[Step]) -> None:
-    """Passes if the steps' parameters make their configs and are read; asked before anything is executed.
+    It is asked before anything is executed: a report that stands is not replaced by one of a run that could
+    never start.
 
     Raises:
+        FileNotFoundError: no folder where a step expects its data set.
         ParameterError: names the notebook and the parameters, with what was expected or would read them.
     """
     planned: dict[str, TrainConfig] = {}
@@ -134,30 +133,17 @@ def check_parameters(steps: Iterable[Step]) -> None:
                 refuse_unread(config, TrainConfig.model_fields)
                 planned[config.run] = config
             elif isinstance(config, ContinueConfig) and config.parent in planned:
-                planned[config.run] = continued(config, planned[config.parent])
+                config = planned[config.run] = continued(config, planned[config.parent])
+            elif isinstance(config, AblationConfig):
+                config = plan_grid(config)[0].config
         except ParameterError as error:
             raise ParameterError(f"{step.name}: {error}\nNothing was executed.") from None
-
-
-def check_data_roots(steps: Iterable[Step]) -> None:
-    """Passes if the data that the steps name are there; asked before anything is executed.
-
-    A report that stands already is then not replaced by one of a run that could never start.
-
-    Raises:
-        FileNotFoundError: no folder where a step expects its data set.
-        ParameterError: an ablation that cannot be run as it is asked for, see `plan_grid`.
-    """
-    for step in steps:
-        values = step.known | step.parameters
-        if step.name == "05_ablation":
-            values = plan_grid(build(AblationConfig, values))[0].config.model_dump()
-        dataset = values.get("dataset")
-        folder = values.get("data_root") or f"data/{dataset}"
-        if dataset in ON_DISK and not files.from_root(folder).is_dir():
+        if not isinstance(config, TrainConfig) or config.dataset in ("shapes", "shards"):
+            continue
+        if not files.from_root(config.folder).is_dir():
             raise FileNotFoundError(
-                f"{step.name}: expected the {ON_DISK[dataset]} folder {folder}, found none; unpack or"
-                f" link {ON_DISK[dataset]} there, or give its folder: -p data_root /path/to/{dataset}."
+                f"{step.name}: expected the folder {config.folder} of data set {config.dataset!r}, found"
+                f" none; unpack or link it there, or give its folder: -p data_root /path/to/{config.dataset}."
                 " Nothing was executed"
             )
 
@@ -181,8 +167,7 @@ def _folder(params_dir: str | Path) -> Path:
 
 
 def _step(file: Path, overrides: Mapping[str, Any]) -> Step:
-    config = CONFIG_OF_NOTEBOOK.get(file.stem)
-    text = read_yaml(file)
+    config, text = CONFIG_OF_NOTEBOOK.get(file.stem), read_yaml(file)
     source = files.NOTEBOOKS / f"{file.stem}.ipynb"
     if not source.is_file():
         there = [p.stem for p in files.NOTEBOOKS.glob("*.ipynb")]
@@ -190,21 +175,15 @@ def _step(file: Path, overrides: Mapping[str, Any]) -> Step:
             f"{files.shown(file)} needs the notebook {files.shown(source)}, which does not exist"
             f"{nearest(file.stem, there)}"
         )
-    known = cell_parameters(source, read_notebook(source))
-    names = accepted_parameters(source.stem, known)
+    step = Step(file.stem, source, {}, cell_parameters(source, read_notebook(source)))
     for name in text:
-        if name not in names:
+        if name not in step.accepted:
             raise ParameterError(
-                f"{files.shown(file)} sets {name!r}, which {source.name} does not have{nearest(name, names)}"
+                f"{files.shown(file)} sets {name!r}, which {source.name} does not have"
+                f"{nearest(name, step.accepted)}"
             )
-    text |= {name: value for name, value in overrides.items() if name in names}
-    return Step(file.stem, source, read_values(config, text) if config else text, known, names)
-
-
-def accepted_parameters(notebook: str, defaults: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names that a notebook takes: all fields of its config; those of its cell if it has no config."""
-    config = CONFIG_OF_NOTEBOOK.get(notebook)
-    return tuple(config.model_fields if config else defaults)
+    text |= {name: value for name, value in overrides.items() if name in step.accepted}
+    return replace(step, parameters=read_values(config, text) if config else text)
 
 
 @contextlib.contextmanager
@@ -224,14 +203,9 @@ def own_kernel() -> Iterator[type[AsyncKernelManager]]:
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         }
 
-        class OwnSpec(KernelSpecManager):
-            def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-                return KernelSpec(**get_kernel_dict(), env=settings)
-
         class OwnKernel(AsyncKernelManager):
-            def __init__(self, **given):
-                connection = str(Path(folder) / "connection.json")
-                super().__init__(kernel_spec_manager=OwnSpec(), connection_file=connection, **given)
+            connection_file = Unicode(str(Path(folder) / "connection.json"))
+            kernel_spec = KernelSpec(**get_kernel_dict(), env=settings)
 
         yield OwnKernel
 
@@ -264,8 +238,7 @@ def run_experiment(
         OSError: the report's folder cannot be written to.
     """
     experiment, steps = plan(params_dir, overrides or {})
-    check_parameters(steps)
-    check_data_roots(steps)
+    check(steps)
     with _alone(experiment):
         return _run_to_the_end(experiment, steps, overwrite)
 
@@ -356,7 +329,7 @@ def _execute(step: Step, copy: Path, outdated: bool) -> tuple[str, str | None]:
                 cwd=str(files.ROOT),
                 progress_bar=False,
                 stdout_file=sys.stdout,
-                on_cell_start=_announcer(step, bool(parameters)),
+                on_cell_start=_announcer(step),
                 kernel_manager_class=kernel_manager_class,
                 # The kernel's own log: a warning about local sockets at each start, a traceback at Ctrl-C.
                 extra_arguments=["--log-level=CRITICAL"],
@@ -383,19 +356,18 @@ def _unformatted(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _announcer(step: Step, injected: bool):
+def _announcer(step: Step) -> Callable[..., None]:
     """A hook that prints a line when a code cell starts."""
     source = read_notebook(step.notebook)
     code = [cell for cell in source.cells if cell.cell_type == "code" and cell.source.strip()]
-    sections = {cell.get("id"): section_of(source, cell) for cell in code}
-    total, started = len(code) + injected, 0
+    lines = {
+        cell.get("id"): f"{step.name} {number}/{len(code)}{section_of(source, cell)}"
+        for number, cell in enumerate(code, 1)
+    }
 
     def announce(cell, cell_index):
-        nonlocal started
-        if cell.cell_type == "code" and cell.source.strip():
-            started += 1
-            heading = sections.get(cell.get("id"), " (parameters of this experiment)")
-            _say(f"{step.name} {started}/{total}{heading}")
+        if line := lines.get(cell.get("id")):  # none for papermill's own
+            _say(line)
 
     return announce
 

@@ -8,7 +8,6 @@ import pytest
 from mmlib import files
 from mmlib.files import InUse, holder, locked
 from mmlib.training import run_state
-from mmlib.training import runs as run_folders
 from mmlib.training.runs import open_run
 
 
@@ -107,7 +106,7 @@ def test_a_run_that_ends_while_its_state_is_read_was_not_killed(folder, monkeypa
         (folder / "status.json").write_text('{"state": "complete"}')
         return holder(path)
 
-    monkeypatch.setattr(run_folders, "holder", ended)
+    monkeypatch.setattr(files, "holder", ended)
     assert run_state("a") == ("complete", None)
 
 

@@ -135,7 +135,7 @@ class TokenizerConfig(RunConfig):
     )
     max_tokens: int = param(24, "longest caption, tokens; longer ones are cut", ge=1, le=4096)
     min_word_count: Count = param(1, "word: rarer words of the training captions are unknown")
-    bpe_vocabulary: int = param(4096, "bpe: tokens, special ones included", ge=2, le=1_000_000)
+    bpe_vocabulary: int = param(4096, "bpe: tokens, padding and 256 bytes included", ge=257, le=1_000_000)
 
 
 class ModelConfig(RunConfig):

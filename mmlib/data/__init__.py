@@ -1,9 +1,7 @@
 """Data: images and captions of a data set, packed images, token ids, batches in an exact order."""
 
-from collections.abc import Iterable
-
 from mmlib import files
-from mmlib.config import DataConfig, TokenizerConfig
+from mmlib.config import DataConfig
 from mmlib.data.dataset import SPLITS, Dataset, ImageSource, Split
 from mmlib.data.store import Store, open_store
 from mmlib.data.tokenizers import Tokenizer, build_tokenizer, restore_tokenizer
@@ -19,7 +17,6 @@ __all__ = [
     "load_dataset",
     "open_store",
     "restore_tokenizer",
-    "tokenizer_for",
 ]
 
 
@@ -59,18 +56,3 @@ def _on_disk(name: str, folder: str) -> Dataset:
     from mmlib.data.photos import LOADERS
 
     return LOADERS[name](files.from_root(folder))
-
-
-def tokenizer_for(
-    config: TokenizerConfig, training_captions: Iterable[str], text_encoder: str | None = None
-) -> Tokenizer:
-    """The tokenizer that the config names, its vocabulary from the training captions alone.
-
-    Args:
-        config: kind and sizes.
-        training_captions: of the training split.
-        text_encoder: for the kind `encoder`.
-    """
-    return build_tokenizer(
-        config.tokenizer, training_captions, config.min_word_count, config.bpe_vocabulary, text_encoder
-    )

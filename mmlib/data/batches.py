@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mmlib.config import AugmentConfig, ParameterError
-from mmlib.data.augment import PIXEL_MEAN, PIXEL_STD, Augment, normalise
+from mmlib.data.augment import PIXEL_MEAN, PIXEL_STD, augment, normalise
 from mmlib.data.dataset import Dataset, Split
 from mmlib.data.decoding import Resize, resize_image
 from mmlib.data.shard_files import WINDOW
@@ -77,11 +77,11 @@ class SplitTensors:
         shard_N = self.split.shard_of_image_N
         self._shard_of_caption_M = None if shard_N is None else shard_N[self.split.image_of_caption_M]
         if shard_N is None:
-            self._pixels = _Rows(store.array, store.rows(split), device)
+            self._pixels = _Rows(store.array, store.splits[split], device)
         else:
             self._pixels = _Decoded(dataset, self.split, store.array.shape[1], store.resize, device)
         self._image_features, self._text_features = (
-            features and _Rows(features.array, features.rows(split), device)
+            features and _Rows(features.array, features.splits[split], device)
             for features in (image_features, text_features)
         )
 
@@ -262,8 +262,8 @@ class PairSource:
     ):
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.captions_per_image, self._share_of = captions_per_image, share_of
-        self._augment = Augment(augment)
-        if (pairs := len(self._order(1))) < batch_size:
+        self.augment = augment
+        if (pairs := len(data.epoch_order(seed, 1, captions_per_image))) < batch_size:
             raise ParameterError(
                 f"batch_size must not exceed the pairs of an epoch: found {batch_size} for {pairs} training"
                 f" pairs (captions_per_image={captions_per_image!r}); use batch_size {max(2, pairs // 2)}"
@@ -271,7 +271,7 @@ class PairSource:
 
     def steps(self, epoch: int) -> int:
         """Number of batches of an epoch; the last one may be smaller."""
-        return -(-len(self._order(epoch)) // self.batch_size)
+        return -(-len(self.data.epoch_order(self.seed, epoch, self.captions_per_image)) // self.batch_size)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch from step `start` (from 0) on.
@@ -284,7 +284,8 @@ class PairSource:
     def _made(self, epoch: int, start: int) -> Iterator[Batch]:
         windows = self.data.epoch_windows(self.seed, epoch, self.captions_per_image)
         order_P, end_W = torch.cat(windows), np.cumsum([len(window) for window in windows])
-        view_P = self._views(epoch, len(order_P))
+        generator = torch.Generator().manual_seed(((self.seed + 1) << 24) + epoch)
+        view_P = torch.randint(max(1, self.data.views), (len(order_P),), generator=generator)
         entered = None
         for first in range(start * self.batch_size, len(order_P), self.batch_size):
             window = int(np.searchsorted(end_W, first, side="right"))
@@ -298,24 +299,15 @@ class PairSource:
             place_R = place_R.clamp(max=len(order_P) - 1)
             caption_R = order_P[place_R]
             image_R = torch.from_numpy(self.data.split.image_of_caption_M[caption_R.numpy()])
-            if self.data.views or not self._augment.active:
-                image = self.data.image_batch(image_R, None if view_P is None else view_P[place_R])
+            if self.data.views:
+                image = self.data.image_batch(image_R, view_P[place_R])
             else:
-                pixels_RHWC, data = self.data.pixel_batch(image_R), self.data
-                image = self._augment(pixels_RHWC, self.seed, epoch, place_R.numpy(), data.mean, data.std)
+                pixels_RHWC = self.data.pixel_batch(image_R)
+                pixels_RHWC = augment(pixels_RHWC, self.augment, self.seed, epoch, place_R.numpy())
+                image = normalise(pixels_RHWC, self.data.mean, self.data.std)
             tokens, length_R = self.data.caption_batch(caption_R)
             image_id_R = image_R.to(self.data.device, non_blocking=True)
             yield Batch(image, tokens, length_R, image_id_R, rows.stop - rows.start, size)
-
-    def _order(self, epoch: int) -> torch.Tensor:
-        return self.data.epoch_order(self.seed, epoch, self.captions_per_image)
-
-    def _views(self, epoch: int, pairs: int) -> torch.Tensor | None:
-        """The stored view of each place of an epoch, (P,); None if there is nothing to choose."""
-        if self.data.views < 2:
-            return None
-        generator = torch.Generator().manual_seed(((self.seed + 1) << 24) + epoch)
-        return torch.randint(self.data.views, (pairs,), generator=generator)
 
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:

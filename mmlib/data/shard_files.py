@@ -40,7 +40,6 @@ from mmlib.files import (
     parse_json,
     printable,
     read_json,
-    shown,
     write_text_atomic,
     written_whole,
 )
@@ -139,56 +138,6 @@ def _receive(url: str, path: Path, file: BinaryIO) -> None:
         raise ConnectionError(f"the connection ended after {received:,} of {declared:,} bytes")
 
 
-class Tar(NamedTuple):
-    """A tar file whose content is known."""
-
-    where: str
-    sha256: str  # of its bytes, 64 hex digits
-    index: Path  # file that says what it holds
-
-    @property
-    def looks(self) -> Path:
-        """The file of the small pictures of its images."""
-        return self.index.with_suffix(".looks")
-
-
-def open_tar(where: str, known: Tar | None = None) -> BinaryIO:
-    """Open a tar; one behind a URL is fetched if it is not on this machine.
-
-    If several want one tar, one fetches it and the others wait.  Three windows of the last ones are kept.
-
-    Args:
-        where: it is.
-        known: what it was when it was indexed.
-
-    Raises:
-        ValueError: it has changed behind its URL.
-        FileNotFoundError, ConnectionError, OSError: it is not there, or as `fetch`.
-    """
-    if not is_url(where):
-        return open(where, "rb")
-    path = files.CACHE / "shards" / "fetched" / f"{_sha256(where)[:32]}.tar"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:  # until it is opened before others that are used replace it
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(path)  # it was used last
-            return open(path, "rb")
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                fetch(where, path)
-                if known and file_sha256(path) != known.sha256:
-                    known.index.unlink(missing_ok=True)
-                    changed = f"{printable(where)} has changed since it was indexed"
-                    raise ValueError(f"{changed}; start again to index it anew")
-        with contextlib.suppress(FileNotFoundError):  # another process deletes them too
-            for old in sorted(path.parent.glob("*.tar"), key=os.path.getmtime)[: -3 * WINDOW]:
-                old.unlink()  # a process that reads it has it open
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 # --- what a tar holds
 
 
@@ -221,25 +170,67 @@ class LeftOut:
 
 
 @dataclass
-class Content:
-    """What a tar holds.
+class Tar:
+    """A tar file and what it holds.
 
     Attributes:
+        where: its path or URL.
+        index: the file in the cache that says what it holds.
+        sha256: of its bytes, 64 hex digits; empty before it is read.
         samples: in the order in which their first files come.
         broken: samples that cannot be used.
         unused: members that belong to no sample.
-        fault: what is wrong with the tar itself; None if it is whole.
-        sha256: of its bytes, 64 hex digits.
+        fault: what is wrong with the tar itself; empty if it is whole.
     """
 
+    where: str
+    index: Path
+    sha256: str = ""
     samples: list[Sample] = field(default_factory=list)
     broken: LeftOut = field(default_factory=LeftOut)
     unused: LeftOut = field(default_factory=LeftOut)
-    fault: str | None = None
-    sha256: str = ""
+    fault: str = ""
+
+    @property
+    def looks(self) -> Path:
+        """The file of the small pictures of its images."""
+        return self.index.with_suffix(".looks")
 
 
-def index_shards(shards: Sequence[str]) -> list[tuple[Tar, Content]]:
+def open_tar(tar: Tar) -> BinaryIO:
+    """Open a tar; one behind a URL is fetched if it is not on this machine.
+
+    If several want one tar, one fetches it and the others wait.  Three windows of the last ones are kept.
+
+    Raises:
+        ValueError: it has changed behind its URL since it was indexed.
+        FileNotFoundError, ConnectionError, OSError: it is not there, or as `fetch`.
+    """
+    if not is_url(tar.where):
+        return open(tar.where, "rb")
+    path = files.CACHE / "shards" / "fetched" / f"{_sha256(tar.where)[:32]}.tar"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:  # until it is opened before others that are used replace it
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path)  # it was used last
+            return open(path, "rb")
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                fetch(tar.where, path)
+                if tar.sha256 and file_sha256(path) != tar.sha256:
+                    tar.index.unlink(missing_ok=True)
+                    changed = f"{printable(tar.where)} has changed since it was indexed"
+                    raise ValueError(f"{changed}; start again to index it anew")
+        with contextlib.suppress(FileNotFoundError):  # another process deletes them too
+            for old in sorted(path.parent.glob("*.tar"), key=os.path.getmtime)[: -3 * WINDOW]:
+                old.unlink()  # a process that reads it has it open
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def index_shards(shards: Sequence[str]) -> list[Tar]:
     """Read what shards hold, or what an earlier call found in the same bytes, or behind the same URL.
 
     If several processes want the same shard, one reads it and the others wait.
@@ -249,6 +240,7 @@ def index_shards(shards: Sequence[str]) -> list[tuple[Tar, Content]]:
 
     Raises:
         FileNotFoundError, ConnectionError, OSError: a shard that is not there or cannot be read or fetched.
+        ValueError: an index in the cache that was damaged.
     """
     local = [Path(where) for where in shards if not is_url(where)]
     digests = dict(zip(map(str, local), file_digests(local, files.CACHE / "shards-digests.json")))
@@ -257,33 +249,25 @@ def index_shards(shards: Sequence[str]) -> list[tuple[Tar, Content]]:
         return list(tqdm(found, total=len(shards), desc="shards", unit="shard", disable=None, delay=2))
 
 
-def _index(where: str, sha256: str | None) -> tuple[Tar, Content]:
+def _index(where: str, sha256: str | None) -> Tar:
     path = files.CACHE / "shards" / f"{(sha256 or _sha256(where))[:32]}-{FORMAT}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    looks = path.with_suffix(".looks")
+    tar = Tar(where, path)
     with FileLock(f"{path}.lock"):
-        content = _stored(path) if looks.exists() else None
-        if content is None:
-            with open_tar(where) as file, written_whole(looks, alone=True) as pictures:
-                content = read_tar(file, pictures)
-                file.seek(0)
-                content.sha256 = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
-            with explained(path):
-                write_text_atomic(path, json.dumps(asdict(content)))
-    return Tar(where, content.sha256, path), content
-
-
-def _stored(path: Path) -> Content | None:
-    """The index in the cache; None if there is none that can be used."""
-    try:
-        samples, broken, unused, fault, sha256 = read_json(path).values()
-        samples = [Sample(*sample) for sample in samples]
-        return Content(samples, LeftOut(**broken), LeftOut(**unused), fault, sha256)
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError) as error:
-        logger.warning("%s cannot be read (%s) and is made anew", shown(path), error)
-        return None
+        if path.exists() and tar.looks.exists():
+            found = read_json(path)
+            tar.sha256, tar.fault = found["sha256"], found["fault"]
+            tar.samples = [Sample(*sample) for sample in found["samples"]]
+            tar.broken, tar.unused = LeftOut(**found["broken"]), LeftOut(**found["unused"])
+            return tar
+        with open_tar(tar) as file, written_whole(tar.looks, alone=True) as looks:
+            read_tar(tar, file, looks)
+            file.seek(0)
+            tar.sha256 = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
+        content = {name: value for name, value in asdict(tar).items() if name not in ("where", "index")}
+        with explained(path):
+            write_text_atomic(path, json.dumps(content))
+    return tar
 
 
 class _Bounded:
@@ -323,14 +307,15 @@ def _members(file: _Bounded) -> Iterator[tarfile.TarInfo]:
         file.budget = MAX_HEADERS
 
 
-def read_tar(file: BinaryIO, looks: BinaryIO) -> Content:
-    """Read a tar member by member.
+def read_tar(tar: Tar, file: BinaryIO, looks: BinaryIO) -> None:
+    """Read a tar member by member: samples, what is broken, what is unused, what is wrong with it.
 
     Args:
-        file: the tar.
+        tar: takes them.
+        file: its bytes.
         looks: a named file that takes the pixels of the small picture of each image.
     """
-    content, bounded = Content(), _Bounded(file)
+    bounded = _Bounded(file)
     # Of each key, what its files are by kind: texts, an image (as `Sample` has it), or why it is broken.
     parts: dict[str, dict[str, bytes | tuple | str]] = defaultdict(dict)
     key, text_bytes = "", 0
@@ -340,7 +325,7 @@ def read_tar(file: BinaryIO, looks: BinaryIO) -> Content:
             kind = "image" if suffix in IMAGE_SUFFIXES else suffix
             reason = _strangeness(member, kind) or ("its sample has one" if kind in parts[stem] else None)
             if reason:
-                content.unused.add(member.name, reason)
+                tar.unused.add(member.name, reason)
                 continue
             key = stem
             if member.size > (MAX_IMAGE if kind == "image" else min(MAX_TEXT, MAX_TEXTS - text_bytes)):
@@ -365,15 +350,14 @@ def read_tar(file: BinaryIO, looks: BinaryIO) -> Content:
     except OSError:
         raise
     except Exception as error:  # tarfile raises anything on damaged headers
-        content.fault = f"it is no whole tar file without compression: {error or type(error).__name__}"
+        tar.fault = f"it is no whole tar file without compression: {error or type(error).__name__}"
         parts.pop(key, None)  # it may lack files that came behind
     for key, part in parts.items():
         sample = _sample(key, part)
         if isinstance(sample, Sample):
-            content.samples.append(sample)
+            tar.samples.append(sample)
         else:
-            content.broken.add(key, sample)
-    return content
+            tar.broken.add(key, sample)
 
 
 def _look(content: bytes, suffix: str) -> bytes | None:

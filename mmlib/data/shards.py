@@ -30,7 +30,6 @@ from mmlib.data.decoding import decode_image, image_suffix
 from mmlib.data.shard_files import (
     FIRST,
     LOOK_SIDE,
-    Content,
     Sample,
     Tar,
     index_shards,
@@ -84,7 +83,7 @@ class TarImages:
         """
         number, sample = self.samples[name]
         tar = self.tars[number]
-        with open_tar(tar.where, tar) as file:
+        with open_tar(tar) as file:
             file.seek(sample.offset)
             content = file.read(sample.size)
         if hashlib.sha256(content).hexdigest() != sample.sha256:
@@ -114,7 +113,7 @@ class TarImages:
         def work() -> None:
             for tar in tars:
                 with contextlib.suppress(OSError, ValueError):  # raised when the tar is read
-                    open_tar(tar.where, tar).close()
+                    open_tar(tar).close()
 
         if tars := [tar for tar in (self.tars[number] for number in numbers) if is_url(tar.where)]:
             threading.Thread(target=work, name="mmlib-shards", daemon=True).start()
@@ -227,29 +226,25 @@ def load_shards(config: DataConfig) -> Dataset:
     )
 
 
-def _load_split(
-    split: str, indexes: Sequence[tuple[Tar, Content]], source: TarImages, notes: list[str]
-) -> Split:
+def _load_split(split: str, tars: Sequence[Tar], source: TarImages, notes: list[str]) -> Split:
     """One split; its tars and images are added to `source`, what was odd to `notes`.
 
     Samples of one image are joined.  One is left out as repeated if its captions are there already under the
     same key, as where two tars overlap; equal captions under another key may be two people's.  Images that
     a data set names are as many as their names (two of Flickr8k's have the same bytes).
     """
-    once: dict[str, tuple[Tar, Content]] = {}
-    for tar, content in indexes:
-        once.setdefault(tar.sha256, (tar, content))
-    if len(once) < len(indexes):
-        again = len(indexes) - len(once)
+    once = list({tar.sha256: tar for tar in tars}.values())
+    if len(once) < len(tars):
+        again = len(tars) - len(once)
         notes.append(f"Read once: {again:,} shards of {split} with the same bytes as another one.")
-    notes += _left_out(split, list(once.values()))
+    notes += _left_out(split, once)
     names: dict[tuple, str] = {}  # image → its name, and below its captions
     captions: dict[tuple, list[str]] = defaultdict(list)
     seen, taken = set(), Counter()
     joined = repeated = 0
-    for tar, content in once.values():
+    for tar in once:
         source.tars.append(tar)
-        for sample in content.samples:
+        for sample in tar.samples:
             image = (sample.sha256, sample.dataset, sample.name if sample.dataset else "")
             pairs = (image, "" if sample.dataset else sample.key, tuple(sample.captions))
             if pairs in seen:
@@ -295,26 +290,25 @@ def _free_name(sample: Sample, shard: str, names: dict, taken: Counter) -> str:
     return name
 
 
-def _left_out(split: str, indexes: Sequence[tuple[Tar, Content]]) -> list[str]:
+def _left_out(split: str, tars: Sequence[Tar]) -> list[str]:
     """Notes on what is left out: broken samples and shards, and files that belong to no sample.
 
     Raises:
         ValueError: no samples, more than a hundredth of them broken or of the tars damaged; names the first.
     """
-    contents = [content for _, content in indexes]
-    good, broken, unused = (
-        sum(counts) for counts in zip(*((len(c.samples), c.broken.count, c.unused.count) for c in contents))
-    )
-    damaged = [f"{shown(tar.where)} ({content.fault})" for tar, content in indexes if content.fault]
-    first = [f"{shard_name(tar.where)}: {text}" for tar, c in indexes for text in c.broken.first]
+    good = sum(len(tar.samples) for tar in tars)
+    broken = sum(tar.broken.count for tar in tars)
+    unused = sum(tar.unused.count for tar in tars)
+    damaged = [f"{shown(tar.where)} ({tar.fault})" for tar in tars if tar.fault]
+    first = [f"{shard_name(tar.where)}: {text}" for tar in tars for text in tar.broken.first]
     named = _one_line([*damaged[:FIRST], *first[:FIRST]])
-    strange = f"{unused:,} files that belong to no sample: "
-    strange += _one_line([text for content in contents for text in content.unused.first][:FIRST])
-    if not good or broken > MOST_BROKEN * (good + broken) or len(damaged) > MOST_BROKEN * len(indexes):
+    first_unused = _one_line([text for tar in tars for text in tar.unused.first][:FIRST])
+    strange = f"{unused:,} files that belong to no sample: {first_unused}"
+    if not good or broken > MOST_BROKEN * (good + broken) or len(damaged) > MOST_BROKEN * len(tars):
         raise ValueError(
             f"{split}_shards: expected samples of an image (.jpg or the like) and a caption (.txt, .json), at"
             f" most {MOST_BROKEN:.0%} of them broken, found {good:,} that can be used, {broken:,} broken ones"
-            f" and {len(damaged):,} damaged tar files of {len(indexes):,} ({named}; {strange}); get these"
+            f" and {len(damaged):,} damaged tar files of {len(tars):,} ({named}; {strange}); get these"
             " shards again"
         )
     found = []

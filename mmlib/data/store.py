@@ -1,18 +1,16 @@
 """Cached arrays: packed images and frozen features, made once and then memory-mapped.
 
-An array is a `.npy` file under `data/cache/`, and beside it a JSON note that says what it was made of.  Rows
-are written in order to a `.part` file; a computation that was interrupted continues there.  The file gets
-its name when it is complete, the note after it, so an array with a sound note is whole.
+An array is a `.npy` file under `data/cache/` whose name holds a hash of what it was made of.  Rows are
+written in order to a `.part` file; a computation that was interrupted continues there.  The file gets its
+name when it is complete and flushed, so an array that is there is whole.
 """
 
-import errno
 import hashlib
 import io
 import json
 import logging
 import math
 import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,13 +23,12 @@ from tqdm import tqdm
 from mmlib import files
 from mmlib.data.dataset import Dataset
 from mmlib.data.decoding import Resize, resize_image
-from mmlib.files import explained, printable, read_json, replace_flushed, shown, write_text_atomic
+from mmlib.files import explained, printable, replace_flushed, shown
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 3  # raised when the meaning of the values changes, including how images are resized
 IMAGES = 256  # decoded at once
-PROBES = 16  # rows, spread over the array, whose checksum is verified at each opening
 
 Compute = Callable[[int, int], np.ndarray]  # rows start to stop - 1 → their values
 
@@ -44,24 +41,17 @@ class Store:
         array: memory-mapped and read-only: images (N, size, size, 3) uint8, or features, float16:
             (N, V, F) or (N, V, P, F) of V views of images, (M, F) of captions.
         splits: split name to its rows, int64, in the split's order.
-        path: the file.
         resize: how images were made square.
     """
 
     array: np.memmap
     splits: dict[str, np.ndarray]
-    path: Path
     resize: Resize = "squash"
 
-    def rows(self, split: str) -> np.ndarray:
-        """Rows of the split's items in the split's order, int64.
-
-        Raises:
-            ValueError: there is no such split.
-        """
-        if split not in self.splits:
-            raise ValueError(f"expected a split of {', '.join(self.splits)}, found {split!r}")
-        return self.splits[split]
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.array.filename)
 
 
 def open_store(
@@ -69,7 +59,6 @@ def open_store(
     size: int,
     resize: Resize = "squash",
     cache: Path | None = None,
-    progress: bool | None = None,
 ) -> Store:
     """Opens the packed images of `dataset`, packing them first if that has not been done.
 
@@ -81,7 +70,6 @@ def open_store(
         resize: `squash` ignores the aspect ratio (as the reference experiment does); `crop` brings
             the shorter side to `size` and cuts out the centre.
         cache: folder of the store, by default `data/cache/`.
-        progress: as `open_array`.
 
     Raises:
         ValueError: a data set without images; images that cannot be read (the first is named, the rest are
@@ -111,113 +99,70 @@ def open_store(
         return np.stack(images)
 
     note = {
-        "dataset": dataset.name,
         "fingerprint": dataset.fingerprint,
         "resize": resize,
         "shape": [len(names), size, size, 3],
-        "names_sha256": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
+        "names": names,
     }
-    path = (cache or files.CACHE) / f"{dataset.name}-{dataset.fingerprint}-{size}-{resize}.npy"
+    path = (cache or files.CACHE) / f"{dataset.name}-{dataset.fingerprint}-{size}-{resize}"
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        array = open_array(path, note, decode, IMAGES, f"packing {dataset.name}", progress, np.uint8)
+        array = open_array(path, note, decode, IMAGES, f"packing {dataset.name}", np.uint8)
     row = {name: row for row, name in enumerate(names)}
     splits = {
         split.name: np.array([row[name] for name in split.images], dtype=np.int64) for split in dataset.packed
     }
-    return Store(array, splits, path, resize)
+    return Store(array, splits, resize)
 
 
 def open_array(
-    path: Path,
-    note: dict,
-    compute: Compute,
-    batch: int,
-    label: str,
-    progress: bool | None = None,
-    dtype: type = np.float16,
+    path: Path, note: dict, compute: Compute, batch: int, label: str, dtype: type = np.float16
 ) -> np.memmap:
-    """Opens the array at `path`, making it first if it is not there, damaged, or made of something else.
+    """Opens the array of this name that was made of what `note` says, making it first if that is not there.
 
     If several processes open the same array, one makes it and the others wait.
 
     Args:
-        path: of the `.npy` file.
+        path: of the `.npy` file, to which a hash of `note` is added.
         note: what the values depend on, as JSON types; `shape` among them.
         compute: values of some rows; called with rows in order, `batch` at once, the last ones fewer.
         batch: rows at once.
         label: what the progress bar says.
-        progress: show a progress bar; by default if the error stream is a terminal.
         dtype: of the stored values.
 
     Raises:
-        ValueError: values of another shape, or that float16 cannot hold; and what `compute` raises.
+        ValueError: values of another shape, or that float16 cannot hold; a file that was damaged since it
+            was made; and what `compute` raises.
         OSError: not enough space on the disk, or the folder cannot be written.
     """
-    note = {"format": FORMAT, **note, "dtype": np.dtype(dtype).name}
-    try:
-        return _read(path, note)
-    except (FileNotFoundError, ValueError):
+    content = json.dumps([FORMAT, np.dtype(dtype).name, note], sort_keys=True)
+    path = path.with_name(f"{path.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.npy")
+    if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        try:
-            return _read(path, note)  # another process may have made it meanwhile
-        except FileNotFoundError:
-            pass
-        except ValueError as fault:
-            logger.warning("%s is made again: %s", shown(path), fault)
-        _make(path, note, compute, batch, label, progress)
-        return _read(path, note)
-
-
-def _note_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
-
-
-def _read(path: Path, note: dict) -> np.memmap:
-    """The array, if it is whole and what `note` asks for.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is another, or damaged.
-    """
-    found = read_json(_note_path(path))
-    for key, expected in note.items():
-        if found.get(key) != expected:
-            raise ValueError(f"its note has {key} {found.get(key)!r}, expected {expected!r}")
+        with FileLock(f"{path}.lock"):
+            if not path.exists():  # another process may have made it meanwhile
+                _make(path, tuple(note["shape"]), np.dtype(dtype), compute, batch, label)
     try:
-        array = np.load(path, mmap_mode="r")
+        return np.load(path, mmap_mode="r")
     except (EOFError, ValueError) as error:
-        raise ValueError(f"it is cut short or no array: {error}") from None
-    if (list(array.shape), array.dtype.name) != (note["shape"], note["dtype"]):
-        raise ValueError(f"it has shape {array.shape} of {array.dtype}, expected {note['shape']}")
-    if found.get("checksum") != _checksum(array):
-        raise ValueError("its values do not match their checksum")
-    return array
+        raise ValueError(
+            f"{shown(path)} is cut short or damaged ({error}); delete it and start again"
+        ) from None
 
 
-def _checksum(array: np.ndarray) -> str:
-    """SHA-256 of a few rows from first to last: milliseconds, and it sees zeros and foreign bytes."""
-    rows = np.linspace(0, len(array) - 1, PROBES).astype(int)
-    return hashlib.sha256(array[rows].tobytes()).hexdigest()
-
-
-def _make(path: Path, note: dict, compute: Compute, batch: int, label: str, progress: bool | None) -> None:
+def _make(
+    path: Path, shape: tuple[int, ...], dtype: np.dtype, compute: Compute, batch: int, label: str
+) -> None:
     """Makes the array, from where it was left; the caller holds its lock."""
-    shape, dtype = tuple(note["shape"]), np.dtype(note["dtype"])
-    row_bytes = math.prod(shape[1:]) * dtype.itemsize
-    key = hashlib.sha256(json.dumps(note).encode()).hexdigest()[:8]
-    part = path.with_name(f"{path.name}.{key}.part")  # of this very note
+    part = path.with_suffix(".part")
     part.touch()
     header = io.BytesIO()
     fields = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, fields)
-    start = len(header.getvalue())
+    start, row_bytes = len(header.getvalue()), math.prod(shape[1:]) * dtype.itemsize
     done = max(0, part.stat().st_size - start) // row_bytes // batch * batch
-    _check_space(path.parent, (shape[0] - done) * row_bytes, f"store {shape[0]:,} rows ({label})")
     if done:
         logger.info("%s continues at row %s of %s", shown(path), f"{done:,}", f"{shape[0]:,}")
-    hidden = None if progress is None else not progress
-    bar = tqdm(total=shape[0], initial=done, desc=label, unit="row", disable=hidden)
+    bar = tqdm(total=shape[0], initial=done, desc=label, unit="row", disable=None)
     try:
         # A plain write: on a full disk, writing through a memory map kills the process (SIGBUS).
         with bar, explained(path), open(part, "r+b") as file:
@@ -233,22 +178,8 @@ def _make(path: Path, note: dict, compute: Compute, batch: int, label: str, prog
     except ValueError:
         part.unlink()
         raise
-    found = {**note, "checksum": _checksum(np.load(part, mmap_mode="r"))}
-    _note_path(path).unlink(missing_ok=True)
     replace_flushed(part, path)
-    write_text_atomic(_note_path(path), json.dumps(found, indent=1))
     logger.info("stored %s rows in %s (%s)", f"{shape[0]:,}", shown(path), label)
-
-
-def _check_space(folder: Path, needed: int, purpose: str) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"expected {needed:,} free bytes to {purpose}, found {free:,}; free some space, choose a smaller"
-            " size or another cache folder",
-            str(folder),
-        )
 
 
 def _as_stored(values: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, first: int) -> np.ndarray:
@@ -257,7 +188,7 @@ def _as_stored(values: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, firs
         raise ValueError(f"expected rows of shape {shape[1:]}, found {values.shape[1:]}")
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(values, dtype=dtype)
-    if dtype.kind == "f" and not np.isfinite(stored).all():
+    if not np.isfinite(stored).all():
         row = first + int(np.argwhere(~np.isfinite(stored))[0][0])
         raise ValueError(
             f"features of row {row} cannot be stored: found {np.abs(values).max():g}, expected finite values"

@@ -34,4 +34,11 @@ from mmlib.reporting.results import (
     results_table,
 )
 from mmlib.reporting.style import show
-from mmlib.reporting.tables import best_epochs_table, check_run, dataset_table, lineage_table, parameter_table
+from mmlib.reporting.tables import (
+    best_epochs_table,
+    check_run,
+    dataset_table,
+    lineage_table,
+    model_table,
+    parameter_table,
+)

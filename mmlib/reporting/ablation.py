@@ -17,7 +17,6 @@ from mmlib.reporting.style import (
     legend_handles,
     level_line,
     new_figure,
-    small_figure,
     styled,
 )
 from mmlib.reporting.tables import (
@@ -315,23 +314,10 @@ def ablation_figure(record: dict) -> Figure:
     return figure
 
 
-@styled
-def ablation_thumbnail(record: dict) -> Figure:
-    """R@1 of every arm, small, for the index over all experiments."""
-    arms = record["arms"]
-    figure, axes = small_figure(
-        f"Small forest plot of recall at 1 for the arms {', '.join(arm['name'] for arm in arms)}, image to"
-        " text as circles and text to image as squares.",
-        height=max(1.45, 0.3 * len(arms)),
-    )
-    _draw_arms(axes, arms, 1, named=False)
-    return figure
-
-
-def _draw_arms(axes: Axes, arms: list[dict], k: int, named: bool = True) -> None:
+def _draw_arms(axes: Axes, arms: list[dict], k: int) -> None:
     found = {d: [arm["metrics"].get(f"{d}_r{k}") for arm in arms] for d in DIRECTIONS}
     recalls = {d: [m and m | {"value": m["mean"]} for m in metrics] for d, metrics in found.items()}
-    draw_dots(axes, [arm["name"] for arm in arms], recalls, offset=0.22, named=named)
+    draw_dots(axes, [arm["name"] for arm in arms], recalls, offset=0.22)
     for direction, shift in (("i2t", -0.09), ("t2i", 0.35)):
         for row, metric in enumerate(found[direction]):
             values = metric["values"] if metric else []
@@ -339,7 +325,7 @@ def _draw_arms(axes: Axes, arms: list[dict], k: int, named: bool = True) -> None
                 look = {n: DIRECTIONS[direction][n] for n in ("color", "marker")}
                 axes.plot([100 * value for value in values], [row + shift] * len(values), **look, **_SEED)
     for row, arm in enumerate(arms):
-        if named and not arm["metrics"]:
+        if not arm["metrics"]:
             axes.annotate(
                 "failed", (0, row), xytext=(4, 0), textcoords="offset points", va="center", color=SOFT
             )

@@ -16,7 +16,6 @@ from mmlib.reporting.style import (
     legend_handles,
     level_line,
     new_figure,
-    small_figure,
     styled,
 )
 from mmlib.reporting.tables import best_row, phases, scope
@@ -114,30 +113,6 @@ def recall_curves(history: list[dict], dataset: str, best_by: str = "rsum") -> F
     return figure
 
 
-@styled
-def thumbnail(history: list[dict], dataset: str) -> Figure:
-    """Validation R@1 of both directions, small, for the index over all experiments.
-
-    Raises:
-        ValueError: the history is empty.
-    """
-    phases(history)
-    figure, axes = small_figure(
-        f"Small line chart of validation recall at 1 by epoch on {dataset}, image to text solid and text to"
-        " image dashed, above a dotted chance level.",
-        height=1.45,
-    )
-    for direction, look in DIRECTIONS.items():
-        recall = [row["val"][direction]["r1"] for row in history]
-        values = [100 * r["value"] for r in recall]
-        axes.plot([row["epoch"] for row in history], values, **look | {"marker": None})
-        level_line(axes, 100 * recall[-1]["chance"])
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("R@1 (%)")
-    _epoch_axis(axes, history, short=True, named=False)
-    return figure
-
-
 def _marks(history: list[dict]) -> dict:
     return {"marker": None} if len(history) >= _MANY else {}
 
@@ -152,7 +127,7 @@ def _curve(figure: Figure, history: list[dict], values: list[float], name: str) 
     return axes
 
 
-def _epoch_axis(axes: Axes, history: list[dict], short: bool = False, named: bool = True) -> None:
+def _epoch_axis(axes: Axes, history: list[dict], short: bool = False) -> None:
     """Names the epoch axis, shades every second phase and draws the borders between phases."""
     parts = phases(history)
     for index, rows in enumerate(parts):
@@ -161,7 +136,7 @@ def _epoch_axis(axes: Axes, history: list[dict], short: bool = False, named: boo
             axes.axvspan(start, end, color=SHADE, zorder=0, linewidth=0)
         if index:
             axes.axvline(start, color=SOFT, linewidth=1)
-        if named and len(parts) > 1:
+        if len(parts) > 1:
             name = f"phase {rows[0]['phase']}" + ("" if short else f" · {rows[0]['run']}")
             axes.annotate(
                 name, ((start + end) / 2, 1.01), xycoords=("data", "axes fraction"),

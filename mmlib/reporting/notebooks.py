@@ -10,7 +10,7 @@ import nbformat
 
 from mmlib import files
 from mmlib.config import ParameterError
-from mmlib.files import checked_name, is_name, read_bounded
+from mmlib.files import NAME_RULE, checked_name, is_name, printable, read_bounded
 from mmlib.reporting.tables import MARK
 from mmlib.training.ablation import members, read_ablation
 from mmlib.training.runs import (
@@ -173,10 +173,13 @@ def report_folder(experiment: str) -> Path:
     """Where the report of an experiment lies, or will lie.
 
     Raises:
-        ValueError: the name cannot be that of a folder, see `checked_name`, or is taken in `reports/`.
+        ParameterError: the name cannot be that of a folder, or is taken in `reports/`.
     """
-    if checked_name(experiment, "experiment").casefold() in (files.PUBLISHED.name, "index.html"):
-        raise ValueError(f"experiment: {experiment!r} is taken, for the published reports or the index")
+    if not is_name(experiment) or experiment.casefold() in (files.PUBLISHED.name, "index.html"):
+        raise ParameterError(
+            f"experiment: expected {NAME_RULE}, and not the name of the published reports or the index, found"
+            f" {printable(repr(experiment))[:200]}; rename its folder"
+        )
     return files.REPORTS / experiment
 
 

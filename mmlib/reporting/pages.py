@@ -7,6 +7,7 @@ from functools import cache
 from html import unescape
 from pathlib import Path
 
+import jinja2
 import nbformat
 from bleach.css_sanitizer import CSSSanitizer
 from bleach.sanitizer import Cleaner
@@ -77,7 +78,7 @@ def _without_code(text: str) -> str:
     return "".join([*parts, text[start:]])
 
 
-def well_formed(text: str) -> str:
+def _well_formed(text: str) -> str:
     """Text that can be written as UTF-8: halves of characters, which JSON can hold, become `?`."""
     return text.encode("utf-8", "replace").decode()
 
@@ -167,8 +168,8 @@ def _exported(notebook: nbformat.NotebookNode, shown: dict) -> bytes:
     )
     exporter.register_filter("harmless_html", harmless_html)
     with warnings.catch_warnings(action="ignore"):  # of outputs that no page can show
-        shown = shown | {"css": stylesheet(), "policy": POLICY}
-        return well_formed(exporter.from_notebook_node(notebook, resources={"page": shown})[0]).encode()
+        shown = shown | {"css": _stylesheet(), "policy": POLICY}
+        return _well_formed(exporter.from_notebook_node(notebook, resources={"page": shown})[0]).encode()
 
 
 def _png(text: str) -> bytes:
@@ -180,7 +181,16 @@ def _png(text: str) -> bytes:
     return png if png.startswith(b"\x89PNG\r\n\x1a\n") else b""
 
 
-def stylesheet() -> str:
+def page_from(template: str, **shown) -> str:
+    """A page of a template of ours, autoescaped, with the stylesheet and the policy."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    css = jinja2.filters.Markup(_stylesheet())
+    return _well_formed(environment.get_template(template).render(css=css, policy=POLICY, **shown)) + "\n"
+
+
+def _stylesheet() -> str:
     """The CSS of all pages, code colours for light and dark included."""
     light = HtmlFormatter(style="friendly").get_style_defs(".highlight")
     dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")

@@ -7,9 +7,8 @@ import re
 import shutil
 from pathlib import Path
 
-import jinja2
 import pandas as pd
-from jinja2.filters import Markup
+from markupsafe import Markup
 
 from mmlib import files
 from mmlib.files import (
@@ -24,8 +23,8 @@ from mmlib.files import (
 )
 from mmlib.reporting.ablation import ablation_table, ablation_verdicts
 from mmlib.reporting.notebooks import report_folder
-from mmlib.reporting.pages import POLICY, TEMPLATES, stylesheet, well_formed
-from mmlib.reporting.report import THUMBNAIL, UNKNOWN
+from mmlib.reporting.pages import page_from
+from mmlib.reporting.report import FIGURES
 from mmlib.reporting.results import protocols_of_results, result_rows, result_scope, results_table
 from mmlib.reporting.tables import Table, scope
 from mmlib.training.stored import Report, read_stored
@@ -50,29 +49,21 @@ def write_index(reports: Path | None = None) -> Path:
         for path in sorted(reports.iterdir() if reports.is_dir() else ())
         if path.is_dir() and not path.name.startswith(".") and path != files.PUBLISHED
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    cards = [_card(folder) for folder in folders]
-    text = environment.get_template("experiments.html.j2").render(
-        experiments=cards,
-        css=Markup(stylesheet()),
-        policy=POLICY,
-        published=os.path.relpath(published, reports) if published.is_file() and index != published else None,
-    )
+    link = os.path.relpath(published, reports) if published.is_file() and index != published else None
+    text = page_from("experiments.html.j2", experiments=[_card(folder) for folder in folders], published=link)
     with explained(index):
-        write_text_atomic(index, well_formed(text) + "\n")
+        write_text_atomic(index, text)
     return index
 
 
 def _card(folder: Path) -> dict:
-    card = dict.fromkeys(("first", "thumbnail", "reason"), None)
+    card = dict.fromkeys(("picture", "reason"), None)
     card |= {"name": printable(folder.name), "state": "unreadable", "shown": [], "links": [], "alt": ""}
     try:
         checked_name(folder.name, "experiment")
         report = read_stored(folder / "results.json", Report, "make the report again")
         card |= {"state": report["state"], "reason": report["reason"]}
-        # Reports from before there were ablations have none; where there is one, its verdicts are the result.
+        # Where there is an ablation, its verdicts are the result.
         verdicts = [ablation_verdicts(record) for record in (report.get("ablations") or {}).values()]
         tables = [dataclasses.replace(table, caption="") for table in verdicts] or _numbers(report["metrics"])
         card["shown"] = [Markup(table._repr_html_()) for table in tables]
@@ -81,10 +72,10 @@ def _card(folder: Path) -> dict:
             for name, notebook in report["notebooks"].items()
             if notebook["page"] and (folder / notebook["page"]).exists()
         ]
-        card["first"] = card["links"][-1]["href"] if card["links"] else None  # the analysis, once there
-        if report["thumbnail"]:
-            picture = base64.b64encode(read_bounded(folder / THUMBNAIL)).decode()
-            card |= {"thumbnail": f"data:image/png;base64,{picture}", "alt": report["thumbnail"]["alt"]}
+        drawn = [name for name in FIGURES if (folder / "figures" / name).is_file()]
+        if drawn:
+            picture = base64.b64encode(read_bounded(folder / "figures" / drawn[0])).decode()
+            card |= {"picture": f"data:image/png;base64,{picture}", "alt": FIGURES[drawn[0]]}
     except FileNotFoundError as error:
         card |= {"state": "incomplete", "reason": f"its report is not whole: {error}"}
     except (OSError, ValueError) as error:
@@ -104,7 +95,7 @@ def _numbers(metrics: dict) -> list[Table]:
     elif tried:
         run, values = tried[-1]
         best = values["best"][-1]
-        where = scope((values["data"] or UNKNOWN)["name"], "val", best["val"])
+        where = scope((values["data"] or {"name": "an unknown data set"})["name"], "val", best["val"])
         rows, caption = (
             result_rows(run, best["val"]),
             f"{where} · best epoch {best['epoch']}, not a test result",
@@ -191,7 +182,7 @@ def _quoted(report: dict, what: str) -> list[Table]:
     if what == "results":
         results = [run["test"] for run in report["metrics"].values() if run["test"]]
         return [results_table(results, protocol) for protocol in protocols_of_results(results)]
-    if not report.get("ablations"):
+    if not report["ablations"]:
         raise ValueError("it has no ablation")
     tables = []
     for record in report["ablations"].values():
@@ -212,7 +203,6 @@ def _files_of(source: Path, name: str) -> list[str]:
     drawn = [f"figures/{path.name}" for path in sorted((source / "figures").glob("*.png"))]
     names = ["results.json", "README.md", *(f"{notebook}.html" for notebook in report["notebooks"])]
     names += [file for file in drawn if file.startswith(own)]  # others were not made by this
-    names += [THUMBNAIL] if report["thumbnail"] else []
     for file in names:
         _require(source, file)
     return names

@@ -2,29 +2,27 @@
 
 import dataclasses
 import errno
-import io
 import os
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from mmlib.files import explained, is_name, write_bytes_atomic, write_json
-from mmlib.reporting.ablation import ablation_table, ablation_thumbnail, ablation_verdicts, tuning_table
-from mmlib.reporting.curves import thumbnail
+from mmlib.reporting.ablation import ablation_table, ablation_verdicts, tuning_table
 from mmlib.reporting.notebooks import Page, RunFiles, experiment_pages, read_run, report_folder, worst
 from mmlib.reporting.pages import render_notebook
 from mmlib.reporting.results import protocols_of_results, results_table
-from mmlib.reporting.style import alt_text
 from mmlib.reporting.tables import Table, best_row, phases, plain_text
 from mmlib.training.ablation import members
 
-THUMBNAIL = "figures/learning.png"
-UNKNOWN = {"name": "an unknown data set"}  # of a run whose environment cannot be read
-FIGURES = (  # that a reader wants first; those that a report lacks are left out
-    "05_ablation-arms.png", "04_analysis-recall.png", "04_analysis-loss.png", "04_analysis-results.png",
-    "04_analysis-published.png", "04_analysis-gallery-t2i.png", "04_analysis-gallery-i2t.png",
-    "04_analysis-slots.png",
-)  # fmt: skip
+FIGURES = {  # that a reader wants first; those that a report lacks are left out
+    "05_ablation-arms.png": "R@1 and R@10 of each arm",
+    "04_analysis-recall.png": "Validation recall by epoch",
+    "04_analysis-loss.png": "Training loss by epoch",
+    "04_analysis-results.png": "Test recall of each run",
+    "04_analysis-published.png": "Test R@1 beside published systems",
+    "04_analysis-gallery-t2i.png": "Captions and the images found for them",
+    "04_analysis-gallery-i2t.png": "Images and the captions found for them",
+    "04_analysis-slots.png": "How the memory is read",
+}
 _ROW = ("phase", "run", "epoch", "lr", "train_loss", "val")  # of a history row; its timings stand apart
 
 
@@ -54,13 +52,7 @@ def write_report(experiment: str) -> Path:
             runs |= {member: read_run(member) for member in members(read.record)}
         else:
             runs[run] = read
-    figure = _thumbnail(ablations, runs)
-    if figure:
-        content = io.BytesIO()
-        figure.savefig(content, format="png", metadata={"Software": None})
-        files[THUMBNAIL] = content.getvalue()
     report = _record(experiment, pages, ablations, runs)
-    report["thumbnail"] = {"file": THUMBNAIL, "alt": alt_text(figure)} if figure else None
     for name in ("figures", "private"):
         with explained(folder / name):
             if (folder / name).is_symlink():  # a stranger's may lead anywhere
@@ -98,20 +90,10 @@ def _write(path: Path, content: bytes) -> None:
         write_bytes_atomic(path, content)
 
 
-def _thumbnail(ablations: dict[str, dict], runs: dict[str, RunFiles]) -> Figure | None:
-    """The arms of an ablation, else the learning curve of a run, else nothing."""
-    if ablations:
-        return ablation_thumbnail(list(ablations.values())[-1])
-    for run in reversed(runs.values()):
-        if run.history:
-            return thumbnail(run.history, run.environment.get("data", UNKNOWN)["name"])
-    return None
-
-
 def _record(
     experiment: str, pages: tuple[Page, ...], ablations: dict[str, dict], runs: dict[str, RunFiles]
 ) -> dict:
-    """The content of `results.json`, but for the thumbnail."""
+    """The content of `results.json`."""
     reasons = [
         f"{page.name}: {page.reason}" if page.reason and page.name not in page.reason else page.reason
         for page in pages
@@ -172,10 +154,8 @@ def overview(report: dict, files: list[str]) -> str:
         tables = [ablation_verdicts(record), ablation_table(record), tuning_table(record)]
         lines += ["", f"## {plain_text(name)}", ""]
         lines += [line for table in tables if isinstance(table, Table) for line in table.markdown()]
-    shown = [name for name in FIGURES if f"figures/{name}" in files]
-    if shown:
-        lines += ["", "## Figures", ""]
-        lines += [f"![{name.split('-', 1)[1].removesuffix('.png')}](figures/{name})\n" for name in shown]
+    shown = [f"![{alt}](figures/{name})\n" for name, alt in FIGURES.items() if f"figures/{name}" in files]
+    lines += ["", "## Figures", "", *shown] if shown else []
     return "\n".join(lines).rstrip() + "\n"
 
 

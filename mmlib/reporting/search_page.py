@@ -5,11 +5,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
-
 from mmlib.data.decoding import MAX_BYTES, decode_image
 from mmlib.files import printable, read_bounded, write_text_atomic
-from mmlib.reporting.pages import POLICY, TEMPLATES, stylesheet, well_formed
+from mmlib.reporting.pages import page_from
 from mmlib.search import Hit
 
 SIDE = 320  # pixels of the longer side of a thumbnail
@@ -30,23 +28,19 @@ def write_search_page(
     Raises:
         OSError: the page cannot be written.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     shown = [
         {"name": printable(str(hit.file)), "similarity": hit.similarity, "picture": _thumbnail(hit.file)}
         for hit in hits
     ]
-    html = environment.get_template("search.html.j2").render(
-        css=jinja2.filters.Markup(stylesheet()),
-        policy=POLICY,
+    html = page_from(
+        "search.html.j2",
         run=run,
         images=images,
         query=None if text is None else printable(text),
         photo=None if photo is None else _thumbnail(photo),
         hits=shown,
     )
-    write_text_atomic(page, well_formed(html) + "\n")
+    write_text_atomic(page, html)
 
 
 def _thumbnail(file: Path) -> str | None:

@@ -42,24 +42,20 @@ DIRECTIONS = {
 
 # A person's own settings change no figure: all that is not set here is as matplotlib brings it.
 _RC = {name: value for name, value in rcParamsDefault.items() if not name.startswith("backend")} | {
-    "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so figures agree on every machine
     "font.size": 9,
     "text.color": INK,
     "text.parse_math": False,  # a dollar in a person's name for something is no formula
     "axes.labelcolor": INK,
     "axes.edgecolor": "#9aa5b1",
-    "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
-    "axes.labelsize": 9,
     "axes.axisbelow": True,
     "axes.grid": True,
     "grid.color": GRID,
-    "grid.linewidth": 0.8,
     "xtick.color": SOFT,
     "ytick.color": SOFT,
     "xtick.labelsize": 8.5,
@@ -73,9 +69,6 @@ _RC = {name: value for name, value in rcParamsDefault.items() if not name.starts
     "legend.handlelength": 2.4,
     "legend.columnspacing": 1.6,
     "figure.dpi": DPI,
-    "figure.facecolor": "white",
-    "savefig.dpi": DPI,
-    "savefig.facecolor": "white",
 }
 
 
@@ -113,37 +106,6 @@ def new_figure(title: str, subtitle: str, alt: str, height: float, legend=None) 
         )
     figure.set_label(alt)
     return figure
-
-
-def alt_text(figure: Figure) -> str:
-    """The alt text that a figure was drawn with.
-
-    Raises:
-        ValueError: the figure has none.
-    """
-    text = str(figure.get_label() or "").strip()
-    if not text:
-        raise ValueError(
-            "this figure has no alt text: expected a description for readers who cannot see it; set it"
-            " with figure.set_label('…'), without measured numbers"
-        )
-    return text
-
-
-def small_figure(alt: str, height: float) -> tuple[Figure, Axes]:
-    """A figure for the index over all experiments, without a heading, and its axes.
-
-    Args:
-        alt: alt text, free of measured numbers.
-        height: inches.
-    """
-    figure = Figure(figsize=(2.9, height), layout="constrained")
-    figure.set_label(alt)
-    axes = figure.add_subplot()
-    axes.tick_params(labelsize=7)
-    axes.xaxis.label.set_fontsize(7.5)
-    axes.yaxis.label.set_fontsize(7.5)
-    return figure, axes
 
 
 def draw_dots(
@@ -217,7 +179,7 @@ def show(figure: Figure, name: str, private: bool = False) -> None:
     `pytest --nbval`, which never compares pixels, still sees that the figure is there.
 
     Args:
-        figure: with its alt text as the label, see `mmlib.reporting.style.alt_text`.
+        figure: with its alt text as the label, without measured numbers.
         name: of the PNG that a report writes beside its page.
         private: the figure shows data whose licence does not allow passing them on; reports leave
             it out of the page that can be shared.
@@ -226,7 +188,12 @@ def show(figure: Figure, name: str, private: bool = False) -> None:
         ValueError: the figure has no alt text, or the name cannot be part of a file name.
     """
     checked_name(name, "figure name")
-    alt = alt_text(figure)
+    alt = str(figure.get_label() or "").strip()
+    if not alt:
+        raise ValueError(
+            "this figure has no alt text: expected a description for readers who cannot see it; set it"
+            " with figure.set_label('…'), without measured numbers"
+        )
     png = _png(figure)
     plt.close(figure)
     display(

@@ -193,6 +193,17 @@ def dataset_table(dataset: Dataset) -> Table:
     return Table(pd.DataFrame(rows), " ".join(notes))
 
 
+def model_table(model: Any) -> Table:
+    """The parts of a torch module: name, kind (of plain containers, what they hold) and number of weights."""
+    rows = []
+    for name, part in model.named_children():
+        held = ", ".join(type(child).__name__ for child in part.children())
+        kind = held if type(part).__module__.startswith("torch.") else type(part).__name__
+        weights = sum(p.numel() for p in part.parameters())
+        rows.append({"part": name, "kind": kind, "weights": f"{weights:,}"})
+    return Table(pd.DataFrame(rows), f"{sum(p.numel() for p in model.parameters()):,} weights in all.")
+
+
 def lineage_table(*runs: str) -> Table:
     """Where runs come from: data, model size, epochs, parent, and what the tokenizer loses of the captions.
 

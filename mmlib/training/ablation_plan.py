@@ -4,10 +4,10 @@ An *arm* is one answer to the question that is asked (a tokenizer, an optimizer)
 every seed.  What is tuned for an arm is chosen on validation with the first seed.
 """
 
+import collections
 import itertools
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,8 @@ class Arm:
     """One answer to the question that an ablation asks."""
 
     name: str
-    parent: str  # its name before the grid was crossed with it
     differs: dict[str, Any]  # the parameters by which it differs from the base and the common changes
+    lists: dict[str, list]  # the values that are tried for it, by parameter
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,15 @@ def candidates(arm: list[PlannedRun]) -> list[PlannedRun]:
 
 def _arms(config: AblationConfig) -> list[Arm]:
     """The named arms, or none, crossed with all combinations of the grid."""
+    shared, own_lists = _tune_parts(config)
     arms = []
     for parent, own in (config.arms or {"": {}}).items():
         for values in itertools.product(*config.grid.values()):
             crossed = dict(zip(config.grid, values))
             parts = [*([parent] if parent else []), *(f"{key}{text_of(v)}" for key, v in crossed.items())]
-            arms.append(Arm("-".join(parts), parent, own | crossed))
+            name = "-".join(parts)
+            lists = shared | own_lists.get(parent, {}) | own_lists.get(name, {})
+            arms.append(Arm(name, own | crossed, lists))
     return arms if config.arms or config.grid else []
 
 
@@ -117,18 +120,11 @@ def _tune_parts(config: AblationConfig) -> tuple[dict[str, list], dict[str, dict
     return shared, {name: values for name, values in config.tune.items() if name not in shared}
 
 
-def _tuned(config: AblationConfig, arm: Arm) -> dict[str, list]:
-    """The values that are tried for an arm, by parameter; none if nothing is tuned."""
-    shared, own = _tune_parts(config)
-    return shared | own.get(arm.parent, {}) | own.get(arm.name, {})
-
-
 def _runs_of(config: AblationConfig, arm: Arm, shared: dict[str, Any], wrong: list[str]) -> list[PlannedRun]:
     """The runs of one arm; what cannot be built is added to `wrong`."""
-    lists = _tuned(config, arm)
     planned = []
-    for seed, values in itertools.product(config.seeds, itertools.product(*lists.values())):
-        tuned = dict(zip(lists, values))
+    for seed, values in itertools.product(config.seeds, itertools.product(*arm.lists.values())):
+        tuned = dict(zip(arm.lists, values))
         suffix = "".join(f".{name}{text_of(value)}" for name, value in tuned.items())
         place = {"run": f"{config.run}.{arm.name}.s{seed}{suffix}", "seed": seed, "device": config.device}
         place |= {"overwrite": False} | ({"data_root": config.data_root} if config.data_root else {})
@@ -156,7 +152,9 @@ def _unread_in_all(config: AblationConfig, planned: list[PlannedRun]) -> list[st
 
 def _wrong_together(planned: list[PlannedRun]) -> list[str]:
     """What is wrong although each run alone could be trained."""
-    wrong = [f"two runs would be called {name!r}" for name in repeated([run.name for run in planned])]
+    names = collections.Counter(run.name for run in planned)
+    twice = [name for name, count in names.items() if count > 1]
+    wrong = [f"two runs would be called {name!r}: a seed, arm or value is there twice" for name in twice]
     first = planned[0]
     seen: dict[str, str] = {}
     for name, runs in arms_of(planned).items():
@@ -178,7 +176,7 @@ def _wrong_values(config: AblationConfig) -> list[str]:
     shared, own = _tune_parts(config)
     values = {"changes": config.changes, **{f"arm {name!r}": part for name, part in config.arms.items()}}
     lists = {"grid": config.grid, "tune": shared, **{f"tune of {n!r}": part for n, part in own.items()}}
-    wrong = [f"seeds: {seed} is there twice" for seed in repeated(config.seeds)]
+    wrong = []
     for place, part in (values | lists).items():
         for name, value in part.items():
             if name in _OWN:
@@ -187,21 +185,19 @@ def _wrong_values(config: AblationConfig) -> list[str]:
                 wrong.append(f"{place}: unknown parameter {name!r}{nearest(name, TrainConfig.model_fields)}")
             if place in lists and not value:
                 wrong.append(f"{place}: expected values of {name}, found an empty list")
-            for twice in repeated(value) if place in lists else ():
-                wrong.append(f"{place}: {name} has the value {twice!r} twice")
     return wrong
 
 
 def _wrong_arms(config: AblationConfig, arms: list[Arm]) -> list[str]:
     wrong = [] if arms else ["arms: expected one or more of them, or a grid, found neither"]
-    known = list(dict.fromkeys(name for arm in arms for name in (arm.parent, arm.name) if name))
+    known = dict.fromkeys([*config.arms, *(arm.name for arm in arms)])
     for name in _tune_parts(config)[1]:
         if name not in known:
             wrong.append(f"tune: there is no arm {name!r}; there are: {', '.join(known)}")
+    for name, own in config.arms.items():
+        wrong += [f"arm {name!r}: {key} is in the grid too" for key in own if key in config.grid]
     for arm in arms:
-        own, tuned = config.arms.get(arm.parent, {}), _tuned(config, arm)
-        wrong += [f"arm {arm.parent!r}: {name} is in the grid too" for name in own if name in config.grid]
-        wrong += [f"arm {arm.name!r}: {name} is tuned too" for name in arm.differs if name in tuned]
+        wrong += [f"arm {arm.name!r}: {key} is tuned too" for key in arm.differs if key in arm.lists]
     return wrong
 
 
@@ -222,12 +218,6 @@ def _wrong_claims(config: AblationConfig, arms: list[Arm]) -> list[str]:
         if claim["arm"] == claim["over"]:
             wrong.append(f"claim {number}: expected two arms to compare, found {claim['arm']!r} twice")
     return wrong
-
-
-def repeated(values: Iterable) -> list:
-    """The values that were there before, as often as they come again."""
-    values = list(values)
-    return [value for number, value in enumerate(values) if value in values[:number]]
 
 
 def text_of(value: Any) -> str:

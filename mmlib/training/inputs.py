@@ -4,8 +4,6 @@ Shapes: N images, M captions, B items of a batch, V views, F feature channels, P
 L tokens, H = W pixels.
 """
 
-import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +13,11 @@ import torch
 from mmlib import files
 from mmlib.config import TrainConfig
 from mmlib.data import Dataset, Tokenizer, open_store
-from mmlib.data.augment import VERSION, Augment, normalise
-from mmlib.data.batches import PairSource, SplitTensors
+from mmlib.data.augment import VERSION, augment, normalise
+from mmlib.data.batches import SplitTensors
 from mmlib.data.store import Store, open_array
 from mmlib.model import DualEncoder
 from mmlib.model.encoders import Encoder
-from mmlib.training.processes import share
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # brings torch's compiler: a second, when a training starts
@@ -30,33 +27,6 @@ STATISTICS = 2_000  # training items whose features give a head its mean and dev
 BATCH = 64  # images or captions that a frozen encoder reads at once
 CAPTIONS = 1024  # captions stored at once, read in order of length, so that a batch has little padding
 COMPILED_LENGTHS = 8  # token positions of a compiled model come in multiples of this
-
-
-def training_data(
-    config: TrainConfig,
-    dataset: Dataset,
-    tokenizer: Tokenizer,
-    model: DualEncoder,
-    fabric: "Fabric",
-    compiled: bool,
-) -> tuple[PairSource, SplitTensors]:
-    """The training pairs of this process, and the validation split.
-
-    Raises:
-        ParameterError: fewer training pairs than one batch.
-        ValueError: images that cannot be packed, or features of other weights.
-    """
-    val = split_tensors(config, dataset, tokenizer, model, "val", fabric, compiled)
-    train = split_tensors(config, dataset, tokenizer, model, "train", fabric, compiled)
-    source = PairSource(
-        train,
-        config.batch_size,
-        config.captions_per_image,
-        config.seed,
-        config,
-        lambda count: share(count, fabric.global_rank, fabric.world_size),
-    )
-    return source, val
 
 
 def split_tensors(
@@ -146,18 +116,15 @@ def open_features(encoder: Encoder, store: Store, config: TrainConfig, cache: Pa
         ValueError: features that float16 cannot hold.
         OSError: not enough space on the disk, or the folder cannot be written.
     """
-    views, augment, device = config.feature_views, Augment(config), next(encoder.parameters()).device
+    views, device = config.feature_views, next(encoder.parameters()).device
     settings = (config.crop_area, config.flip, config.colour, config.randaugment, config.seed)
-    augmentation = f"version {VERSION}: {settings}" if views > 1 else ""
-    fingerprint = encoder.fingerprint()
     header = {
-        "encoder": fingerprint,
+        "encoder": encoder.fingerprint(),
         "images": store.path.stem,
         "shape": [len(store.array), views, *encoder.feature_shape],
-        "augmentation": augmentation,
+        "augmentation": f"version {VERSION}: {settings}" if views > 1 else "",
     }
-    key = hashlib.sha256(augmentation.encode()).hexdigest()[:8] if views > 1 else "plain"
-    path = (cache or files.CACHE) / f"{store.path.stem}-{fingerprint}-{views}-{key}.npy"
+    path = (cache or files.CACHE) / f"{store.path.stem}-features"
     is_train_N = np.zeros(len(store.array), dtype=bool)
     is_train_N[store.splits.get("train", [])] = True
 
@@ -167,13 +134,13 @@ def open_features(encoder: Encoder, store: Store, config: TrainConfig, cache: Pa
         feature_BV = np.repeat(_features(encoder, plain).cpu().numpy()[:, None], views, axis=1)
         is_train_B = is_train_N[start:stop]
         for view in range(1, views if is_train_B.any() else 1):
-            rows = range(start, stop)
-            seen = augment(pixels_BHWC, config.seed, view, rows, encoder.mean, encoder.std)
-            feature_BV[is_train_B, view] = _features(encoder, seen).cpu().numpy()[is_train_B]
+            seen_BHWC = augment(pixels_BHWC, config, config.seed, view, range(start, stop))
+            seen = _features(encoder, normalise(seen_BHWC, encoder.mean, encoder.std))
+            feature_BV[is_train_B, view] = seen.cpu().numpy()[is_train_B]
         return feature_BV
 
     label = f"features of {store.path.stem.split('-')[0]}"
-    return Store(open_array(path, header, compute, BATCH, label), dict(store.splits), path)
+    return Store(open_array(path, header, compute, BATCH, label), dict(store.splits))
 
 
 def open_text_features(
@@ -194,18 +161,16 @@ def open_text_features(
     Raises:
         ValueError, OSError: as `open_features`.
     """
-    device, fingerprint = next(encoder.parameters()).device, encoder.fingerprint()
+    device = next(encoder.parameters()).device
     captions = [caption for split in dataset.splits.values() for caption in split.captions]
-    digest = hashlib.sha256(json.dumps(captions).encode()).hexdigest()
     header = {
-        "encoder": fingerprint,
-        "captions": digest,
+        "encoder": encoder.fingerprint(),
+        "captions": captions,
         "tokenizer": tokenizer.fingerprint,
         "max_tokens": max_tokens,
         "shape": [len(captions), *encoder.feature_shape],
     }
-    key = f"{digest[:16]}-{tokenizer.fingerprint}-{max_tokens}-{fingerprint}"
-    path = (cache or files.CACHE) / f"{dataset.name}-captions-{key}.npy"
+    path = (cache or files.CACHE) / f"{dataset.name}-captions"
 
     def compute(start: int, stop: int) -> np.ndarray:
         tokens_BL, length_B = map(torch.from_numpy, tokenizer.encode(captions[start:stop], max_tokens))
@@ -218,4 +183,4 @@ def open_text_features(
 
     array = open_array(path, header, compute, CAPTIONS, f"features of {dataset.name} captions")
     ends = np.cumsum([len(split.captions) for split in dataset.splits.values()])
-    return Store(array, dict(zip(dataset.splits, np.split(np.arange(len(captions)), ends[:-1]))), path)
+    return Store(array, dict(zip(dataset.splits, np.split(np.arange(len(captions)), ends[:-1]))))

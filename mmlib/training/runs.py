@@ -21,16 +21,6 @@ import numpy as np
 from mmlib import files
 from mmlib.arrays import read_npz
 from mmlib.config import ParameterError, TrainConfig, build
-from mmlib.files import (
-    checked_name,
-    explained,
-    holder,
-    locked,
-    parse_json,
-    read_bounded,
-    read_json,
-    write_bytes_atomic,
-)
 from mmlib.training import stored
 
 _OF_WEIGHTS = (
@@ -47,7 +37,7 @@ def run_folder(run: str) -> Path:
     Raises:
         ValueError: the name cannot be that of a folder, see `checked_name`.
     """
-    return files.RUNS / checked_name(run, "run")
+    return files.RUNS / files.checked_name(run, "run")
 
 
 def now() -> str:
@@ -84,7 +74,7 @@ def stored_config(run: str) -> TrainConfig:
         FileNotFoundError, ValueError: there is no such run, or its `config.json` is damaged.
     """
     path = run_folder(run) / "config.json"
-    values = read_json(path)
+    values = files.read_json(path)
     try:
         return build(TrainConfig, {k: v for k, v in values.items() if k in TrainConfig.model_fields})
     except ParameterError as error:
@@ -178,12 +168,12 @@ def read_arrays(run: str, name: str) -> dict[str, np.ndarray]:
 
 def parse_history(path: Path) -> list[dict]:
     """The rows of a history file whose lines are whole; a last one without its end was cut by a crash."""
-    *lines, _ = read_bounded(path).split(b"\n")
+    *lines, _ = files.read_bounded(path).split(b"\n")
     rows = []
     for number, line in enumerate(lines, 1):
         row = None
         with contextlib.suppress(ValueError):
-            row = parse_json(line, path.name)
+            row = files.parse_json(line, path.name)
         if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
             raise ValueError(
                 f"{files.shown(path)}, line {number} is damaged: expected one JSON object per line, with its"
@@ -212,7 +202,7 @@ def run_state(run: str) -> tuple[str, str | None]:
     said = _said(run)
     if said[0] not in ("running", "nothing"):
         return said
-    if holder(run_folder(run)):
+    if files.holder(run_folder(run)):
         return "running", None
     state, reason = _said(run)  # it may have ended, and said so, since it was read
     if state == "running":
@@ -286,8 +276,8 @@ class RunFolder:
         """
         path = self.path / name
         kept = "; the previous one is intact" if path.exists() else "; there is none before it"
-        with self._still_there(), explained(path, f" ({len(data) / 2**20:.1f} MiB)", kept):
-            write_bytes_atomic(path, data)
+        with self._still_there(), files.explained(path, f" ({len(data) / 2**20:.1f} MiB)", kept):
+            files.write_bytes_atomic(path, data)
 
     def write_json(self, name: str, value: dict) -> None:
         """`write` of an object as JSON."""
@@ -305,7 +295,7 @@ class RunFolder:
             RuntimeError: the folder was deleted, moved or replaced.
         """
         path, line = self.path / "history.jsonl", json.dumps(row, allow_nan=False) + "\n"
-        with self._still_there(), explained(path), open(path, "a", encoding="utf-8") as file:
+        with self._still_there(), files.explained(path), open(path, "a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
@@ -344,7 +334,7 @@ def open_run(run: str, overwrite: bool = False) -> Iterator[RunFolder]:
         OSError: the folder cannot be written to.
     """
     folder = run_folder(run)
-    with locked(folder, f"run {run!r}") as check:
+    with files.locked(folder, f"run {run!r}") as check:
         # Under the lock, unfinished files can only be a killed process's.
         doomed = list(folder.glob("*.part"))
         if overwrite:
@@ -359,7 +349,7 @@ def open_run(run: str, overwrite: bool = False) -> Iterator[RunFolder]:
 
 def _remove(path: Path) -> None:
     """Removes a file or a folder; of a link, the link alone."""
-    with explained(path):
+    with files.explained(path):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

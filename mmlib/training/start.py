@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from mmlib.config import ParameterError, TrainConfig, build, continued, differences, training_of
-from mmlib.data import Dataset, Tokenizer, load_dataset, tokenizer_for
+from mmlib.data import Dataset, Tokenizer, build_tokenizer, load_dataset
+from mmlib.data.batches import PairSource
 from mmlib.data.tokenizers import count_losses, loss_shares, losses_warning
 from mmlib.files import InUse
 from mmlib.model import build_loss, build_model, load_learned
@@ -29,10 +30,10 @@ from mmlib.training.checkpoint import (
     load_weights,
     tokenizer_of,
 )
-from mmlib.training.inputs import standardise_heads, training_data
+from mmlib.training.inputs import split_tensors, standardise_heads
 from mmlib.training.loop import Learner, run, stop_requests
 from mmlib.training.optimisation import build_optimizer, keep_optimizer_state, rate_scales
-from mmlib.training.processes import all_or_none, build_fabric, compiles, has_lost_another
+from mmlib.training.processes import all_or_none, build_fabric, compiles, has_lost_another, share
 from mmlib.training.runs import (
     RunFolder,
     describe_machine,
@@ -176,7 +177,10 @@ def _find_start(config: TrainConfig, parent: Parent | None, log: Log, if_complet
     if content:
         tokenizer = tokenizer_of(path, content)
     else:
-        tokenizer = tokenizer_for(config, dataset.splits["train"].captions, config.text_encoder)
+        tokenizer = build_tokenizer(
+            config.tokenizer, dataset.splits["train"].captions, config.min_word_count, config.bpe_vocabulary,
+            config.text_encoder,
+        )  # fmt: skip
     if resumed:
         check_fits(path, content, config.model_dump())
     return _Start(config, parent, found, dataset, tokenizer, path, content, resumed)
@@ -229,8 +233,15 @@ def _open_inputs(start: _Start, fabric: "Fabric") -> tuple:
         load_weights(start.path, model, evaluated_weights(content))
         load_learned(loss, content["loss"], content["config"])
     compiled = compiles(config, fabric, len(start.dataset.splits["train"].captions))
-    data = training_data(config, start.dataset, tokenizer, model, fabric, compiled)
-    return model, loss, compiled, *data
+    train_data, val_data = (
+        split_tensors(config, start.dataset, tokenizer, model, split, fabric, compiled)
+        for split in ("train", "val")
+    )
+    source = PairSource(
+        train_data, config.batch_size, config.captions_per_image, config.seed, config,
+        lambda count: share(count, fabric.global_rank, fabric.world_size),
+    )  # fmt: skip
+    return model, loss, compiled, source, val_data
 
 
 @contextlib.contextmanager

@@ -221,7 +221,6 @@ Report = fields(
     state=Literal["failed", "killed", "interrupted", "running", "incomplete", "complete"],
     reason=str | None,
     notebooks=dict[Words, fields(page=Name | None)],
-    thumbnail=fields(alt=Words) | None,
     metrics=dict[Words, _RunOfReport],
     ablations=dict[Words, Ablation],
 )

@@ -17,7 +17,6 @@ def _own_places(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(images, "scratch", lambda: tmp_path)
     monkeypatch.setattr(images, "OUR_EPOCHS", 1)
-    monkeypatch.setattr(images, "WORKERS", 0)  # decodes in this process
     images.jpegs.cache_clear()
     images.packed.cache_clear()
     yield

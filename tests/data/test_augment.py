@@ -15,10 +15,10 @@ from mmlib.data.augment import (
     OPERATIONS,
     PIXEL_MEAN,
     PIXEL_STD,
-    Augment,
     _crop,
     _jitter,
     _randaugment,
+    augment,
     crop_boxes,
     normalise,
     random_numbers,
@@ -42,8 +42,8 @@ def planar(image_BHWC: torch.Tensor) -> torch.Tensor:
     return image_BHWC.permute(0, 3, 1, 2)
 
 
-def augment(**settings) -> Augment:
-    return Augment(AugmentConfig(**settings))
+def augmented(image_BHWC, seed, epoch, places, **settings) -> torch.Tensor:
+    return augment(image_BHWC, AugmentConfig(**settings), seed, epoch, places)
 
 
 def assert_close_levels(found: torch.Tensor, expected: torch.Tensor, levels: int, share: float):
@@ -66,45 +66,37 @@ def test_normalise_is_what_torchvision_does(count):
     assert torch.equal(normalise(image_BHWC), normalise(image_BHWC, PIXEL_MEAN, PIXEL_STD))
 
 
-def test_nothing_on_is_exactly_normalisation():
-    image_BHWC, nothing = photos(4), augment()
-    assert not nothing.active
-    assert torch.equal(nothing(image_BHWC, 0, 1, range(4)), normalise(image_BHWC))
-    assert torch.equal(nothing.pixels(image_BHWC, 0, 1, range(4)), image_BHWC)
+def test_with_nothing_on_the_images_are_as_they_are():
+    image_BHWC = photos(4)
+    assert augmented(image_BHWC, 0, 1, range(4)) is image_BHWC
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "+".join(s))
 def test_a_batch_is_augmented_and_an_image_does_not_depend_on_its_batch(settings):
-    image_BHWC, on = photos(9), augment(**settings)
+    image_BHWC = photos(9)
     before = image_BHWC.clone()
-    mean, std = (0.4, 0.5, 0.6), (0.3, 0.2, 0.1)
-    found = on(image_BHWC, 3, 2, np.arange(9), mean, std)
-    changed = on.pixels(image_BHWC, 3, 2, np.arange(9))
-    assert on.active
-    assert found.shape == (9, 3, SIZE, SIZE)
+    changed = augmented(image_BHWC, 3, 2, np.arange(9), **settings)
+    assert changed.shape == (9, SIZE, SIZE, 3)
     assert changed.dtype == torch.uint8
-    assert torch.equal(found, normalise(changed, mean, std))
     assert not torch.equal(changed, image_BHWC)
     assert torch.equal(image_BHWC, before)  # the store's pixels are never written
-    parts = [on.pixels(image_BHWC[part], 3, 2, np.arange(9)[part]) for part in (slice(0, 4), slice(4, 9))]
-    assert torch.equal(torch.cat(parts), changed)
-    shuffled = torch.tensor([8, 0, 3])
-    assert torch.equal(on.pixels(image_BHWC[shuffled], 3, 2, shuffled.numpy()), changed[shuffled])
+    for rows in (np.arange(4), np.arange(4, 9), np.array([8, 0, 3])):
+        assert torch.equal(augmented(image_BHWC[rows], 3, 2, rows, **settings), changed[rows])
 
 
 def test_seed_epoch_and_place_each_change_the_picture():
-    image_BHWC, on = photos(1).expand(2, -1, -1, -1), augment(**EVERYTHING)
-    base = on.pixels(image_BHWC, 0, 1, [0, 1])
+    image_BHWC = photos(1).expand(2, -1, -1, -1)
+    base = augmented(image_BHWC, 0, 1, [0, 1], **EVERYTHING)
     assert not torch.equal(base[0], base[1])
-    assert not torch.equal(base, on.pixels(image_BHWC, 1, 1, [0, 1]))
-    assert not torch.equal(base, on.pixels(image_BHWC, 0, 2, [0, 1]))
-    assert torch.equal(base, on.pixels(image_BHWC, 0, 1, [0, 1]))
+    assert not torch.equal(base, augmented(image_BHWC, 1, 1, [0, 1], **EVERYTHING))
+    assert not torch.equal(base, augmented(image_BHWC, 0, 2, [0, 1], **EVERYTHING))
+    assert torch.equal(base, augmented(image_BHWC, 0, 1, [0, 1], **EVERYTHING))
 
 
 def test_one_augmentation_more_changes_nothing_of_the_others():
     image_BHWC = photos(8)
-    alone = augment(flip=True).pixels(image_BHWC, 0, 1, np.arange(8))
-    with_crop = augment(flip=True, crop_area=0.999999).pixels(image_BHWC, 0, 1, np.arange(8))
+    alone = augmented(image_BHWC, 0, 1, np.arange(8), flip=True)
+    with_crop = augmented(image_BHWC, 0, 1, np.arange(8), flip=True, crop_area=0.999999)
     mirrored = [not torch.equal(a, b) for a, b in zip(alone, image_BHWC)]
     centre = slice(SIZE // 4, -SIZE // 4)
     for crop, image, flip in zip(with_crop.float(), image_BHWC.float(), mirrored):
@@ -149,7 +141,7 @@ def test_crops_and_mirror_images_are_torchvisions():
     for image, box, one in zip(image_BCHW, box_B4.tolist(), _crop(image_BCHW, box_B4)):
         expected = functional.resized_crop(image.contiguous(), *box, [SIZE, SIZE], antialias=True)
         assert_close_levels(one, expected, levels=1, share=0.35)
-    mirrored = augment(flip=True).pixels(photos(400, 8), 0, 1, np.arange(400))
+    mirrored = augmented(photos(400, 8), 0, 1, np.arange(400), flip=True)
     same = [torch.equal(a, b) for a, b in zip(mirrored, photos(400, 8))]
     assert 150 < sum(same) < 250
     assert all(s or torch.equal(a, b.flip(1)) for s, a, b in zip(same, mirrored, photos(400, 8)))
@@ -195,9 +187,11 @@ def test_images_of_a_batch_get_their_own_operations():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "+".join(s))
 def test_a_gpu_gives_the_same_pictures(settings):
-    image_BHWC, on = photos(9), augment(**settings)
-    found = on.pixels(image_BHWC.cuda(), 3, 2, np.arange(9)).cpu()
-    assert (found.int() - on.pixels(image_BHWC, 3, 2, np.arange(9)).int()).abs().float().mean() < 1
+    found, expected = (
+        augmented(photos(9).to(device), 3, 2, np.arange(9), **settings).cpu().int()
+        for device in ("cuda", "cpu")
+    )
+    assert (found - expected).abs().float().mean() < 1
 
 
 @pytest.mark.parametrize(
@@ -210,6 +204,5 @@ def test_a_gpu_gives_the_same_pictures(settings):
     ],
 )
 def test_pixels_of_another_kind_are_refused(image, message):
-    for call in (normalise, lambda image: augment(flip=True)(image, 0, 1, range(2))):
-        with pytest.raises(ValueError, match=message):
-            call(image)
+    with pytest.raises(ValueError, match=message):
+        normalise(image)

@@ -130,14 +130,14 @@ def test_batches_from_any_step_on_are_those_of_the_whole_epoch(tensors):
 def test_images_that_must_be_copied_to_the_device_are_made_ready_ahead(tensors, monkeypatch):
     made_by = set()
 
-    def note(self, rows, views):
+    def note(self, rows):
         made_by.add(threading.current_thread())
-        return SplitTensors.image_batch(self, rows)
+        return SplitTensors.pixel_batch(self, rows)
 
     source = PairSource(tensors(), 7, "all", 3, AugmentConfig())
     plain = list(source.batches(1, 0))
     monkeypatch.setattr(type(source.data), "on_device", False)
-    monkeypatch.setattr(source.data, "image_batch", partial(note, source.data))
+    monkeypatch.setattr(source.data, "pixel_batch", partial(note, source.data))
     ahead = list(source.batches(1, 0))
     assert made_by
     assert threading.main_thread() not in made_by
@@ -203,8 +203,8 @@ def test_features_of_frozen_encoders_take_the_place_of_pixels_and_token_ids(shap
     rows = {"train": np.arange(60), "val": np.arange(60, 80), "test": np.arange(80, 100)}
     data = SplitTensors(
         dataset, store, tokenizer, "train", L, None, torch.device("cpu"),
-        image_features=Store(image_NVF, store.splits, store.path),
-        text_features=Store(text_MF, rows, store.path),
+        image_features=Store(image_NVF, store.splits),
+        text_features=Store(text_MF, rows),
     )  # fmt: skip
     assert np.array_equal(data.image_batch(torch.tensor([2, 0])), image_NVF[[2, 0], 0].astype(np.float32))
     assert np.array_equal(data.caption_batch(torch.tensor([9]))[0], text_MF[[9]].astype(np.float32))
@@ -224,7 +224,7 @@ def test_images_and_captions_of_a_split_are_in_the_splits_order(shapes, tensors,
         data = tensors(name)
         assert (data.images, data.captions) == (len(split.images), len(split.captions))
         image_NCHW = data.image_batch(torch.arange(data.images))
-        packed_NHWC = store.array[store.rows(name)]
+        packed_NHWC = store.array[store.splits[name]]
         pixel_NHWC = image_NCHW.permute(0, 2, 3, 1).numpy() * (0.229, 0.224, 0.225) + (0.485, 0.456, 0.406)
         assert np.array_equal((255 * pixel_NHWC).round(), packed_NHWC)
         assert np.array_equal(data.tokens_ML, tokenizer.encode(split.captions, L)[0])

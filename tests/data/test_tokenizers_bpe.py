@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from mmlib.config import ParameterError
 from mmlib.data import build_tokenizer, restore_tokenizer
 
 CAPTIONS = [
@@ -136,12 +135,6 @@ def test_a_process_that_forks_is_not_warned_and_a_persons_setting_wins(setting):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == (["true", "198"] if setting else ["false", "198"] * 2)
-
-
-def test_no_room_for_the_bytes_is_refused():
-    with pytest.raises(ParameterError, match=r"bpe_vocabulary: expected at least 257 .*, found 256"):
-        build_tokenizer("bpe", CAPTIONS, bpe_vocabulary=256)
-    assert build_tokenizer("bpe", CAPTIONS, bpe_vocabulary=257).size == 257
 
 
 def test_a_damaged_state_is_refused(bpe):

@@ -6,7 +6,7 @@ import pytest
 
 from mmlib.data import build_tokenizer
 from mmlib.data.tokenizers import count_losses, loss_shares, losses_warning
-from mmlib.data.tokenizers.base import UNCUT
+from mmlib.data.tokenizers.learned import UNCUT
 
 
 def chinese(count: int, seed: int) -> list[str]:

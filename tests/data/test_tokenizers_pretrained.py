@@ -62,11 +62,14 @@ def tokenizer(folder):
 
 
 def local_clip(folder, root, **text_cfg):
-    """`open_clip:local-dir:…` with the tokenizer of `folder`; returns its name."""
-    shutil.copytree(folder, root, dirs_exist_ok=True)
-    config = {"model_cfg": {"text_cfg": {"hf_tokenizer_name": "a-name", **text_cfg}}}
-    (root / "open_clip_config.json").write_text(json.dumps(config))
-    return f"local-dir:{root}"
+    """Adds a model to open_clip, with the tokenizer of `folder`; returns its name."""
+    import open_clip
+
+    config = {"embed_dim": 1, "vision_cfg": {}, "text_cfg": {"hf_tokenizer_name": str(folder), **text_cfg}}
+    path = root / f"{root.name}-{len(text_cfg)}.json"
+    path.write_text(json.dumps(config))
+    open_clip.add_model_config(path)
+    return path.stem
 
 
 def restored(tokenizer):
@@ -183,24 +186,16 @@ def test_more_tokens_than_the_encoder_reads_are_refused(folder):
         encoder_tokenizer(f"hf:{folder}").encode(CAPTIONS, 21)
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "a/b/c", "~/no such folder"])
-def test_a_folder_that_is_not_there_is_refused(name):
-    with pytest.raises(
-        FileNotFoundError, match=f"text_encoder hf:{re.escape(name)}: expected the folder .*put"
-    ):
-        encoder_tokenizer(f"hf:{name}")
-
-
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"expected a tokenizer \(tokenizer.json, .*; put the files"):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"weights) in the folder {tmp_path}")):
         encoder_tokenizer(f"hf:{tmp_path}")
 
 
 def test_a_name_that_is_not_here_says_what_to_fetch_and_where_to_put_it(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    message = "text_encoder hf:some/encoder: expected the encoder's files in the cache"
-    with pytest.raises(FileNotFoundError, match=message) as refused:
+    message = "text_encoder hf:some/encoder: expected the encoder's files (config.json"
+    with pytest.raises(FileNotFoundError, match=re.escape(message)) as refused:
         encoder_tokenizer("hf:some/encoder")
     assert "run `hf download some/encoder --local-dir data/models/some/encoder`" in str(refused.value)
     assert str(refused.value).endswith("text_encoder hf:data/models/some/encoder")
@@ -249,7 +244,10 @@ def test_others_are_prepared_as_open_clip_does(folder, tmp_path, settings):
 
 def test_settings_tell_fingerprints_apart(folder, tmp_path):
     kinds = [{}, {"clean": "canonicalize"}, {"strip_sep_token": True}]
-    names = [local_clip(folder, tmp_path / str(i), tokenizer_kwargs=kind) for i, kind in enumerate(kinds)]
+    names = []
+    for number, kind in enumerate(kinds):
+        (tmp_path / f"clip-{number}").mkdir()
+        names.append(local_clip(folder, tmp_path / f"clip-{number}", tokenizer_kwargs=kind))
     assert len({encoder_tokenizer(f"open_clip:{name}").fingerprint for name in names}) == 3
 
 

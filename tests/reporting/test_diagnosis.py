@@ -27,7 +27,7 @@ from mmlib.reporting import (
     similarity_figure,
 )
 from mmlib.reporting.notebooks import mark_of
-from mmlib.reporting.style import DIRECTIONS, alt_text
+from mmlib.reporting.style import DIRECTIONS
 from mmlib.training.runs import run_folder
 
 WORDS = ("man", "dog", "ball", "two men")
@@ -65,7 +65,7 @@ def test_figures_name_their_scope_and_their_axes(diagnosis):
         similarity_figure(diagnosis), calibration_figure(diagnosis),
     ):  # fmt: skip
         assert "shapes · test split · protocol standard · 60 image and 180 caption" in texts(figure)
-        assert not re.search(r"\d", re.sub(r"recall at \d+", "", alt_text(figure)))
+        assert not re.search(r"\d", re.sub(r"recall at \d+", "", figure.get_label()))
         assert all(axes.get_xlabel() for axes in figure.axes)
         figure.draw_without_rendering()
 

@@ -16,9 +16,8 @@ from mmlib.reporting import (
     results_figure,
     slots_figure,
 )
-from mmlib.reporting.curves import thumbnail
 from mmlib.reporting.published import published_figure
-from mmlib.reporting.style import DIRECTIONS, _png, alt_text
+from mmlib.reporting.style import DIRECTIONS, _png, show
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,6 @@ def figures(history, result, gallery) -> dict[str, Figure]:
         "loss": loss_curves(history, "shapes", batch_size=64),
         "recall": recall_curves(history, "shapes"),
         "lr": lr_curve(history),
-        "thumbnail": thumbnail(history, "shapes"),
         "results": results_figure([result, samples.result("demo-continue", 0.9)]),
         "published": published_figure([samples.flickr_result()]),
         "gallery-t2i": galleries["t2i"],
@@ -41,7 +39,7 @@ def texts(figure: Figure) -> str:
     return "\n".join(t.get_text() for t in figure.findobj(matplotlib.text.Text))
 
 
-@pytest.mark.parametrize("name", ["loss", "recall", "lr", "thumbnail", "results", "published", "slots"])
+@pytest.mark.parametrize("name", ["loss", "recall", "lr", "results", "published", "slots"])
 def test_every_plotted_axis_is_labelled(figures, name):
     for axes in figures[name].axes:
         if axes.axison:
@@ -52,7 +50,7 @@ def test_every_plotted_axis_is_labelled(figures, name):
 
 def test_alt_text_says_what_is_drawn_and_measures_nothing(figures):
     for figure in figures.values():
-        alt = alt_text(figure)
+        alt = figure.get_label()
         assert len(alt) > 40
         # K of R@K, "Flickr8k" and phase numbers are names; nothing else may change with a measurement.
         assert not re.search(r"\d", re.sub(r"recall at [\d, ]+|Flickr8k|flickr8k|phase \d|shapes", "", alt))
@@ -172,7 +170,7 @@ def test_drawing_leaves_the_style_of_others_alone(history):
 
 def test_a_figure_without_alt_text_is_refused():
     with pytest.raises(ValueError, match="no alt text: expected a description"):
-        alt_text(Figure())
+        show(Figure(), "x")
 
 
 def test_a_persons_settings_of_matplotlib_change_no_figure(history):

@@ -172,7 +172,6 @@ def test_a_report_survives_a_broken_run_folder(repository):
     assert "history.jsonl, line 1 is damaged" in problems
     assert "environment.json, found nothing there" in problems
     assert report()["reason"] == "01_train: run demo-train: disk full"
-    assert report()["thumbnail"] is None
     write_index()
 
 
@@ -184,6 +183,7 @@ def test_nothing_to_report_is_an_error(repository):
 def test_the_index_shows_numbers_with_scope_and_marks_what_is_broken(repository):
     repository.run("demo-train")
     repository.executed("demo", "01_train", [])
+    repository.executed("demo", "04_analysis", [figure("recall")])
     repository.run("new-train", result=False)
     repository.executed("new", "01_train", [], parameters='run: str = "new-train"  # run')
     for experiment in ("demo", "new"):
@@ -197,8 +197,9 @@ def test_the_index_shows_numbers_with_scope_and_marks_what_is_broken(repository)
     cards = {m[1]: m[0] for m in re.finditer(r"<article.*?<h2>(?:<a[^>]*>)?(\w+).*?</article>", page, re.S)}
     assert sorted(cards) == ["broken", "demo", "empty", "new", "partial"]
     assert "shapes · test split · protocol standard · 60 image and 180 caption queries" in cards["demo"]
-    assert '<a href="demo/01_train.html">' in cards["demo"]
-    assert 'alt="Small line chart' in cards["demo"]
+    assert '<a href="demo/04_analysis.html">' in cards["demo"]
+    assert 'alt="Validation recall by epoch"' in cards["demo"]
+    assert "<img" not in cards["new"]
     assert "not a test result" in cards["new"]
     assert "unreadable" in cards["broken"]
     assert "unreadable" in cards["partial"]
@@ -242,7 +243,7 @@ def test_the_readme_of_a_report_shows_state_table_and_shareable_pages(result):
     assert "[04_analysis](04_analysis.html)" in text
     assert ".private.html" not in text
     assert "05_ablation" not in text
-    assert "![loss](figures/04_analysis-loss.png)" in text
+    assert "![Training loss by epoch](figures/04_analysis-loss.png)" in text
     part = result["protocols"]["standard"]["i2t"]["r1"]
     assert f"{part['hits']}/{result['protocols']['standard']['i2t']['n']}" in text
 

@@ -53,7 +53,7 @@ def test_runs_in_order_from_the_root_with_parameters_and_overrides(repository, c
     assert run_experiment("demo", {"lr": 0.25}) == 0
     out = capsys.readouterr().out
     assert f"train 0.25 {files.ROOT}" in out  # streamed while it runs
-    assert "01_train 3/3 (Work)" in out
+    assert "01_train 2/2 (Work)" in out
     assert "01_train: complete in" in out
     assert "report: reports/demo/01_train.html" in out
     assert "index:  reports/index.html" in out
@@ -242,19 +242,21 @@ def test_invalid_yaml_is_named(repository):
 
 
 def test_missing_data_stop_before_a_report_is_replaced(repository, fake_papermill):
-    data = 'dataset: str = "flickr8k"  # set\ndata_root: str = "data/none"  # folder'
+    data = 'run: str = "a"\nepochs: int = 1\nlr: float = 0.1\n'
+    data += 'dataset: str = "flickr8k"  # set\ndata_root: str = "data/none"  # folder'
     repository.notebook("01_train", "pass", parameters=data)
     repository.params("demo", "01_train")
     page = files.REPORTS / "demo" / "01_train.html"
     page.parent.mkdir(parents=True)
     page.write_text("a report that stands")
     with pytest.raises(
-        FileNotFoundError, match=r"expected the Flickr8k folder data/none, found none"
+        FileNotFoundError, match=r"expected the folder data/none of data set 'flickr8k', found none"
     ) as caught:
         run_experiment("demo")
     assert "-p data_root /path/to/flickr8k" in str(caught.value)
     assert page.read_text() == "a report that stands"
     assert fake_papermill == []
+    repository.run("a")
     assert run_experiment("demo", {"data_root": str(page.parent)}) == 0
 
 

@@ -50,7 +50,7 @@ def test_a_complete_report_is_published_without_what_is_private(report, capsys):
     assert (report / "private" / "03_evaluate-photos.png").is_file()
     assert main(["publish", "demo"]) == 0
     assert "published: reports/published/demo" in capsys.readouterr().out
-    published = ["03_evaluate.html", "README.md", "figures/03_evaluate-loss.png", "figures/learning.png"]
+    published = ["03_evaluate.html", "README.md", "figures/03_evaluate-loss.png"]
     assert files_below(files.PUBLISHED / "demo") == [*published, "results.json"]
     for file in published:
         assert (files.PUBLISHED / "demo" / file).read_bytes() == (report / file).read_bytes()
@@ -89,10 +89,10 @@ def test_what_is_missing_or_incomplete_is_refused_and_what_stands_is_kept(report
     assert not (files.REPORTS / "nope").exists()
     with pytest.raises(ValueError, match=r"expected a name of letters.*found '../demo'"):
         publish("../demo")
-    (report / "figures" / "learning.png").rename(report / "away.png")
-    with pytest.raises(FileNotFoundError, match=r"'demo': expected reports/demo/figures/learning.png, f"):
+    (report / "03_evaluate.html").rename(report / "away.html")
+    with pytest.raises(FileNotFoundError, match=r"'demo': expected reports/demo/03_evaluate.html, found no"):
         publish("demo")
-    (report / "away.png").rename(report / "figures" / "learning.png")
+    (report / "away.html").rename(report / "03_evaluate.html")
     repository.params("demo", "04_analysis")
     write_report("demo")
     with pytest.raises(ValueError, match=rf"reports/demo to be 'incomplete' \(04_analysis has.*{run_it}demo"):
@@ -108,7 +108,7 @@ def test_a_picture_that_the_report_did_not_make_is_not_published(report):
     (report / "figures" / "holiday.png").write_bytes(b"private")
     publish("demo")
     there = sorted(path.name for path in (files.PUBLISHED / "demo" / "figures").iterdir())
-    assert there == ["03_evaluate-loss.png", "learning.png"]
+    assert there == ["03_evaluate-loss.png"]
 
 
 def test_a_comment_without_its_end_costs_no_text(report):
@@ -170,14 +170,9 @@ def test_git_ignores_local_reports_and_what_is_private():
 
 
 def test_a_report_that_names_or_links_what_lies_elsewhere_publishes_nothing_of_it(report):
-    """A thumbnail by a path is not followed, and a picture or a folder that is a link is refused."""
     secret = files.ROOT / "secret.png"
     secret.write_bytes(b"secret")
-    results = report / "results.json"
-    values = json.loads(results.read_text())
-    results.write_text(json.dumps(values | {"thumbnail": {"file": "../../secret.png", "alt": ""}}))
     publish("demo")
-    assert not (files.REPORTS / "secret.png").exists()
     before = files_below(files.PUBLISHED)
     (report / "figures" / "03_evaluate-x.png").symlink_to(secret)
     with pytest.raises(FileNotFoundError, match=r"03_evaluate-x\.png, found one that lies elsewhere"):
@@ -195,7 +190,7 @@ def test_a_report_that_names_or_links_what_lies_elsewhere_publishes_nothing_of_i
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("thumbnail", "x"), ("thumbnail", {"alt": 1}), ("notebooks", {"../x": {"page": None}}),
+        ("notebooks", {"../x": {"page": None}}),
         ("notebooks", {"a": "complete"}), ("notebooks", []), ("metrics", {"a": {}}), ("metrics", None),
         ("ablations", {"a": {"arms": []}}), ("state", ["complete"]), ("reason", {}),
     ],

@@ -203,5 +203,5 @@ def test_names_that_reports_has_for_itself_are_refused(name, repository, capsys)
     repository.executed(name, "01_train", [])
     before = sorted(files.ROOT.rglob("*"))
     assert main(["report", name]) == 2
-    assert f"experiment: {name!r} is taken" in capsys.readouterr().err
+    assert f"name of the published reports or the index, found {name!r}; rename" in capsys.readouterr().err
     assert sorted(files.ROOT.rglob("*")) == before

@@ -82,8 +82,8 @@ def test_weights_are_given_to_all_arms_beside_the_file(base):
         ({"arms": {"a": {"seed": 3}}}, "arm 'a': seed is set by the ablation's own parameter seeds"),
         ({"tune": {"memry": {"lr": [1]}}}, "tune: there is no arm 'memry'; there are: memory, no-memory"),
         ({"tune": {"lr": []}}, "tune: expected values of lr, found an empty list"),
-        ({"grid": {"lr": [0.1, 0.1]}}, "grid: lr has the value 0.1 twice"),
-        ({"seeds": [1, 1]}, "seeds: 1 is there twice"),
+        ({"grid": {"lr": [0.1, 0.1]}}, "two runs would be called 'grid.memory-lr0.1.s0': a seed,"),
+        ({"seeds": [1, 1]}, "two runs would be called 'grid.memory.s1': a seed, arm or value is th"),
         ({"arms": {}}, "arms: expected one or more of them, or a grid, found neither"),
         ({"arms": {"a/b": {}}}, "arm 'a/b': run: expected a name of letters, digits"),
         ({"grid": {"memory_slots": [0, 4]}}, "arm 'no-memory': memory_slots is in the grid too"),
@@ -93,9 +93,9 @@ def test_weights_are_given_to_all_arms_beside_the_file(base):
         ({"arms": {"a": {"lr": "fast"}}}, "arm 'a': lr: expected a number, found 'fast' (str)"),
         ({"tune": {"lr": [0.1, -1.0]}}, "arm 'memory', lr -1.0: lr: input should be greater than 0"),
         ({"arms": {"a": {}, "b": {"shapes_val": 9}}}, "arm 'b': shapes_val is 9 and 8 in 'a'; arms"),
-        ({"arms": {"a": {}, "b": {"bpe_vocabulary": 9}}}, "arm 'b': bpe_vocabulary is read by tokenizer"),
+        ({"arms": {"a": {}, "b": {"bpe_vocabulary": 999}}}, "arm 'b': bpe_vocabulary is read by tokenizer"),
         ({"tune": {"no-memory": {"feedback_steps": [0, 1]}}}, "arm 'no-memory': feedback_steps is read by"),
-        ({"grid": {"tokenizer": ["char", "bpe"], "bpe_vocabulary": [99]}}, "arm 'memory-tokenizerchar-bpe"),
+        ({"grid": {"tokenizer": ["char", "bpe"], "bpe_vocabulary": [999]}}, "arm 'memory-tokenizerchar-bpe"),
         ({"changes": {"momentum": 0.8}}, "changes: momentum is read by optimizer 'sgd', 'rmsprop'; this r"),
         ({"data_root": "x"}, "  data_root is read by dataset 'folder', 'flickr8k', 'flickr30k', 'coco'; t"),
         ({"image_weights": "default"}, "  image_weights is read by image_encoder <library>:<name>; this r"),
@@ -120,7 +120,7 @@ def test_what_all_arms_are_given_may_be_unread_in_some_of_them(base, tmp_path):
 
 
 def test_everything_wrong_is_listed_at_once(base):
-    message = refusal(base, seeds=[0, 0], changes={"lrr": 1}, claims=[CLAIM | {"arm": "x"}])
+    message = refusal(base, tune={"lr": []}, changes={"lrr": 1}, claims=[CLAIM | {"arm": "x"}])
     assert len(message.splitlines()) == 4
 
 

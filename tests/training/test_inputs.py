@@ -11,7 +11,7 @@ import torch
 from tiny_runs import tiny_config
 
 from mmlib.data import load_dataset, open_store
-from mmlib.data.augment import Augment
+from mmlib.data.augment import augment, normalise
 from mmlib.data.tokenizers import build_tokenizer
 from mmlib.model import build_image_encoder, build_text_encoder
 from mmlib.training import inputs
@@ -72,39 +72,40 @@ def test_features_are_the_encoders_of_each_packed_image(store, tmp_path, pooling
     expected = encoder.features((pixels_NCHW - 0.5) / 0.5)
     torch.testing.assert_close(torch.tensor(features.array[:, 0]).float(), expected, atol=2e-3, rtol=2e-3)
     for split in ("train", "val", "test"):
-        assert np.array_equal(features.rows(split), store.rows(split))
+        assert np.array_equal(features.splits[split], store.splits[split])
 
 
 def test_views_are_augmented_in_the_training_split_alone(store, tmp_path):
     encoder, settings = frozen(), config(views=3)
     features = open_features(encoder, store, settings, cache=tmp_path)
     assert features.array.shape == (11, 3, 96)
-    train, rest = store.rows("train"), np.concatenate([store.rows("val"), store.rows("test")])
+    train, rest = store.splits["train"], np.concatenate([store.splits["val"], store.splits["test"]])
     pixels_NHWC = torch.from_numpy(np.array(store.array))
     for view in (1, 2):
         assert np.array_equal(features.array[rest, view], features.array[rest, 0])
-        seen = Augment(settings)(pixels_NHWC, settings.seed, view, range(11), encoder.mean, encoder.std)
+        seen_NHWC = augment(pixels_NHWC, settings, settings.seed, view, range(11))
+        seen = normalise(seen_NHWC, encoder.mean, encoder.std)
         found = torch.from_numpy(features.array[train, view]).float()
         torch.testing.assert_close(found, encoder.features(seen)[train], atol=2e-3, rtol=2e-3)
     assert np.abs(features.array[train, 1] - features.array[train, 0]).max(1).min() > 1e-3
 
 
 def test_an_interruption_changes_nothing(store, tmp_path, monkeypatch):
-    encoder, calls, augment = frozen(), [], Augment.__call__
+    encoder, calls = frozen(), []
 
-    def interrupted(self, pixels_BHWC, seed, view, rows, *more):
+    def interrupted(pixels_BHWC, config, seed, view, rows):
         calls.append((view, rows.start))
         if calls == [(1, 0), (2, 0), (1, 4)]:
             raise KeyboardInterrupt
-        return augment(self, pixels_BHWC, seed, view, rows, *more)
+        return augment(pixels_BHWC, config, seed, view, rows)
 
     whole = open_features(encoder, store, config(views=3), cache=tmp_path / "whole")
-    monkeypatch.setattr(Augment, "__call__", interrupted)
+    monkeypatch.setattr(inputs, "augment", interrupted)
     with pytest.raises(KeyboardInterrupt):
         open_features(encoder, store, config(views=3), cache=tmp_path / "parts")
     again = open_features(encoder, store, config(views=3), cache=tmp_path / "parts")
     assert calls[3:] == [(1, 4), (2, 4)]  # rows 8 to 10 are held out
-    assert again.path.read_bytes() == whole.path.read_bytes()
+    assert np.array_equal(again.array, whole.array)
 
 
 def test_each_thing_that_features_depend_on_has_a_store_of_its_own(dataset, store, tmp_path):
@@ -147,7 +148,7 @@ def test_features_of_captions_split_after_split(dataset, tmp_path):
     features = open_text_features(encoder, dataset, tokenizer, 12, cache=tmp_path)
     for split in dataset.splits.values():
         tokens_ML, length_M = map(torch.from_numpy, tokenizer.encode(split.captions, 12))
-        found_MF = torch.from_numpy(features.array[features.rows(split.name)]).float()
+        found_MF = torch.from_numpy(features.array[features.splits[split.name]]).float()
         expected_MF = encoder.eval().features(tokens_ML, length_M)
         assert found_MF.shape == (len(split.captions), 16)
         torch.testing.assert_close(found_MF, expected_MF, atol=2e-3, rtol=2e-3)

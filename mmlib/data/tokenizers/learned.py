@@ -1,26 +1,106 @@
-"""Tokenizers learned from the training captions: characters, words, byte-level BPE."""
+"""What every tokenizer does and loses; those learned from the training captions: characters, words, BPE.
 
+An evaluation restores the tokenizer of its run (`restore_tokenizer`), and so never depends on what the
+code would build today.
+
+Shapes: B captions, L positions.
+"""
+
+import hashlib
+import json
 import os
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
-from mmlib.config import ParameterError
-from mmlib.data.tokenizers.base import Tokenizer, whole_characters
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as LibraryTokenizer
+import numpy as np
+from tokenizers import Tokenizer as LibraryTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 # The library's threads are of little use here (one encodes 40,000 captions in about a second), and
 # in a process that forks after they ran they warn, or hang the child.  A person's own setting wins.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+CHUNK = 8192  # captions encoded at once: what a library returns for each takes kilobytes
+MUCH = 0.05  # share of tokens or captions that calls for a warning
+UNCUT = 1_000_000  # more tokens than any caption has
 REFERENCE_CHARACTERS = " abcdefghijklmnopqrstuvwxyz.,!?'-"  # 33: REFERENCE §1
 PADDING, UNKNOWN = "<pad>", "<unk>"
 SPECIAL = 1  # padding, id 0
-LEAST_VOCABULARY = SPECIAL + 256
 MIN_PAIRS = 2  # a pair seen once is no regularity: merging it would learn one caption by heart
+
+
+class Tokenizer(ABC):
+    """Captions to token ids and back.
+
+    Attributes:
+        kind: one of `mmlib.data.tokenizers.KINDS`.
+        size: number of token ids, padding included.
+        state: what `restore_tokenizer` needs, as JSON types: the arguments of the class, and `kind`.
+        padding_id: what fills a row behind its caption.
+        unknown_id: what stands for everything that the vocabulary lacks; None: it lacks nothing.
+        context_length: most tokens that the encoder this tokenizer belongs to can read; None: no limit.
+    """
+
+    kind: str
+    size: int
+    state: dict
+    padding_id: int = 0
+    unknown_id: int | None = None
+    context_length: int | None = None
+
+    @abstractmethod
+    def token_ids(self, captions: Sequence[str], max_tokens: int) -> Sequence[Sequence[int]]:
+        """The ids of each caption without padding, at most `max_tokens` of them."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of one row of token ids, without padding."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over the state: equal if and only if all captions encode alike."""
+        return hashlib.sha256(json.dumps(self.state).encode()).hexdigest()[:16]
+
+    def encode(self, captions: Sequence[str], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and lengths of captions; longer captions are cut.
+
+        Args:
+            captions: B texts.
+            max_tokens: L, special tokens included.
+
+        Returns:
+            Ids (B, L) int64, filled up with `padding_id` on the right, and lengths (B,) int64.
+
+        Raises:
+            ValueError: `max_tokens` is more than the encoder can read.
+        """
+        if self.context_length and max_tokens > self.context_length:
+            raise ValueError(
+                f"max_tokens: expected at most {self.context_length}, which is all that the text encoder"
+                f" reads, found {max_tokens}; lower max_tokens"
+            )
+        tokens_BL = np.full((len(captions), max_tokens), self.padding_id, dtype=np.int64)
+        length_B = np.zeros(len(captions), dtype=np.int64)
+        for start in range(0, len(captions), CHUNK):
+            chunk = [whole_characters(caption) for caption in captions[start : start + CHUNK]]
+            for b, ids in enumerate(self.token_ids(chunk, max_tokens), start):
+                tokens_BL[b, : len(ids)] = ids
+                length_B[b] = len(ids)
+        return tokens_BL, length_B
+
+
+def whole_characters(text: str) -> str:
+    """`text` as every library takes it: halves of a UTF-16 pair joined, single ones replaced by U+FFFD.
+
+    JSON files may hold such halves (`"\\ud83d"`), which are no characters and have no UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 class ClosedTokenizer(Tokenizer):
@@ -81,14 +161,12 @@ def learn_closed(kind: str, training_captions: Iterable[str], min_count: int) ->
     return ClosedTokenizer(kind, [PADDING, UNKNOWN, *frequent])
 
 
-def from_json(content: str) -> "LibraryTokenizer":
+def from_json(content: str) -> LibraryTokenizer:
     """The library's tokenizer from its JSON, without the cutting and padding that the JSON may ask for.
 
     Raises:
         ValueError: no such JSON.
     """
-    from tokenizers import Tokenizer as LibraryTokenizer
-
     try:
         library = LibraryTokenizer.from_str(content)
     except Exception as error:  # the library raises Exception itself
@@ -140,20 +218,9 @@ def learn_bpe(training_captions: Iterable[str], vocabulary: int) -> BpeTokenizer
 
     Args:
         training_captions: of the training split, and of no other.
-        vocabulary: token ids, padding included.  There are fewer where the captions run out of
-            pairs that occur twice.
-
-    Raises:
-        ParameterError: a vocabulary with no room for padding and the 256 bytes.
+        vocabulary: token ids, padding and 256 bytes included.  There are fewer where the captions run out
+            of pairs that occur twice.
     """
-    if vocabulary < LEAST_VOCABULARY:
-        raise ParameterError(
-            f"bpe_vocabulary: expected at least {LEAST_VOCABULARY} (256 bytes and padding), found"
-            f" {vocabulary}"
-        )
-    from tokenizers import Tokenizer as LibraryTokenizer
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
     library = LibraryTokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
@@ -165,3 +232,50 @@ def learn_bpe(training_captions: Iterable[str], vocabulary: int) -> BpeTokenizer
     )
     library.train_from_iterator(map(whole_characters, training_captions), trainer)
     return BpeTokenizer(library.to_str())
+
+
+def count_losses(tokenizer: Tokenizer, captions: Sequence[str], max_tokens: int) -> dict:
+    """Counts of a tokenizer's losses on captions that it was not learned from.
+
+    Returns:
+        `tokenizer` and `max_tokens`; `captions`, their `tokens` before cutting, special ones included, how
+        many of these are `unknown`, how many captions are longer than `max_tokens` (`cut`), and the
+        number of tokens of the `longest`.
+    """
+    tokens = unknown = cut = longest = 0
+    for start in range(0, len(captions), CHUNK):
+        chunk = [whole_characters(caption) for caption in captions[start : start + CHUNK]]
+        for ids in tokenizer.token_ids(chunk, UNCUT):
+            tokens += len(ids)
+            unknown += list(ids).count(tokenizer.unknown_id)
+            cut += len(ids) > max_tokens
+            longest = max(longest, len(ids))
+    return {
+        "tokenizer": tokenizer.kind, "max_tokens": max_tokens, "captions": len(captions), "tokens": tokens,
+        "unknown": unknown, "cut": cut, "longest": longest,
+    }  # fmt: skip
+
+
+def loss_shares(losses: dict) -> tuple[float, float]:
+    """Shares of unknown tokens and of cut captions, each in 0..1."""
+    return losses["unknown"] / max(losses["tokens"], 1), losses["cut"] / max(losses["captions"], 1)
+
+
+def losses_warning(losses: dict) -> str:
+    """What to do where much is lost, `""` where it is not."""
+    unknown, cut = loss_shares(losses)
+    warning = ""
+    if unknown > MUCH:
+        own = losses["tokenizer"] == "encoder"
+        other = "another text_encoder" if own else "tokenizer: bpe, which knows every text"
+        warning = (
+            f"Warning: {100 * unknown:.1f} % of the validation captions' tokens are unknown to the tokenizer"
+            f" {losses['tokenizer']!r}, and all unknown tokens look the same to the model: take {other}. "
+        )
+    if cut > MUCH:
+        warning += (
+            f"Warning: {100 * cut:.1f} % of the validation captions are cut at max_tokens"
+            f" {losses['max_tokens']}: raise max_tokens (the longest has {losses['longest']:,}), as far as"
+            " the text encoder can read. "
+        )
+    return warning.rstrip()

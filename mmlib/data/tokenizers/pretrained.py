@@ -3,19 +3,14 @@
 import gzip
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
-from tokenizers import Tokenizer as LibraryTokenizer
-
 from mmlib import files
 from mmlib.config import ParameterError
-from mmlib.data.tokenizers.base import Tokenizer
-from mmlib.data.tokenizers.learned import from_json
+from mmlib.data.tokenizers.learned import Tokenizer, from_json
 from mmlib.files import fetching, nearest, shown
-
-VOCABULARY = 49_408  # 2 x 256 bytes (inside a word and at its end), 48,894 merges, start and end
 
 
 class ClipTokenizer(Tokenizer):
@@ -100,52 +95,66 @@ class EncoderTokenizer(Tokenizer):
             "kind": self.kind, "tokenizer": self._library.to_str(), "padding_id": padding_id,
             "context_length": context_length, "clean": clean, "blank_id": blank_id,
         }  # fmt: skip
-        self.padding_id, self.context_length, self._blank_id = padding_id, context_length, blank_id
-        self.unknown_id = _unknown_id(self._library, self.state["tokenizer"])
+        self.padding_id, self.context_length = padding_id, context_length
+        self._clean, self._blank_id = clean, blank_id
+        # What the vocabulary lacks is a token by name (WordPiece, BPE) or a number (Unigram).
+        model = json.loads(self.state["tokenizer"])["model"]
+        unknown = model.get("unk_token")
+        self.unknown_id = model.get("unk_id") if unknown is None else self._library.token_to_id(unknown)
         self.size = 1 + max(padding_id, *self._library.get_vocab(with_added_tokens=True).values())
-        self._clean = clean
 
     def token_ids(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
         """The ids of each caption without padding, at most `max_tokens` of them."""
-        clean = _clean_function(self._clean)
+        if self._clean:
+            from open_clip.tokenizer import get_clean_fn
+
+            captions = [get_clean_fn(self._clean)(caption) for caption in captions]
         # The library leaves the special tokens whole, so where they alone are too many it does not cut.
         self._library.enable_truncation(max_tokens)
-        encodings = self._library.encode_batch_fast([clean(caption) for caption in captions])
-        ids = [encoding.ids[:max_tokens] for encoding in encodings]
-        return ids if self._blank_id is None else [self._blanked(row) for row in ids]
+        rows = [encoding.ids[:max_tokens] for encoding in self._library.encode_batch_fast(list(captions))]
+        if self._blank_id is None:
+            return rows
+        return [self._unpadded(0 if i == self._blank_id else i for i in row) for row in rows]
 
-    def _blanked(self, ids: list[int]) -> list[int]:
-        ids = [0 if i == self._blank_id else i for i in ids]
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids, without padding and special tokens, as the encoder's tokenizer puts it."""
+        return self._library.decode(self._unpadded(ids), skip_special_tokens=True)
+
+    def _unpadded(self, ids: Iterable[int]) -> list[int]:
+        ids = [int(i) for i in ids]
         while ids and ids[-1] == self.padding_id:
             ids.pop()
         return ids
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids, without padding and special tokens, as the encoder's tokenizer puts it."""
-        ids = [int(i) for i in ids]
-        while ids and ids[-1] == self.padding_id:
-            ids.pop()
-        return self._library.decode(ids, skip_special_tokens=True)
-
-
-def _unknown_id(library: LibraryTokenizer, content: str) -> int | None:
-    """The id for what the vocabulary lacks: a token by name (WordPiece, BPE) or a number (Unigram)."""
-    model = json.loads(content)["model"]
-    if (token := model.get("unk_token")) is not None:
-        return library.token_to_id(token)
-    return model.get("unk_id")
-
-
-def _clean_function(clean: str | None) -> Callable[[str], str]:
-    if clean is None:
-        return str
-    from open_clip.tokenizer import get_clean_fn
-
-    return get_clean_fn(clean)
-
 
 CLEANINGS = ("lower", "whitespace", "canonicalize")  # open_clip's names
 UNLIMITED = 10**6  # transformers writes 10^30 where a tokenizer knows no limit
+
+
+def encoder_tokenizer(text_encoder: str) -> Tokenizer:
+    """The tokenizer of a pretrained text encoder.
+
+    Its weights do not matter here: an architecture reads the same tokens with all of them.
+
+    Args:
+        text_encoder: `hf:<name or folder>` or `open_clip:<name>`; folders from the repository's root.
+
+    Returns:
+        Of kind `encoder`, or of kind `clip` where the encoder reads CLIP's tokens.
+
+    Raises:
+        ParameterError: another text encoder, or a name that open_clip does not know.
+        FileNotFoundError: the tokenizer's files are not here and cannot be fetched; says what to put where.
+        ValueError: a tokenizer that cannot be kept with a run.
+        ModuleNotFoundError: transformers is not installed.
+    """
+    library, _, name = text_encoder.partition(":")
+    if library not in ("hf", "open_clip") or not name:
+        raise ParameterError(
+            "tokenizer 'encoder': expected text_encoder hf:<name or folder> or open_clip:<name>, found"
+            f" {text_encoder!r}; name one, or take the tokenizer word, bpe, clip or char"
+        )
+    return (from_transformers if library == "hf" else from_open_clip)(name)
 
 
 def from_transformers(name: str) -> EncoderTokenizer:
@@ -166,33 +175,19 @@ def from_transformers(name: str) -> EncoderTokenizer:
             " pip install 'mmlib[hf]'"
         ) from error
 
-    def read(source: str, **options: Any) -> Any:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
-
     folder = files.from_root(name)
-    if not folder.is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
-        raise FileNotFoundError(
-            f"text_encoder hf:{name}: expected the folder {shown(folder)}, found none; put the encoder's"
-            " files there (config.json, tokenizer.json, weights) or correct the path"
-        )
+    is_here = folder.is_dir()
     try:
-        tokenizer = read(str(folder) if folder.is_dir() else name, local_files_only=True)
+        with fetching(hub=not is_here):
+            source = str(folder) if is_here else name
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=is_here)
     except (OSError, ValueError) as error:
-        if folder.is_dir():
-            raise FileNotFoundError(
-                f"expected a tokenizer (tokenizer.json, tokenizer_config.json) in {shown(folder)}, found none"
-                f" that can be read: {_first_line(error)}; put the files of the encoder's distribution there"
-            ) from error
-        try:
-            with fetching(hub=True):
-                tokenizer = read(name)
-        except (OSError, ValueError) as error:
-            raise FileNotFoundError(
-                f"text_encoder hf:{name}: expected the encoder's files in the cache of Hugging Face or a"
-                f" network to fetch them, found neither: {_first_line(error)}; run `hf download {name}"
-                f" --local-dir data/models/{name}` where there is a network, copy the folder here and name"
-                f" it: text_encoder hf:data/models/{name}"
-            ) from error
+        raise FileNotFoundError(
+            f"text_encoder hf:{name}: expected the encoder's files (config.json, tokenizer.json, weights) in"
+            f" the folder {shown(folder)}, in the cache of Hugging Face or on a network, found none to read:"
+            f" {_first_line(error)}; run `hf download {name} --local-dir data/models/{name}` where there is a"
+            f" network, copy the folder here and name it: text_encoder hf:data/models/{name}"
+        ) from error
     limit = tokenizer.model_max_length
     return _encoder(tokenizer, f"hf:{name}", limit if limit < UNLIMITED else None)
 
@@ -200,72 +195,58 @@ def from_transformers(name: str) -> EncoderTokenizer:
 def from_open_clip(name: str) -> Tokenizer:
     """The tokenizer of `open_clip:<name>`: CLIP's BPE for most, a library tokenizer for the others.
 
-    Args:
-        name: a model of open_clip, `hf-hub:<name>` or `local-dir:<folder>`.
-
     Raises:
         ParameterError: no model of that name.
         FileNotFoundError: the tokenizer's files are not here and cannot be fetched.
         ValueError: a tokenizer that cannot be kept with a run.
     """
     from open_clip import get_model_config, get_tokenizer, list_models
-    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, get_clean_fn
 
-    if name.startswith("local-dir:"):
-        name = f"local-dir:{files.from_root(name.removeprefix('local-dir:'))}"
-    elif not name.startswith("hf-hub:") and name not in list_models():
+    if name not in list_models():
         hint = nearest(name, list_models()) or "; open_clip.list_models() lists them"
         raise ParameterError(f"text_encoder: expected a model of open_clip, found {name!r}{hint}")
-    hub = name.startswith("hf-hub:") or (
-        name in list_models() and "hf_tokenizer_name" in get_model_config(name)["text_cfg"]
-    )
     try:
-        with fetching(hub):
+        with fetching(hub="hf_tokenizer_name" in get_model_config(name)["text_cfg"]):
             tokenizer = get_tokenizer(name)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"text_encoder open_clip:{name} has a tokenizer of its own, whose files are not here and could"
-            f" not be fetched: {_first_line(error)}; fetch them once where there is a network (python -c"
-            f" \"import open_clip; open_clip.get_tokenizer('{name}')\") and copy the cache of Hugging Face"
-            " (HF_HOME) here, or take a model with CLIP's own tokenizer, as ViT-B-32"
+            f" not be fetched: {_first_line(error)}; fetch them once where there is a network and copy the"
+            " cache of Hugging Face (HF_HOME) here, or take a model with CLIP's own tokenizer, as ViT-B-32"
         ) from error
-    # CLIP's own has no further tokens, and leaves no words out at random.
-    own = type(tokenizer) is SimpleTokenizer and tokenizer.vocab_size == VOCABULARY
-    if own and tokenizer.reduction_fn is None and _cleaning(tokenizer) == "lower":
+    clean = next(clean for clean in CLEANINGS if get_clean_fn(clean) is tokenizer.clean_fn)
+    if type(tokenizer) is SimpleTokenizer and tokenizer.reduction_fn is None and clean == "lower":
         return ClipTokenizer(tokenizer.context_length)
     if type(tokenizer) is not HFTokenizer or tokenizer.tokenizer_mode:
-        raise ValueError(
-            f"text_encoder open_clip:{name}: expected CLIP's tokenizer or one of the tokenizers library,"
-            f" found a {type(tokenizer).__name__} with settings of its own, which cannot be kept with a run;"
-            " take another encoder"
-        )
-    return _encoder(
-        tokenizer.tokenizer,
-        f"open_clip:{name}",
-        tokenizer.context_length,
-        clean=_cleaning(tokenizer),
-        blank_id=tokenizer.tokenizer.sep_token_id if tokenizer.strip_sep_token else None,
-    )
+        raise _not_kept(f"open_clip:{name}", tokenizer)
+    blank_id = tokenizer.tokenizer.sep_token_id if tokenizer.strip_sep_token else None
+    return _encoder(tokenizer.tokenizer, f"open_clip:{name}", tokenizer.context_length, clean, blank_id)
 
 
-def _encoder(tokenizer: Any, source: str, context_length: int | None, **settings: Any) -> EncoderTokenizer:
+def _encoder(
+    tokenizer: Any,
+    source: str,
+    context_length: int | None,
+    clean: str | None = None,
+    blank_id: int | None = None,
+) -> EncoderTokenizer:
     """The library's tokenizer inside that of transformers, with its padding."""
-    library = getattr(tokenizer, "backend_tokenizer", None)
-    if library is None:
-        raise ValueError(
-            f"text_encoder {source}: expected a tokenizer of the tokenizers library (tokenizer.json), found a"
-            f" {type(tokenizer).__name__}, which cannot be kept with a run; take another encoder"
-        )
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise _not_kept(source, tokenizer)
     # An encoder without padding masks it, so that any id will do: its end token, which it surely has.
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     padding_id = next(i for i in ids if i is not None)
-    return EncoderTokenizer(library.to_str(), padding_id, context_length, **settings)
+    content = tokenizer.backend_tokenizer.to_str()
+    return EncoderTokenizer(content, padding_id, context_length, clean, blank_id)
 
 
-def _cleaning(tokenizer: Any) -> str:
-    from open_clip.tokenizer import get_clean_fn
-
-    return next(clean for clean in CLEANINGS if get_clean_fn(clean) is tokenizer.clean_fn)
+def _not_kept(source: str, tokenizer: Any) -> ValueError:
+    return ValueError(
+        f"text_encoder {source}: expected CLIP's tokenizer or one of the tokenizers library (tokenizer.json),"
+        f" found a {type(tokenizer).__name__} with settings of its own, which cannot be kept with a run; take"
+        " another encoder"
+    )
 
 
 def _first_line(error: Exception) -> str:
