@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def code_cells(path: Path) -> list[dict]:
     return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
+@cache
 def imported_modules(name: str, at_import: bool = False) -> set[str]:
     """The modules of mmlib that one imports: anywhere, or as it is itself imported."""
     tree, later, found = ast.parse(MODULES[name].read_text(encoding="utf-8")), set(), set()

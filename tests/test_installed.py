@@ -17,11 +17,8 @@ from mmlib.training import train
 
 assert files.__file__.startswith(sys.argv[1]), files.__file__
 train(TrainConfig(run='x', epochs=1, lr=1e-3, shapes_train=64, shapes_val=16, shapes_test=16))
-few = "shapes_train: 64\\nshapes_val: 16\\nshapes_test: 16\\n"
-open("y.yaml", "w").write(f"run: y\\nepochs: 1\\nlr: 1e-3\\n{few}")
-open("runs.yaml", "w").write("runs: [x, y]\\n")
-for command in (["train", "y.yaml"], ["evaluate", "runs.yaml"]):
-    assert cli.main(command) == 0, command
+open("runs.yaml", "w").write("runs: [x]\\n")
+assert cli.main(["evaluate", "runs.yaml"]) == 0
 for command in (["run", "demo"], ["report", "demo"]):
     assert cli.main(command) == 2, command
 """
@@ -49,7 +46,7 @@ def test_it_trains_in_an_empty_folder_and_says_that_notebooks_need_the_repositor
         cwd=tmp_path, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    assert (tmp_path / "runs" / "y" / "results.json").is_file()
+    assert (tmp_path / "runs" / "x" / "results.json").is_file()
     assert (tmp_path / "data" / "cache").is_dir()
     expected = f"needs the notebooks of mmlib's repository: expected the folder {tmp_path / 'notebooks'}"
     assert ended.stderr.count(expected) == 2

@@ -163,15 +163,15 @@ def exact_binomial_interval(hits: float, n: float, level: float = 0.95) -> tuple
     Raises:
         ValueError: not 0 <= hits <= n with n > 0, or a level outside (0, 1).
     """
-    from scipy.stats import beta
+    from scipy.special import betaincinv  # scipy.stats takes a second to import
 
     if not (n > 0 and 0 <= hits <= n):
         raise ValueError(f"expected 0 <= hits <= n with n > 0, found {hits} hits of {n}")
     if not 0 < level < 1:
         raise ValueError(f"level: expected a confidence level between 0 and 1, found {level}")
     tail = (1 - level) / 2
-    low = beta.ppf(tail, hits, n - hits + 1) if hits > 0 else 0.0
-    high = beta.ppf(1 - tail, hits + 1, n - hits) if hits < n else 1.0
+    low = betaincinv(hits, n - hits + 1, tail) if hits > 0 else 0.0
+    high = betaincinv(hits + 1, n - hits, 1 - tail) if hits < n else 1.0
     return float(low), float(high)
 
 

@@ -111,7 +111,9 @@ _PAPERMILL_MARK = "papermill-error-cell-tag"  # its red error cells; the page ha
 _NO_PICTURE = "[a picture that is no PNG is left out]"
 
 
-def render_notebook(executed_ipynb: Path, experiment: str, pages: tuple[Page, ...] = ()) -> dict[str, bytes]:
+def render_notebook(
+    executed_ipynb: Path, experiment: str, pages: tuple[Page, ...] = (), explorer: str | None = None
+) -> dict[str, bytes]:
     """Renders an executed notebook as a page that runs nothing and loads nothing from anywhere.
 
     Outputs that are marked private (`mmlib.reporting.style`) are replaced by a sentence that says
@@ -123,6 +125,7 @@ def render_notebook(executed_ipynb: Path, experiment: str, pages: tuple[Page, ..
         experiment: its name.
         pages: all pages of the experiment, for navigation and state; a notebook that is not among
             them counts as complete.
+        explorer: file of the explorer, for navigation; None if there is none.
 
     Returns:
         Contents by file name in the report's folder: the pages, `<notebook>.html` and
@@ -148,6 +151,7 @@ def render_notebook(executed_ipynb: Path, experiment: str, pages: tuple[Page, ..
             elif figure:
                 made[f"{'private' if output in private else 'figures'}/{name}-{figure}.png"] = png
         shown = {"title": _take_title(notebook) or name, "experiment": experiment, "page": page}
+        shown["explorer"] = explorer
         if private:
             made[f"{name}.private.html"] = _exported(notebook, shown | {"pages": pages, "private": True})
         for output in private:
@@ -181,13 +185,13 @@ def _png(text: str) -> bytes:
     return png if png.startswith(b"\x89PNG\r\n\x1a\n") else b""
 
 
-def page_from(template: str, **shown) -> str:
-    """A page of a template of ours, autoescaped, with the stylesheet and the policy."""
+def page_from(template: str, policy: str = POLICY, **shown) -> str:
+    """A page of a template of ours, autoescaped, with the stylesheet and a policy."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
     css = jinja2.filters.Markup(_stylesheet())
-    return _well_formed(environment.get_template(template).render(css=css, policy=POLICY, **shown)) + "\n"
+    return _well_formed(environment.get_template(template).render(css=css, policy=policy, **shown)) + "\n"
 
 
 def _stylesheet() -> str:

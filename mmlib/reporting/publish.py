@@ -203,6 +203,7 @@ def _files_of(source: Path, name: str) -> list[str]:
     drawn = [f"figures/{path.name}" for path in sorted((source / "figures").glob("*.png"))]
     names = ["results.json", "README.md", *(f"{notebook}.html" for notebook in report["notebooks"])]
     names += [file for file in drawn if file.startswith(own)]  # others were not made by this
+    names += ["explore.html"] if report.get("explorer") == "explore.html" else []
     for file in names:
         _require(source, file)
     return names

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmlib.files import explained, is_name, write_bytes_atomic, write_json
 from mmlib.reporting.ablation import ablation_table, ablation_verdicts, tuning_table
+from mmlib.reporting.explorer import explorer_page
 from mmlib.reporting.notebooks import Page, RunFiles, experiment_pages, read_run, report_folder, worst
 from mmlib.reporting.pages import render_notebook
 from mmlib.reporting.results import protocols_of_results, results_table
@@ -42,17 +43,24 @@ def write_report(experiment: str) -> Path:
         OSError: a file cannot be written; names it.
     """
     folder = report_folder(experiment)
-    pages, files = _rendered(experiment, experiment_pages(experiment))
+    pages = experiment_pages(experiment)
     runs: dict[str, RunFiles] = {}
     ablations = {}
-    for run in dict.fromkeys(run for page in pages for run in page.runs):
+    mentioned = list(dict.fromkeys(run for page in pages for run in page.runs))
+    for run in mentioned:
         read = read_run(run)
         if read.record:
             ablations[run] = read.record
             runs |= {member: read_run(member) for member in members(read.record)}
         else:
             runs[run] = read
+    evaluated = [run for run in mentioned if run in runs and runs[run].result]
+    explorer, why_not = _explorer(experiment, evaluated)
+    pages, files = _rendered(experiment, pages, next(iter(explorer), None))
+    files |= explorer
     report = _record(experiment, pages, ablations, runs)
+    report["explorer"] = next(iter(explorer), None)
+    report["problems"] += why_not
     for name in ("figures", "private"):
         with explained(folder / name):
             if (folder / name).is_symlink():  # a stranger's may lead anywhere
@@ -61,26 +69,38 @@ def write_report(experiment: str) -> Path:
         _write(folder / name, content)
     write_json(folder / "results.json", report)
     _write(folder / "README.md", overview(report, list(files)).encode())
-    for page in (page for page in pages if is_name(page.name)):  # what earlier reports left is no longer true
-        old = [folder / f"{page.name}.html", folder / f"{page.name}.private.html"]
+    old = [folder / "explore.html", folder / "explore.private.html"]
+    for page in (page for page in pages if is_name(page.name)):
+        old += [folder / f"{page.name}.html", folder / f"{page.name}.private.html"]
         old += [p for part in ("figures", "private") for p in (folder / part).glob(f"{page.name}-*.png")]
-        for path in old:
-            if path.relative_to(folder).as_posix() not in files:
-                with explained(path):
-                    path.unlink(missing_ok=True)
+    for path in old:  # what earlier reports left is no longer true
+        if path.relative_to(folder).as_posix() not in files:
+            with explained(path):
+                path.unlink(missing_ok=True)
     return folder
 
 
-def _rendered(experiment: str, pages: tuple[Page, ...]) -> tuple[tuple[Page, ...], dict[str, bytes]]:
+def _explorer(experiment: str, runs: list[str]) -> tuple[dict[str, bytes], list[str]]:
+    """The explorer's file by name, if there is one, and why it could not be made."""
+    try:
+        page = explorer_page(experiment, runs)
+    except (OSError, ValueError) as error:
+        return {}, [f"no explorer: {error}"]
+    return dict([page] if page else []), []
+
+
+def _rendered(
+    experiment: str, pages: tuple[Page, ...], explorer: str | None
+) -> tuple[tuple[Page, ...], dict[str, bytes]]:
     """The pages as they turned out, and the files of those that can be shown."""
     files: dict[str, bytes] = {}
     for page in (page for page in pages if page.executed):
         try:
-            files |= render_notebook(page.executed, experiment, pages)
+            files |= render_notebook(page.executed, experiment, pages, explorer)
         except (OSError, ValueError) as error:
             lost = dataclasses.replace(page, state="failed", reason=str(error), executed=None)
             # Once more from the first, since each page says what became of the others.
-            return _rendered(experiment, tuple(lost if other is page else other for other in pages))
+            return _rendered(experiment, tuple(lost if other is page else other for other in pages), explorer)
     return pages, files
 
 
@@ -147,6 +167,8 @@ def overview(report: dict, files: list[str]) -> str:
     lines += [f"Made by `make report EXPERIMENT={experiment}`. Pages, to be opened in a browser:", ""]
     pages = {name: notebook["page"] for name, notebook in report["notebooks"].items() if notebook["page"]}
     lines += [f"- [{plain_text(name)}]({page})" for name, page in pages.items()]
+    if report.get("explorer") == "explore.html":
+        lines += ["- [explore](explore.html): every query with its first results"]
     results = results_of(report)
     if results:
         lines += ["", "## Results", *result_lines(results)]

@@ -29,7 +29,7 @@ def write_search_page(
         OSError: the page cannot be written.
     """
     shown = [
-        {"name": printable(str(hit.file)), "similarity": hit.similarity, "picture": _thumbnail(hit.file)}
+        {"name": printable(hit.file.name), "similarity": hit.similarity, "picture": _thumbnail(hit.file)}
         for hit in hits
     ]
     html = page_from(

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from mmlib.analysis import diagnose, queries_of, slot_readers
+from mmlib.analysis.neighbours import nearest_neighbours
 from mmlib.config import DataConfig, EvaluateConfig, ParameterError, TrainConfig, build, unread
 from mmlib.data import Dataset, Split, Tokenizer, load_dataset
 from mmlib.data.judgements import find_judgements
@@ -194,6 +195,7 @@ def _evaluate_run(
     has_memory = isinstance(parts.model, MemoryNetwork)
     arrays = {
         "gallery": _gallery(dataset, data.split, ranks, image_ND, text_MD, config.gallery_queries),
+        "neighbours": nearest_neighbours(dataset, config.split, image_ND, text_MD),
         "slots": slot_readers(parts.model, data, config.eval_batch_size) if has_memory else {},
         "ranks": vars(ranks),
     }

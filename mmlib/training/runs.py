@@ -25,7 +25,7 @@ from mmlib.training import stored
 
 _OF_WEIGHTS = (
     "best.pt", "model.safetensors", "results.json", "ranks.npz", "diagnosis.json", "slots.npz", "gallery.npz",
-    "queries.json",
+    "neighbours.npz", "queries.json",
 )  # fmt: skip
 TRAIN_AGAIN = "bring it back from a copy, or train again with overwrite=True"
 _EVALUATE_AGAIN = "evaluate the run again"

@@ -217,12 +217,13 @@ Ablation = fields(
 
 _RunOfReport = fields(data=Data | None, best=list[fields(epoch=Count, val=Summary)], test=Result | None)
 Report = fields(
-    "ablations",
+    "ablations explorer",
     state=Literal["failed", "killed", "interrupted", "running", "incomplete", "complete"],
     reason=str | None,
     notebooks=dict[Words, fields(page=Name | None)],
     metrics=dict[Words, _RunOfReport],
     ablations=dict[Words, Ablation],
+    explorer=Words,
 )
 
 

@@ -12,7 +12,7 @@ from mmlib.data import load_dataset
 from mmlib.data.shards import write_shards
 from mmlib.training import run_state
 
-KILLS, MANY = 10, 200
+KILLS, MANY = 6, 200
 LONG = {"epochs": 6, "checkpoint_steps": 1}
 RECIPES = {
     "sgd, all captions; average, augmentation, chunks, dropout": LONG

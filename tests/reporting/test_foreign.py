@@ -13,6 +13,7 @@ import threading
 
 import nbformat
 import pytest
+from browser import BROWSER, FLAGS, needs_browser
 from bs4 import BeautifulSoup
 
 from mmlib import files
@@ -172,10 +173,6 @@ def test_a_page_of_hostile_texts_holds_them_as_text(repository, hostile):
     assert not re.search(r"href=.javascript", (files.REPORTS / "index.html").read_text())
 
 
-BROWSERS = map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))
-BROWSER = next(filter(None, BROWSERS), None)
-
-
 @contextlib.contextmanager
 def served(folder, asked: list):
     """Serves a folder on this machine; notes which page asked for what."""
@@ -195,7 +192,7 @@ def served(folder, asked: list):
         server.shutdown()
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (apt-get install chromium)")
+@needs_browser
 def test_a_browser_runs_and_loads_nothing_of_it(repository, hostile, tmp_path):
     raw = f"<h1>raw</h1>{''.join((*HOSTILE, BREAK_OUT))}"
     refused = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">{raw}'
@@ -208,8 +205,7 @@ def test_a_browser_runs_and_loads_nothing_of_it(repository, hostile, tmp_path):
     asked = []
     with served(files.REPORTS, asked) as address:
         command = [
-            BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-            "--no-first-run", "--disable-background-networking", f"--user-data-dir={tmp_path / 'browser'}",
+            BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'browser'}",
             "--dump-dom", f"{address}/watch.html",
         ]  # fmt: skip
         dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout

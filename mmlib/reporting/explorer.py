@@ -1,0 +1,157 @@
+"""The explorer: a page to look at every query of a split and its first results, of one run or two.
+
+One file without outside parts: texts, results and thumbnails lie in it, and a policy lets only its own
+scripts run.
+"""
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from mmlib.analysis.neighbours import COLUMNS, THUMBNAIL, TOP_K
+from mmlib.files import printable
+from mmlib.metrics import RetrievalRanks
+from mmlib.reporting.pages import TEMPLATES, page_from
+from mmlib.reporting.tables import percent
+from mmlib.training.runs import evaluated_file, read_arrays, read_queries, read_result
+
+WITHOUT_SCRIPTS = 100  # queries in the table that stands in for the page where scripts do not run
+
+
+def explorer_page(experiment: str, runs: Sequence[str]) -> tuple[str, bytes] | None:
+    """File name and content of the explorer over evaluated runs.
+
+    Runs that were evaluated on other queries than the last one, or whose split is too large, are left out.
+
+    Args:
+        experiment: stands in the title.
+        runs: evaluated ones.
+
+    Returns:
+        None if no run can be explored; the name ends in `.private.html` where texts and pictures of the data
+        may not be passed on.
+
+    Raises:
+        FileNotFoundError, ValueError: files of an evaluation are missing or damaged.
+    """
+    loaded = {run: _neighbours(run) for run in runs}
+    explored = [run for run in runs if loaded[run]]
+    if not explored:
+        return None
+    queries = read_queries(explored[-1])
+    explored = [run for run in explored if read_queries(run) == queries]
+    ranks = {run: RetrievalRanks.load(evaluated_file(run, "ranks.npz")) for run in explored}
+    for run in explored:
+        _check_sizes(run, loaded[run], ranks[run], queries)
+    arrays, last = loaded[explored[-1]], ranks[explored[-1]]
+    data = {
+        "captions": [printable(caption) for caption in queries["captions"]],
+        "images": [printable(name) for name in queries["images"]],
+        "imageOfCaption": last.image_of_text_M.tolist(),
+        "columns": COLUMNS,
+        "side": THUMBNAIL,
+        "runs": [_run(run, loaded[run], ranks[run]) for run in explored],
+    }
+    scripts = [
+        (TEMPLATES / "minisearch.min.js").read_text(encoding="utf-8"),
+        (TEMPLATES / "explore.js").read_text(encoding="utf-8"),
+    ]
+    result = read_result(explored[-1])
+    html = page_from(
+        "explore.html.j2",
+        _policy(scripts),
+        experiment=experiment,
+        split=queries["split"],
+        data_name=result["data"]["name"],
+        sheets=_sheets(arrays),
+        data=Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),
+        scripts=[Markup(script) for script in scripts],
+        run=explored[-1],
+        rows=_table(data, last),
+        queries=len(data["captions"]),
+    )
+    kind = "html" if queries["redistributable"] else "private.html"
+    return f"explore.{kind}", html.encode()
+
+
+def _neighbours(run: str) -> dict[str, np.ndarray]:
+    """The first results of a run's queries; none of one that was evaluated before there were any."""
+    try:
+        return read_arrays(run, "neighbours")
+    except FileNotFoundError:
+        return {}
+
+
+def _check_sizes(run: str, arrays: dict[str, np.ndarray], ranks: RetrievalRanks, queries: dict) -> None:
+    images, captions = len(queries["images"]), len(queries["captions"])
+    fits = (len(ranks.t2i_M), len(ranks.i2t_N)) == (captions, images)
+    for direction, rows, items in (("t2i", captions, images), ("i2t", images, captions)):
+        top, similarity = arrays.get(f"{direction}_top"), arrays.get(f"{direction}_similarity")
+        fits = fits and top is not None and similarity is not None and top.dtype.kind == "i"
+        fits = fits and top.shape == similarity.shape == (rows, min(TOP_K, items))
+        fits = fits and bool(((top >= 0) & (top < items)).all() and np.isfinite(similarity).all())
+    if not fits:
+        raise ValueError(
+            f"run {run!r}: expected the first results of {captions:,} captions and {images:,} images in"
+            " neighbours.npz and ranks.npz, found others; evaluate it again"
+        )
+
+
+def _run(run: str, arrays: dict[str, np.ndarray], ranks: RetrievalRanks) -> dict:
+    found = {"name": run}
+    for direction, rank_Q, ties_Q in (
+        ("t2i", ranks.t2i_M, ranks.ties_t2i_M),
+        ("i2t", ranks.i2t_N, ranks.ties_i2t_N),
+    ):
+        found[direction] = {
+            "top": arrays[f"{direction}_top"].tolist(),
+            "similarity": np.round(1000 * arrays[f"{direction}_similarity"]).astype(int).tolist(),
+            "rank": rank_Q.tolist(),
+            "ties": ties_Q.tolist(),
+            "hits": percent(float((rank_Q == 1).mean())),
+        }
+    return found
+
+
+def _sheets(arrays: dict[str, np.ndarray]) -> list[dict]:
+    """Each sheet of thumbnails as an address that holds it, with its size in pixels."""
+    sheets, start = [], 0
+    for size in arrays.get("sheet_sizes", ()):
+        content = arrays["sheets"][start : start + size].tobytes()
+        start += int(size)
+        with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
+            width, height = image.size
+        address = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
+        sheets.append({"address": address, "width": width, "height": height})
+    return sheets
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """The page may run these scripts and show pictures that lie in it; nothing else."""
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed};"
+        " base-uri 'none'; form-action 'none'"
+    )
+
+
+def _table(data: dict, ranks: RetrievalRanks) -> list[dict]:
+    """The captions with the worst ranks, for who sees the page without scripts."""
+    worst = np.argsort(-ranks.t2i_M, kind="stable")[:WITHOUT_SCRIPTS]
+    top = data["runs"][-1]["t2i"]["top"]
+    return [
+        {
+            "caption": data["captions"][m],
+            "rank": int(ranks.t2i_M[m]),
+            "own": data["images"][data["imageOfCaption"][m]],
+            "first": data["images"][top[m][0]],
+        }
+        for m in worst
+    ]
