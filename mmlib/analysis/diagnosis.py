@@ -9,9 +9,8 @@ Shapes: N images, M captions, D width, Q queries of one direction, G gallery ite
 import numpy as np
 
 from mmlib.analysis.groups import recall_by_group, recall_by_groups
-from mmlib.analysis.people import EmbedCaptions, agreement_with_people
+from mmlib.analysis.people import EmbedCaptions, JudgementFiles, agreement_with_people
 from mmlib.data import Dataset
-from mmlib.data.judgements import JudgementFiles
 from mmlib.metrics import RetrievalRanks, summarise
 from mmlib.metrics.ranks import UnitRows
 from mmlib.metrics.summary import DIRECTIONS
@@ -38,7 +37,7 @@ def diagnose(
         split_name: the split that was embedded.
         image_ND, text_MD: its embeddings, of two images or more.
         ranks: their standard ranks.
-        judgements: people's judgements of this data set (`mmlib.data.judgements.find_judgements`).
+        judgements: people's judgements of this data set (`mmlib.analysis.people.find_judgements`).
         embed_captions: see `agreement_with_people`.
 
     Returns:

@@ -7,14 +7,17 @@ CrowdFlower share of yes, nothing left out.
 Shapes: N images, M captions of a split, D width, P judged pairs, J judgements (three of each expert pair).
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from mmlib.data import Dataset
-from mmlib.data.judgements import JudgementFiles, captions_by_number, captions_by_order
-from mmlib.files import read_text
+from mmlib.data.captions import read_token_file
+from mmlib.data.photos import FLICKR8K_TOKENS, find_file
+from mmlib.files import from_root, read_text
 from mmlib.metrics import RetrievalRanks
 from mmlib.metrics.ranks import UnitRows, ranks_of_pairs
 from mmlib.metrics.resampling import TAILS, image_weights
@@ -22,6 +25,48 @@ from mmlib.metrics.summary import DIRECTIONS, recall_with_interval
 
 EmbedCaptions = Callable[[list[str]], np.ndarray]
 THRESHOLDS = (4.0, 3.0)  # mean expert rating that makes a hit; 4 is "describes without errors"
+
+
+class JudgementFiles(NamedTuple):
+    """Where people's judgements of Flickr8k lie; None for what is not there."""
+
+    expert: Path | None  # ExpertAnnotations.txt
+    crowdflower: Path | None  # CrowdFlowerAnnotations.txt
+    tokens: Path | None  # Flickr8k.token.txt, which says what each caption number means
+
+
+def find_judgements(root: str | Path) -> JudgementFiles | None:
+    """The judgement files in `root` or in a folder of it; None where neither is there.
+
+    Args:
+        root: the data set's folder; a relative path is read from the repository's root.
+
+    Raises:
+        ValueError: a file is there twice with different content.
+    """
+    names = ("ExpertAnnotations.txt", "CrowdFlowerAnnotations.txt", FLICKR8K_TOKENS)
+    found = JudgementFiles(*(find_file(from_root(root), name) for name in names))
+    return found if found.expert or found.crowdflower else None
+
+
+def captions_by_id(tokens: Path | None, dataset: Dataset) -> dict[str, str]:
+    """Text by the id that judgements name a caption by, `<image file>#<number>`; spaces around it removed.
+
+    Without a token file, number i is the i-th caption of its image, from 0: true of the Kaggle copy and of
+    Karpathy's JSON, which keep the original order.
+
+    Raises:
+        ValueError: as `read_token_file`.
+    """
+    if tokens:
+        numbered = read_token_file(tokens)
+    else:
+        numbered = defaultdict(dict)
+        for split in dataset.splits.values():
+            for text, image in zip(split.captions, split.image_of_caption_M):
+                texts = numbered[split.images[image]]
+                texts[len(texts)] = text
+    return {f"{image}#{n}": text.strip() for image, texts in numbered.items() for n, text in texts.items()}
 
 
 def agreement_with_people(
@@ -41,7 +86,7 @@ def agreement_with_people(
     left out.  All judgements that Flickr8k ships are of test images and test captions.
 
     Args:
-        files: from `mmlib.data.judgements.find_judgements`.
+        files: from `find_judgements`.
         dataset: the data set; texts for caption ids where `files` has no token file.
         split_name: the split that was embedded.
         image_ND, text_MD: embeddings of that split.
@@ -60,7 +105,7 @@ def agreement_with_people(
             has no text in any split.
     """
     split = dataset.splits[split_name]
-    texts = captions_by_number(files.tokens) if files.tokens else captions_by_order(dataset)
+    texts = captions_by_id(files.tokens, dataset)
     numbers = files.tokens.name if files.tokens else "the order of an image's captions"
     result = {"caption_numbers": numbers, "expert": None, "crowdflower": None, "human_aware": None}
     image_row = {name: row for row, name in enumerate(split.images)}

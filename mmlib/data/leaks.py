@@ -12,7 +12,7 @@ import json
 import re
 import urllib.parse
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +23,18 @@ from mmlib.data.store import open_store
 KINDS = ("id", "bytes", "look")
 HELD_OUT = ("val", "test")
 LOOKS = 2**15  # training images that are compared at once: 100 MB of small pictures
+
+SIDE = 32  # pixels of the squares that are hashed
+MAX_DISTANCE = 12  # bits of 64
+MIN_CORRELATION = 0.94
+BLOCK = 4  # pixels of a part's side
+MIN_STRUCTURE = 3.0  # grey levels that a part deviates by if it shows anything
+MIN_ALIKE = 0.7  # mean over the parts that show something, 1 for equal ones
+MIN_SHOWING = 0.5  # share of such parts in a picture that is not flat
+MAX_GREY, MAX_COLOUR = 10, 32  # levels that any pixel of a flat picture's copy may differ by
+LUMA_C = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+PAIRS = 2**24  # distances held at a time
+COPIES = 2**11  # pairs looked at again at a time
 
 _ENDING = r"(?:\.[A-Za-z]{3,4})?"
 _FLICKR_NAME = re.compile(rf"([1-9][0-9]{{2,11}})_[0-9a-f]{{10}}(?:_[a-z0-9]{{1,2}})?{_ENDING}")
@@ -74,6 +86,7 @@ def find_leaks(train: Dataset, held_out: Dataset | Iterable[Dataset]) -> list[Le
         raise ValueError(
             f"expected training images in {train.name!r}, found none; leaks are searched in them"
         )
+    mine = train.splits["train"].images
     leaks: dict[tuple, Leak] = {}
     for index, dataset in enumerate([held_out] if isinstance(held_out, Dataset) else held_out):
         splits = [dataset.splits[split] for split in HELD_OUT if split in dataset.splits]
@@ -82,15 +95,16 @@ def find_leaks(train: Dataset, held_out: Dataset | Iterable[Dataset]) -> list[Le
             raise ValueError(
                 f"expected images in val or test of {dataset.name!r}, found none; leaks are searched there"
             )
-        images = list(split_of)
+        theirs = list(split_of)
+        is_own = dataset is train
         for kind, pairs in (
-            ("id", _equal_ids(train, dataset, images)),
-            ("bytes", _equals(_digests, train, dataset, images)),
-            ("look", _lookalikes(train, dataset, images)),
+            ("id", _equal(_ids(train, mine, is_own), _ids(dataset, theirs, is_own))),
+            ("bytes", _equal(_digests(train, mine), _digests(dataset, theirs))),
+            ("look", _lookalikes(train, dataset, theirs)),
         ):
-            for mine, theirs, distance in pairs:
-                leak = Leak(kind, mine, theirs, dataset.name, split_of[theirs], distance)
-                leaks.setdefault((index, mine, theirs), leak)
+            for image, other, *distance in pairs:
+                leak = Leak(kind, image, other, dataset.name, split_of[other], *distance)
+                leaks.setdefault((index, image, other), leak)
     return list(leaks.values())
 
 
@@ -132,10 +146,11 @@ def without_leaks(dataset: Dataset, leaks: Sequence[Leak]) -> Dataset:
     split = dataset.splits["train"]
     dropped = {leak.train_image for leak in leaks}
     keep_N = np.array([image not in dropped for image in split.images])
+    places = ", ".join(sorted({f"{leak.dataset} {leak.split}" for leak in leaks}))
     if not keep_N.any():
         raise ValueError(
-            f"all {len(split.images):,} training images of {dataset.name!r} are held out in"
-            f" {_places(leaks)}: nothing is left to train on; take other data"
+            f"all {len(split.images):,} training images of {dataset.name!r} are held out in {places}: nothing"
+            " is left to train on; take other data"
         )
     keep_M = keep_N[split.image_of_caption_M]
     train = Split(
@@ -152,7 +167,7 @@ def without_leaks(dataset: Dataset, leaks: Sequence[Leak]) -> Dataset:
     signs = ", ".join(f"{count[kind]:,} by {kind}" for kind in KINDS if count[kind])
     note = (
         f"Leak guard: left out {len(dropped):,} of {len(split.images):,} training images and"
-        f" {int((~keep_M).sum()):,} captions that are held out in {_places(leaks)} ({signs})."
+        f" {int((~keep_M).sum()):,} captions that are held out in {places} ({signs})."
     )
     content = json.dumps([dataset.fingerprint, sorted(dropped)])
     return replace(
@@ -202,7 +217,7 @@ def _id_in_address(address: str) -> str | None:
     return f"flickr:{page[1]}" if page else photo_id(parts.path)
 
 
-def _lookalikes(train: Dataset, held_out: Dataset, images: list[str]) -> list[tuple]:
+def _lookalikes(train: Dataset, held_out: Dataset, images: list[str]) -> list[tuple[str, str, int]]:
     names = train.splits["train"].images
     theirs_KHWC = _looks(held_out, images)
     found = []
@@ -221,47 +236,24 @@ def _looks(dataset: Dataset, images: Sequence[str]) -> np.ndarray:
     return open_store(dataset, SIDE).array[[row[image] for image in images]]
 
 
-def _equals(keys: Callable, train: Dataset, held_out: Dataset, images: list[str]) -> list[tuple]:
-    """Pairs with the same key, as `keys` gives them for images of a data set; None is equal to none."""
-    mine = train.splits["train"].images
+def _ids(dataset: Dataset, images: Iterable[str], is_own: bool) -> dict[str, str | None]:
+    """Each image's photo id; within one set a number alone is none: splits may be numbered each from 1 on."""
+    if is_own:
+        images = (image for image in images if not _NUMBER_ALONE.fullmatch(image.rpartition("/")[2]))
+    return {image: photo_id(image, dataset.name) for image in images}
+
+
+def _digests(dataset: Dataset, images: Iterable[str]) -> dict[str, str]:
+    """Each image's digest; none of images that are drawn or of several sets."""
+    return {image: dataset.source.digest(image) for image in images if hasattr(dataset.source, "digest")}
+
+
+def _equal(key_of_mine: dict[str, str | None], key_of_theirs: dict[str, str | None]) -> list[tuple[str, str]]:
+    """Pairs of images with the same key; None is equal to none."""
     of_key = defaultdict(list)
-    for image, key in zip(mine, keys(train, mine)):
+    for image, key in key_of_mine.items():
         of_key[key].append(image)
-    of_key.pop(None, None)
-    theirs = zip(images, keys(held_out, images))
-    return [(other, image, None) for image, key in theirs for other in of_key.get(key, ())]
-
-
-def _equal_ids(train: Dataset, held_out: Dataset, images: list[str]) -> list[tuple]:
-    pairs = _equals(lambda d, names: [photo_id(n, d.name) for n in names], train, held_out, images)
-    if train is not held_out:
-        return pairs
-    # Splits of one set may be numbered each from 1 on.
-    names = [[image.rpartition("/")[2] for image in pair[:2]] for pair in pairs]
-    return [p for p, both in zip(pairs, names) if not all(map(_NUMBER_ALONE.fullmatch, both))]
-
-
-def _digests(dataset: Dataset, images: Sequence[str]) -> list[str | None]:
-    if not hasattr(dataset.source, "digest"):  # drawn, or mixed
-        return [None] * len(images)
-    return [dataset.source.digest(image) for image in images]
-
-
-def _places(leaks: Sequence[Leak]) -> str:
-    return ", ".join(sorted({f"{leak.dataset} {leak.split}" for leak in leaks}))
-
-
-SIDE = 32  # pixels of the squares that are hashed
-MAX_DISTANCE = 12  # bits of 64
-MIN_CORRELATION = 0.94
-BLOCK = 4  # pixels of a part's side
-MIN_STRUCTURE = 3.0  # grey levels that a part deviates by if it shows anything
-MIN_ALIKE = 0.7  # mean over the parts that show something, 1 for equal ones
-MIN_SHOWING = 0.5  # share of such parts in a picture that is not flat
-MAX_GREY, MAX_COLOUR = 10, 32  # levels that any pixel of a flat picture's copy may differ by
-LUMA_C = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
-PAIRS = 2**24  # distances held at a time
-COPIES = 2**11  # pairs looked at again at a time
+    return [(image, other) for other, key in key_of_theirs.items() if key for image in of_key.get(key, ())]
 
 
 def perceptual_hash(image_RHWC: np.ndarray) -> np.ndarray:
@@ -282,9 +274,9 @@ def perceptual_hash(image_RHWC: np.ndarray) -> np.ndarray:
     """
     if image_RHWC.shape[1:] != (SIDE, SIDE, 3):
         raise ValueError(f"expected images of shape (R, {SIDE}, {SIDE}, 3), found {image_RHWC.shape}")
-    grey_RHW = image_RHWC.astype(np.float32) @ LUMA_C
     from scipy.fft import dctn
 
+    grey_RHW = image_RHWC.astype(np.float32) @ LUMA_C
     wave_RF = dctn(grey_RHW, axes=(1, 2), norm="ortho")[:, 1:9, 1:9].reshape(len(grey_RHW), 64)
     bit_RF = wave_RF > np.median(wave_RF, axis=1, keepdims=True)
     return np.packbits(bit_RF, axis=1).view(np.uint64)[:, 0]
@@ -310,15 +302,15 @@ def near_duplicates(train_NHWC: np.ndarray, held_out_KHWC: np.ndarray) -> np.nda
         step = max(1, PAIRS // max(1, len(bits_K)))
         for start in range(0, len(bits_N), step):
             distance_nK = np.bitwise_count(bits_N[start : start + step, None] ^ bits_K)
-            row_P, column_P = np.nonzero(distance_nK <= MAX_DISTANCE)
-            for first in range(0, len(row_P), COPIES):  # many, where thousands of pictures are flat
-                row_p, column_p = row_P[first : first + COPIES], column_P[first : first + COPIES]
+            pair_P2 = np.argwhere(distance_nK <= MAX_DISTANCE)
+            for first in range(0, len(pair_P2), COPIES):  # many, where thousands of pictures are flat
+                row_p, column_p = pair_P2[first : first + COPIES].T
                 copies_p = _are_copies(train_NHWC[start + row_p], theirs_KHWC[column_p])
                 for row, column in zip(row_p[copies_p].tolist(), column_p[copies_p].tolist()):
                     pair, distance = (start + row, column), int(distance_nK[row, column])
                     nearest[pair] = min(distance, nearest.get(pair, distance))
-    pairs = [(*pair, distance) for pair, distance in nearest.items()]
-    return np.array(sorted(pairs, key=lambda p: (p[2], p)), dtype=np.int64).reshape(-1, 3)
+    pairs = sorted((distance, *pair) for pair, distance in nearest.items())
+    return np.roll(np.array(pairs, dtype=np.int64).reshape(-1, 3), -1, axis=1)
 
 
 def _are_copies(one_RHWC: np.ndarray, other_RHWC: np.ndarray) -> np.ndarray:

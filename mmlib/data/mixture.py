@@ -18,7 +18,7 @@ from PIL import Image
 
 from mmlib.config import ParameterError
 from mmlib.data.dataset import Dataset, ImageSource, Split
-from mmlib.data.leaks import guarded, photo_id
+from mmlib.data.leaks import guarded
 from mmlib.data.photos import count
 
 SETS = ("flickr8k", "flickr30k", "coco")
@@ -98,53 +98,29 @@ def mix(
     if not additions:
         return parts[0]
     weights = [1.0, *(float(weight) for _, weight in additions)]
-    train = _joined(parts, weights)
+    splits = [part.splits["train"] for part in parts]
+    starts = np.cumsum([0, *(len(split.images) for split in splits)])
+    train = Split(
+        "train",
+        tuple(f"{part.name}/{image}" for part, split in zip(parts, splits) for image in split.images),
+        tuple(caption for split in splits for caption in split.captions),
+        np.concatenate([start + split.image_of_caption_M for start, split in zip(starts, splits)]),
+        np.repeat(weights, [len(split.captions) for split in splits]),
+    )
+    shares = [
+        f"{part.name} {count(len(split.images), 'image')}, {count(len(split.captions), 'caption')},"
+        f" {weight:g} times an epoch"
+        for part, split, weight in zip(parts, splits, weights)
+    ]
+    mixed = f"Trained on several sets: {'; '.join(shares)}.  Val and test are those of {first.name}."
+    others = [f"{part.name}: {note}" for part in parts[1:] for note in part.notes]
     identity = [[part.name, part.fingerprint, weight] for part, weight in zip(parts, weights)]
     return Dataset(
         name=first.name,
         splits={**parts[0].splits, "train": train},
         source=MixedImages({part.name: part.source for part in parts}),
         fingerprint=hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16],
-        notes=(*_notes(parts, weights), *_note_photos(parts)),
+        notes=(mixed, *parts[0].notes, *others),
         redistributable=all(part.redistributable for part in parts),
         held_out_fingerprint=first.held_out_fingerprint or first.fingerprint,
     )
-
-
-def _joined(parts: Sequence[Dataset], weights: Sequence[float]) -> Split:
-    """The training splits one behind the other."""
-    splits = [part.splits["train"] for part in parts]
-    starts = np.cumsum([0, *(len(split.images) for split in splits)])
-    return Split(
-        "train",
-        tuple(f"{part.name}/{image}" for part, split in zip(parts, splits) for image in split.images),
-        tuple(caption for split in splits for caption in split.captions),
-        np.concatenate([start + split.image_of_caption_M for start, split in zip(starts, splits)]),
-        np.concatenate([np.full(len(split.captions), weight) for split, weight in zip(splits, weights)]),
-    )
-
-
-def _notes(parts: Sequence[Dataset], weights: Sequence[float]) -> list[str]:
-    """What is trained on, then what each set's loader noted."""
-    shares = [
-        f"{part.name} {count(len(part.splits['train'].images), 'image')},"
-        f" {count(len(part.splits['train'].captions), 'caption')}, {weight:g} times an epoch"
-        for part, weight in zip(parts, weights)
-    ]
-    mixed = f"Trained on several sets: {'; '.join(shares)}.  Val and test are those of {parts[0].name}."
-    others = [f"{part.name}: {note}" for part in parts[1:] for note in part.notes]
-    return [mixed, *parts[0].notes, *others]
-
-
-def _note_photos(parts: Sequence[Dataset]) -> list[str]:
-    """A sentence on photos that two sets train on."""
-    seen: set[str] = set()
-    twice = 0
-    for part in parts:
-        photos = {photo_id(image, part.name) for image in part.splits["train"].images} - {None}
-        twice += len(photos & seen)
-        seen |= photos
-    if not twice:
-        return []
-    photos = count(twice, "training photo")
-    return [f"{photos} in more than one of the sets, by their ids: an image of its own in each."]

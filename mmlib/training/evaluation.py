@@ -18,9 +18,9 @@ import torch
 
 from mmlib.analysis import diagnose, queries_of, slot_readers
 from mmlib.analysis.neighbours import nearest_neighbours
+from mmlib.analysis.people import find_judgements
 from mmlib.config import DataConfig, EvaluateConfig, ParameterError, TrainConfig, build, unread
 from mmlib.data import Dataset, Split, Tokenizer, load_dataset
-from mmlib.data.judgements import find_judgements
 from mmlib.files import InUse
 from mmlib.metrics import RetrievalRanks, paired_ranks, retrieval_ranks, summarise
 from mmlib.metrics.compare import held_out_fingerprint

@@ -225,7 +225,7 @@ class Learner:
         row = {
             "epoch": position.epoch,
             "phase": self.phase,
-            "run": self.folder.name,
+            "run": self.config.run,
             "lr": position.first_lr,
             "steps": steps,
             "train_loss": math.fsum(position.loss_sums) / position.pairs,

@@ -9,9 +9,8 @@ from scipy.stats import kendalltau
 from mmlib import files
 from mmlib.analysis.diagnosis import diagnose, queries_of
 from mmlib.analysis.groups import image_clusters
-from mmlib.analysis.people import agreement_with_people
+from mmlib.analysis.people import agreement_with_people, find_judgements
 from mmlib.data import Dataset, Split
-from mmlib.data.judgements import find_judgements
 from mmlib.files import write_json
 from mmlib.metrics import paired_ranks, retrieval_ranks
 from mmlib.training.runs import read_diagnosis, read_queries, run_folder

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from mmlib.data.dataset import SPLITS, Dataset, Split
-from mmlib.data.shapes.captions import describe
-from mmlib.data.shapes.draw import MIN_SIZE, RENDERER_VERSION, draw
+from mmlib.data.shapes.captions import CAPTIONS_PER_IMAGE, describe
+from mmlib.data.shapes.draw import RENDERER_VERSION, draw
 from mmlib.data.shapes.scene import Scene, sample_scene
 
 NOTE = "Drawn scenes of 1 to 4 shapes with 5 generated captions each; no photograph, no download."
@@ -48,21 +48,8 @@ def load_shapes(seed: int = 0, train: int = 2000, val: int = 250, test: int = 25
     scenes, of whichever splits, agree in background and in shape, colour, size and texture of all
     things; val and test do not depend on how large train is. The fingerprint covers scenes, captions,
     size and the renderer's version: image bytes are a pure function of those, so none is drawn for it.
-
-    Raises:
-        ValueError: a split of fewer than 1 images, or a size below 16 pixels.
     """
     counts = {"train": train, "val": val, "test": test}
-    for name, n in counts.items():
-        if n < 1:
-            raise ValueError(
-                f"split {name!r} of the shapes set needs at least 1 image, found {n}; ask for more"
-            )
-    if size < MIN_SIZE:
-        raise ValueError(
-            f"the shapes set needs size >= {MIN_SIZE} pixels, found {size}; ask for a larger one"
-        )
-
     seen: set[tuple] = set()
     scenes: dict[str, dict[str, Scene]] = {}
     captions: dict[str, list[str]] = {}
@@ -72,26 +59,23 @@ def load_shapes(seed: int = 0, train: int = 2000, val: int = 250, test: int = 25
             scene, rng = _new_scene(seed, split, i, seen)
             scenes[split][f"{split}_{i:05d}.png"] = scene
             captions[split] += describe(scene, rng)
-
     splits = {}
     for split in SPLITS:
-        names = tuple(scenes[split])
-        per_image = len(captions[split]) // len(names)
-        splits[split] = Split(split, names, tuple(captions[split]), np.arange(len(names)).repeat(per_image))
+        image_of_caption_M = np.arange(counts[split]).repeat(CAPTIONS_PER_IMAGE)
+        splits[split] = Split(split, tuple(scenes[split]), tuple(captions[split]), image_of_caption_M)
     source = ShapesSource({name: scene for split in SPLITS for name, scene in scenes[split].items()}, size)
     return Dataset("shapes", splits, source, _fingerprint(source, splits), (NOTE,), redistributable=True)
 
 
 def _new_scene(seed: int, split: str, i: int, seen: set[tuple]) -> tuple[Scene, Random]:
     """Scene `i` of a split, unlike all in `seen`, to which it is added; and the generator to go on with."""
-    attempt = 0
-    while True:
+    attempt, scene = 0, None
+    while scene is None or scene.attributes in seen:
         rng = Random(f"shapes:{seed}:{split}:{i}:{attempt}")
         scene = sample_scene(rng)
-        if scene.attributes not in seen:
-            seen.add(scene.attributes)
-            return scene, rng
         attempt += 1
+    seen.add(scene.attributes)
+    return scene, rng
 
 
 def _fingerprint(source: ShapesSource, splits: dict[str, Split]) -> str:

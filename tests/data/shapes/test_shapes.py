@@ -112,16 +112,3 @@ def test_an_unknown_image_is_named():
         FileNotFoundError, match=r"no image 'cat.png'; expected one of its 3 names, such as 'train_"
     ):
         source.load("cat.png")
-
-
-@pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_an_empty_split_is_refused(split):
-    with pytest.raises(
-        ValueError, match=f"split '{split}' of the shapes set needs at least 1 image, found 0"
-    ):
-        load_shapes(**{split: 0})
-
-
-def test_a_size_too_small_is_refused():
-    with pytest.raises(ValueError, match="needs size >= 16 pixels, found 15"):
-        load_shapes(size=15)

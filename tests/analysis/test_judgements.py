@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from mmlib.analysis.people import captions_by_id, find_judgements
 from mmlib.data import Dataset, Split
-from mmlib.data.judgements import captions_by_number, captions_by_order, find_judgements
 
 
 def test_files_are_found_in_the_root_or_a_folder_of_it(tmp_path):
@@ -31,18 +31,18 @@ def test_the_token_file_gives_the_texts_of_caption_ids(tmp_path):
     (tmp_path / "token.txt").write_text(
         "a.jpg#0\tA dog runs .\nb.jpg#2\tA cat\na.jpg#1\tA dog \nc.jpg.1#0\ttab\there\n"
     )
-    assert captions_by_number(tmp_path / "token.txt") == {
+    assert captions_by_id(tmp_path / "token.txt", None) == {
         "a.jpg#0": "A dog runs .", "a.jpg#1": "A dog", "b.jpg#2": "A cat", "c.jpg.1#0": "tab\there",
     }  # fmt: skip
     (tmp_path / "token.txt").write_text("a.jpg#0 A dog\n")
     with pytest.raises(ValueError, match=r"token\.txt, line 1: expected 'name.jpg#0<TAB>caption', found"):
-        captions_by_number(tmp_path / "token.txt")
+        captions_by_id(tmp_path / "token.txt", None)
 
 
 def test_order_gives_the_numbers_where_no_file_has_them():
     train = Split("train", ("a.jpg",), ("A dog .", " A cat "), np.array([0, 0]))
     test = Split("test", ("b.jpg", "c.jpg"), ("one", "two", "three"), np.array([0, 1, 0]))
     dataset = Dataset("flickr8k", {"train": train, "test": test}, None, "0" * 16)
-    assert captions_by_order(dataset) == {
+    assert captions_by_id(None, dataset) == {
         "a.jpg#0": "A dog .", "a.jpg#1": "A cat", "b.jpg#0": "one", "c.jpg#0": "two", "b.jpg#1": "three",
     }  # fmt: skip
