@@ -463,6 +463,8 @@ def test_a_folder_that_is_there_by_name_is_no_pattern(tmp_path, monkeypatch, fol
             r"x: 's3://bucket/a\.tar': .*or a URL of http, https or",
         ),
         ("pipe:cat a.tar", FileNotFoundError, "or a URL of http, https or file, found none"),
+        ("http:///a.tar", ValueError, "x: 'http:///a.tar': expected an address with a host"),
+        ("http://[::1/a.tar", ValueError, "Invalid IPv6"),
         ("a-{0..1.tar", ValueError, r"x: 'a-\{0\.\.1\.tar': expected balanced braces, not nested"),
         ("{a,{b,c}}.tar", ValueError, "expected balanced braces, not nested"),
         ("{0..999999999999}.tar", ValueError, "expected 1 to 1,000,000 shards, found 1,000,000,000,000"),
