@@ -120,7 +120,7 @@ def load_weights(path: Path, module: torch.nn.Module, state: dict) -> None:
     """Loads a state dict that must fit to the last key and shape.
 
     Raises:
-        ValueError: names the first keys that are missing, unexpected or of another shape.
+        ValueError: names the first tensors that are missing, unexpected or of another shape.
     """
     if wrong := misfits(state, module.state_dict()):
         raise ValueError(f"{files.shown(path)} does not fit the model: {wrong}")
@@ -128,13 +128,12 @@ def load_weights(path: Path, module: torch.nn.Module, state: dict) -> None:
 
 
 def misfits(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
-    """The first keys that are missing, unexpected or of another shape, in words; empty if all fit."""
-    wrong = [f"missing {name}" for name in expected if name not in found]
-    wrong += [f"unexpected {name}" for name in found if name not in expected]
-    wrong += [
-        f"{name} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
+    """The first tensors that are not in both, or of another shape, in words; empty if all fit."""
+    here, there = ({name: tuple(t.shape) for name, t in part.items()} for part in (found, expected))
+    wrong = [
+        f"{name} is {here.get(name, 'missing')}, expected {there.get(name, 'none')}"
+        for name in there | here
+        if here.get(name) != there.get(name)
     ]
     return "; ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
 

@@ -262,11 +262,6 @@ class RunFolder:
         for name in _OF_WEIGHTS:
             (self.path / name).unlink(missing_ok=True)
 
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        return self.path.name
-
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Writes a file of the run, whole or not at all.
 
@@ -274,9 +269,10 @@ class RunFolder:
             OSError: the disk is full or the folder cannot be written; the file before it is intact.
             RuntimeError: the folder was deleted, moved or replaced.
         """
+        self._check()
         path = self.path / name
         kept = "; the previous one is intact" if path.exists() else "; there is none before it"
-        with self._still_there(), files.explained(path, f" ({len(data) / 2**20:.1f} MiB)", kept):
+        with files.explained(path, f" ({len(data) / 2**20:.1f} MiB)", kept):
             files.write_bytes_atomic(path, data)
 
     def write_json(self, name: str, value: dict) -> None:
@@ -294,20 +290,12 @@ class RunFolder:
             OSError: the disk is full or the folder cannot be written; the epochs before are intact.
             RuntimeError: the folder was deleted, moved or replaced.
         """
+        self._check()
         path, line = self.path / "history.jsonl", json.dumps(row, allow_nan=False) + "\n"
-        with self._still_there(), files.explained(path), open(path, "a", encoding="utf-8") as file:
+        with files.explained(path), open(path, "a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-
-    @contextlib.contextmanager
-    def _still_there(self) -> Iterator[None]:
-        self._check()
-        try:
-            yield
-        except FileNotFoundError:  # deleted since
-            self._check()
-            raise
 
     def keep_history(self, last_epoch: int) -> None:
         """Cuts the history back to the epochs up to `last_epoch`, and any half line."""
