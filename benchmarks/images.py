@@ -111,11 +111,10 @@ def ours(count: int, size: int, augmented: bool, device: str = "cpu") -> Callabl
 
 
 def _clock(device: str) -> Callable[[], float]:
-    """CPU seconds of this process, with one thread from now on; on a GPU the time when it is idle."""
+    """CPU seconds of this process; on a GPU the time when it is idle."""
     import torch
 
     if device == "cpu":
-        torch.set_num_threads(1)
         return time.process_time
 
     def idle() -> float:
@@ -172,6 +171,17 @@ def loader(count: int, size: int, augmented: bool, device: str = "cpu") -> Calla
 
 def rows(quick: bool, device: str = "cpu") -> list[dict]:
     """At 64 and 224 pixels: with crops and mirror images, and without; then what packing costs once."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if device == "cpu" else threads)
+    try:
+        return _rows(quick, device)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _rows(quick: bool, device: str) -> list[dict]:
     count = 256 if quick else 1024
     repetitions = 3 if quick else 5
     kind = jpegs(count)[1]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mmlib import files
-from mmlib.config import CONFIG_OF_NOTEBOOK, TrainConfig, build, defaults, read_values, read_yaml
+from mmlib.config import CONFIG_OF_NOTEBOOK, TrainConfig, build, read_values, read_yaml
 from mmlib.pipeline import plan
 from mmlib.reporting.notebooks import cell_parameters, read_notebook
 
@@ -127,6 +127,10 @@ def test_parameters_stand_in_the_second_cell_with_their_meaning(path):
     assert cell["metadata"]["tags"] == ["parameters"]
     for line in "".join(cell["source"]).splitlines():
         assert "  # " in line, line
+
+
+def defaults(config_class) -> dict:
+    return {name: f.default for name, f in config_class.model_fields.items() if not f.is_required()}
 
 
 # The cell of 05 is an ablation to look at; every other parameter with a default repeats it.

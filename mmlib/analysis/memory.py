@@ -69,11 +69,8 @@ def _words_of_captions(captions: tuple[str, ...]) -> tuple[list[str], np.ndarray
     in_caption = [set(re.findall(r"[a-z]+", caption.lower())) - STOP_WORDS for caption in captions]
     count = Counter(word for words in in_caption for word in words)
     words = sorted(word for word, n in count.items() if n >= MIN_CAPTIONS)
-    has_word_WM = np.zeros((len(words), len(captions)), dtype=bool)
-    row = {word: w for w, word in enumerate(words)}
-    for m, found in enumerate(in_caption):
-        has_word_WM[[row[word] for word in found if word in row], m] = True
-    return words, has_word_WM
+    has_word_WM = np.array([[word in found for found in in_caption] for word in words], dtype=bool)
+    return words, has_word_WM.reshape(len(words), len(captions))
 
 
 def _top_slots(weight_QS: np.ndarray, words: list[str], has_word_WQ: np.ndarray) -> list[dict]:

@@ -21,7 +21,6 @@ from mmlib.config.reading import (
     ParameterError,
     ask,
     build,
-    defaults,
     from_notebook,
     is_pretrained,
     read_values,

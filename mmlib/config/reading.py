@@ -75,11 +75,6 @@ def required(config_class: type[BaseModel]) -> set[str]:
     return {name for name, field in config_class.model_fields.items() if field.is_required()}
 
 
-def defaults(config_class: type[BaseModel]) -> dict[str, Any]:
-    """The parameters that have a default, and that default."""
-    return {name: f.default for name, f in config_class.model_fields.items() if not f.is_required()}
-
-
 # --- text → values
 
 
@@ -306,8 +301,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ParameterError(str(error)) from None
     if not isinstance(values, dict | None):
-        found = "a list" if isinstance(values, list) else "text"
-        raise ParameterError(f"{files.shown(path)}: expected `name: value` lines, found {found}")
+        raise ParameterError(f"{files.shown(path)}: expected `name: value` lines, found {written(values)}")
     return values or {}
 
 

@@ -27,6 +27,7 @@ VERSION = 2  # grows when equal settings give other pixels; stored features of a
 RATIO = (3 / 4, 4 / 3)  # width over height of a crop; torchvision's RandomResizedCrop
 COLOUR_RANGE = 0.4  # of each factor around 1 at strength 1; the classic ColorJitter(0.4, 0.4, 0.4)
 SHARE = 9 / 30  # of RandAugment's largest strengths: magnitude 9 of 30, torchvision's default
+SHEAR = math.degrees(math.atan(0.3 * SHARE))
 
 # Which of an image's numbers decide what: switching one augmentation on changes no other.
 CROP, FLIP, COLOUR, RANDAUGMENT, NUMBERS = slice(0, 4), 4, slice(5, 8), slice(8, 24), 24
@@ -173,16 +174,12 @@ def _functional():
     return functional
 
 
-def _sheared(image: torch.Tensor, sign: int, axis: int) -> torch.Tensor:
-    shear = [0.0, 0.0]
-    shear[axis] = math.degrees(math.atan(sign * 0.3 * SHARE))
-    return _functional().affine(image, angle=0, translate=[0, 0], scale=1, shear=shear, center=[0, 0])
+def _affine(image: torch.Tensor, translate: tuple = (0, 0), shear: tuple = (0.0, 0.0)) -> torch.Tensor:
+    return _functional().affine(image, 0, [*translate], 1, [*shear], center=[0, 0])
 
 
-def _translated(image: torch.Tensor, sign: int, axis: int) -> torch.Tensor:
-    translate = [0, 0]
-    translate[axis] = sign * int(150 / 331 * SHARE * image.shape[3 - axis])
-    return _functional().affine(image, angle=0, translate=translate, scale=1, shear=[0.0, 0.0])
+def _shift(pixels: int, sign: int) -> int:
+    return sign * int(150 / 331 * SHARE * pixels)
 
 
 def _factor(sign: int) -> float:
@@ -192,10 +189,10 @@ def _factor(sign: int) -> float:
 # Those of torchvision's v2.RandAugment, in its order; of images (G, 3, H, W) uint8 and a sign, -1 or 1.
 OPERATIONS: tuple[Callable[[torch.Tensor, int], torch.Tensor], ...] = (
     lambda image, sign: image,
-    lambda image, sign: _sheared(image, sign, 0),
-    lambda image, sign: _sheared(image, sign, 1),
-    lambda image, sign: _translated(image, sign, 0),
-    lambda image, sign: _translated(image, sign, 1),
+    lambda image, sign: _affine(image, shear=(sign * SHEAR, 0.0)),
+    lambda image, sign: _affine(image, shear=(0.0, sign * SHEAR)),
+    lambda image, sign: _affine(image, (_shift(image.shape[3], sign), 0)),
+    lambda image, sign: _affine(image, (0, _shift(image.shape[2], sign))),
     lambda image, sign: _functional().rotate(image, sign * 30 * SHARE),
     lambda image, sign: _functional().adjust_brightness(image, _factor(sign)),
     lambda image, sign: _functional().adjust_saturation(image, _factor(sign)),

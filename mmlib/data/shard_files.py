@@ -127,15 +127,16 @@ def _receive(url: str, path: Path, file: BinaryIO) -> None:
     address = urllib.parse.quote(url, safe=_URL_MARKS)
     request = urllib.request.Request(address, headers={"User-Agent": "mmlib"})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-        declared, received = answer.length or 0, 0
-        while received <= MAX_BYTES and declared <= MAX_BYTES and (block := answer.read(BLOCK)):
-            received += len(block)
+        while True:
+            if file.tell() + (answer.length or 0) > MAX_BYTES:
+                message = f"expected a shard of at most {MAX_BYTES:,} bytes at {printable(url)}, found more"
+                raise ValueError(message)
+            if not (block := answer.read(BLOCK)):
+                break
             with explained(path):
                 file.write(block)
-    if max(received, declared) > MAX_BYTES:
-        raise ValueError(f"expected a shard of at most {MAX_BYTES:,} bytes at {printable(url)}, found more")
-    if received < declared:
-        raise ConnectionError(f"the connection ended after {received:,} of {declared:,} bytes")
+        if answer.length:
+            raise ConnectionError(f"the connection ended {answer.length:,} bytes before the end")
 
 
 # --- what a tar holds

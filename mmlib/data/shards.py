@@ -14,6 +14,7 @@ import posixpath
 import re
 import tarfile
 import threading
+import urllib.parse
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -141,6 +142,8 @@ def find_shards(patterns: Sequence[str], parameter: str) -> list[str]:
     found: dict[str, None] = {}
     for pattern in patterns:
         try:
+            if is_url(pattern) and not urllib.parse.urlsplit(pattern).hostname:
+                raise ValueError("expected an address with a host")
             shards = _expanded(pattern) if is_url(pattern) else _matches(pattern.removeprefix("file://"))
             found.update(dict.fromkeys(shards))
         except (ValueError, FileNotFoundError) as error:

@@ -14,7 +14,6 @@ from mmlib.metrics.summary import DIRECTIONS, exact_binomial_interval
 ALPHA = 0.05
 
 _IN_WORDS = {"data": "data set", "images": "image queries", "captions": "caption queries"}
-_DIFFER_IN_WORDS = {"query_ids": "query ids differ", "image_of_text_M": "captions belong to different images"}
 
 
 def measured_on(result: dict, protocol: str = "standard") -> dict:
@@ -53,26 +52,24 @@ def why_not_comparable(
     """The reasons why two evaluations must not stand in one comparison, in words; none if they may.
 
     Args:
-        a, b: what each was measured on: `measured_on` of its `results.json`, or any facts by name, such
-            as `query_ids`.  What one of them names, the other must name equally.
+        a, b: what each was measured on: `measured_on` of its `results.json`, or any facts by name.  What
+            one of them names, the other must name equally.
         ranks_a, ranks_b: the ranks of both, if there are any: protocol, gallery sizes, number of
             captions and map of captions to images must be equal.
     """
     a, b = {**(a or {}), **_of_ranks(ranks_a)}, {**(b or {}), **_of_ranks(ranks_b)}
-    reasons, long = [], []
+    reasons = []
     for key in {**a, **b}:
         name = _IN_WORDS.get(key, key)
         if (key in a) != (key in b):
             known, unknown = ("first", "second") if key in a else ("second", "first")
             reasons.append(f"{name} is given for the {known} only, unknown for the {unknown}")
-        elif hasattr(a[key], "__len__") and not isinstance(a[key], str):
-            long.append(key)
         elif a[key] != b[key]:
             reasons.append(f"{name} differs ({a[key]} vs {b[key]})")
-    # Long lists say something of their own only where all else agrees.
-    return reasons or [
-        _DIFFER_IN_WORDS.get(key, f"{key} differs") for key in long if not np.array_equal(a[key], b[key])
-    ]
+    maps = [ranks.image_of_text_M for ranks in (ranks_a, ranks_b) if ranks is not None]
+    if not reasons and maps and not np.array_equal(*maps):
+        reasons.append("captions belong to different images")
+    return reasons
 
 
 def check_comparable(
@@ -105,7 +102,6 @@ def _of_ranks(ranks: RetrievalRanks | None) -> dict:
         "i2t gallery": ranks.gallery_i2t,
         "t2i gallery": ranks.gallery_t2i,
         "number of captions": len(ranks.image_of_text_M),
-        "image_of_text_M": ranks.image_of_text_M,
     }
 
 

@@ -76,7 +76,8 @@ class RetrievalRanks:
                     f"{direction}: expected {expected} ranks and ties for this image_of_text_M, found"
                     f" {len(rank_Q)} and {len(ties_Q)}; keep ranks with the map they came from"
                 )
-            low, high, is_tied = rank_Q.min(), rank_Q.max(), (ties_Q >= 0) & (ties_Q < rank_Q)
+            low, high = rank_Q.min(), rank_Q.max()
+            is_tied = (ties_Q >= 0) & (ties_Q < rank_Q)
             if type(gallery) is not int or low < 1 or high > gallery or not is_tied.all():
                 raise ValueError(
                     f"{direction}: expected ranks in 1..{gallery!r} and ties in 0..rank - 1, found ranks"

@@ -314,6 +314,7 @@ def build_hf_text(name: str, settings: Any, load_pretrained: bool, architecture:
             unless weights are loaded.
     """
     from transformers import AutoConfig, AutoModel
+    from transformers.utils.logging import disable_progress_bar
 
     full, weights = f"hf:{name}", settings.text_weights
     is_loaded = load_pretrained and weights != "none" and not is_file(weights)
@@ -328,7 +329,8 @@ def build_hf_text(name: str, settings: Any, load_pretrained: bool, architecture:
     stored = dict(architecture["config"])
     config = AutoConfig.for_model(stored.pop("model_type"), **stored)
     if is_loaded:
-        with _no_bar(), downloading(full, f"weights {weights!r}", instead, hub):
+        disable_progress_bar()  # it would stand in notebooks and logs
+        with downloading(full, f"weights {weights!r}", instead, hub):
             model, report = AutoModel.from_pretrained(
                 source, config=config, revision=revision, dtype=torch.float32, output_loading_info=True
             )
@@ -348,20 +350,6 @@ def build_hf_text(name: str, settings: Any, load_pretrained: bool, architecture:
         full, model, partial(_read_hf, pooling=pooling), layer_blocks(model), " ".join([full, *pooling]),
         ids=ids, architecture=architecture,
     )  # fmt: skip
-
-
-@contextmanager
-def _no_bar() -> Iterator[None]:
-    """Keeps transformers' progress bar out of notebooks and logs."""
-    from transformers.utils import logging
-
-    was_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            logging.enable_progress_bar()
 
 
 def _pooling(source: str, revision: str) -> list[str]:

@@ -39,10 +39,9 @@ class Loss(nn.Module):
     ):
         super().__init__()
         self.identity_positives, self.share = identity_positives, share
-        log_scale = None if temperature is None else torch.tensor(-math.log(temperature))
-        self.register_parameter(
-            "log_scale", log_scale if log_scale is None else nn.Parameter(log_scale, learned)
-        )
+        self.log_scale = None
+        if temperature is not None:
+            self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learned)
 
     @property
     def temperature(self) -> float | None:

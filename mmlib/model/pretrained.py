@@ -116,8 +116,7 @@ class PretrainedEncoder(Encoder):
             ParameterError: more blocks than there are.
         """
         count = len(self._blocks)
-        last = {"all": count, "none": 0}.get(tune)
-        last = int(tune.removeprefix("last-")) if last is None else last
+        last = int(tune.removeprefix("last-")) if "-" in tune else {"all": count, "none": 0}[tune]
         if last > count:
             raise ParameterError(
                 f"tune {tune!r}: {self.name} has {count} blocks ({', '.join(b for b, _ in self._blocks)});"
@@ -204,7 +203,7 @@ def reading(encoder: str, weights: str) -> Iterator[str]:
         raise ValueError(
             f"{files.shown(path)} cannot be loaded into {encoder}: {' '.join(said[: 1 + SHOWN])}; it is"
             " damaged, asks to run code, or was made for another encoder"
-        ) from error
+        ) from None  # torch's own text has a line for each key
 
 
 def load_file(model: nn.Module, encoder: str, weights: str, cut: Sequence[str]) -> None:

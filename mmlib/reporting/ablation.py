@@ -9,26 +9,8 @@ from matplotlib.lines import Line2D
 
 from mmlib.metrics import RetrievalRanks, summarise
 from mmlib.metrics.compare import held_out_fingerprint, measured_on, p_in_words, why_not_comparable
-from mmlib.reporting.style import (
-    DIRECTIONS,
-    SHADE,
-    SOFT,
-    draw_dots,
-    legend_handles,
-    level_line,
-    new_figure,
-    styled,
-)
-from mmlib.reporting.tables import (
-    DIRECTION_NAMES,
-    SMALL_RUN,
-    SPLIT_NAMES,
-    Table,
-    checks_table,
-    percent,
-    recall_text,
-    scope,
-)
+from mmlib.reporting.style import DIRECTIONS, SHADE, SOFT, draw_dots, guide, legend, new_figure, styled
+from mmlib.reporting.tables import DIRECTION_NAMES, SPLIT_NAMES, Table, passed, percent, recall_text, scope
 from mmlib.training.ablation import members
 from mmlib.training.ablation_plan import PlannedRun, arms_of, candidates
 from mmlib.training.runs import read_result, run_folder, run_state, stored_environment
@@ -60,9 +42,7 @@ def plan_table(planned: list[PlannedRun]) -> Table:
             }
         )
     frame = pd.DataFrame(rows)
-    small = f" {SMALL_RUN}" if planned[0].config.dataset == "shapes" else ""
-    caption = f"{frame['runs'].sum()} training runs; what is tuned is tried with the first seed.{small}"
-    return Table(frame, caption)
+    return Table(frame, f"{frame['runs'].sum()} training runs; what is tuned is tried with the first seed.")
 
 
 def ablation_table(record: dict) -> Table:
@@ -216,7 +196,7 @@ def ablation_checks(record: dict) -> Table:
     ]
     diverged = [run for run, state in states.items() if state != "complete"]
     caption = f"Diverged, and kept as failed: {', '.join(diverged)}." if diverged else ""
-    return checks_table([(record["run"], *check) for check in checks], caption)
+    return passed([(record["run"], *check) for check in checks], caption)
 
 
 def _saw_test(run: str) -> bool:
@@ -302,14 +282,14 @@ def ablation_figure(record: dict) -> Figure:
         f"Forest plot of recall at 1 and at 10 for the arms {', '.join(arm['name'] for arm in arms)}, both"
         " directions, each with its interval and its single seeds, and the chance level.",
         height=0.75 + 0.62 * len(arms),
-        legend=[*legend_handles(), *seeds],
+        legend=[*legend(), *seeds],
     )
     for axes, k in zip(figure.subplots(1, 2, sharey=True), (1, 10)):
         axes.axhspan(-0.5, 0.5, color=SHADE, linewidth=0, zorder=0)  # the base line
         _draw_arms(axes, arms, k)
         for direction in DIRECTIONS:
             if chance := record["chance"].get(f"{direction}_r{k}"):
-                level_line(axes, 100 * chance, vertical=True)
+                guide(axes, 100 * chance, vertical=True)
         axes.margins(x=0.08)
     return figure
 

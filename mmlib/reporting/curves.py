@@ -8,16 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from mmlib.reporting.style import (
-    DIRECTIONS,
-    INK,
-    SHADE,
-    SOFT,
-    legend_handles,
-    level_line,
-    new_figure,
-    styled,
-)
+from mmlib.reporting.style import DIRECTIONS, INK, SHADE, SOFT, guide, legend, new_figure, styled
 from mmlib.reporting.tables import best_row, phases, scope
 
 _MANY = 40  # epochs from which single points are no longer marked
@@ -46,7 +37,7 @@ def loss_curves(history: list[dict], dataset: str, batch_size: int | None = None
     )
     axes = _curve(figure, history, [row["train_loss"] for row in history], "contrastive loss (nats)")
     if batch_size:
-        level_line(axes, math.log(batch_size), f"guessing, ln {batch_size}", below=True)
+        guide(axes, math.log(batch_size), f"guessing, ln {batch_size}", below=True)
     axes.set_ylim(bottom=0)
     return figure
 
@@ -91,7 +82,7 @@ def recall_curves(history: list[dict], dataset: str, best_by: str = "rsum") -> F
         f" image dashed, with interval bands, the chance level, and the best epoch of each phase; {runs}.",
         height=2.75,
         legend=[
-            *legend_handles(markersize=3.2, linewidth=1.9, **_marks(history)),
+            *legend(markersize=3.2, linewidth=1.9, **_marks(history)),
             Patch(color=SOFT, alpha=0.2, linewidth=0, label="95 % interval"),
             Line2D([], [], **_STAR, markersize=10, label=f"best epoch of the phase, by {best_by}"),
         ],
@@ -103,7 +94,7 @@ def recall_curves(history: list[dict], dataset: str, best_by: str = "rsum") -> F
             low, high = ([100 * r[bound] for r in recall] for bound in ("low", "high"))
             axes.fill_between(epoch, low, high, color=look["color"], alpha=0.14, linewidth=0)
             axes.plot(epoch, [100 * r["value"] for r in recall], **look | _marks(history), markersize=3.2)
-            level_line(axes, 100 * recall[-1]["chance"])
+            guide(axes, 100 * recall[-1]["chance"])
             for row in best:
                 value = 100 * row["val"][direction][k]["value"]
                 axes.plot(row["epoch"], value, **_STAR, markersize=11, markeredgewidth=0.8, zorder=5)

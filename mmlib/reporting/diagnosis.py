@@ -6,16 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from mmlib.reporting.style import (
-    BAR,
-    DIRECTIONS,
-    draw_dots,
-    error_bars,
-    legend_handles,
-    level_line,
-    new_figure,
-    styled,
-)
+from mmlib.reporting.style import BAR, DIRECTIONS, draw_dots, error_bars, guide, legend, new_figure, styled
 from mmlib.reporting.tables import DIRECTION_NAMES, Table, percent, recall_cells, scope
 
 KINDS = {
@@ -54,7 +45,7 @@ def recall_by_group_figure(diagnosis: dict, k: int = 10) -> Figure:
         f"Dot plots of recall at {k} {', '.join(KINDS[kind] for kind in found)}, both directions, each with"
         " its interval, beside the recall of all queries.",
         height=0.24 * rows + 0.3,
-        legend=legend_handles("all queries of the direction", markersize=4.5),
+        legend=legend("all queries of the direction", markersize=4.5),
     )
     heights = [len(names[kind]) for kind in left]
     grid = figure.add_gridspec(len(left), 2 if "word" in found else 1, height_ratios=heights)
@@ -69,7 +60,7 @@ def recall_by_group_figure(diagnosis: dict, k: int = 10) -> Figure:
         draw_dots(axes, labels, recalls, named=False, size=4.2)
         for direction, look in DIRECTIONS.items():
             overall = diagnosis["standard"][direction][f"r{k}"]["value"]
-            level_line(axes, 100 * overall, vertical=True, color=look["color"])
+            guide(axes, 100 * overall, vertical=True, color=look["color"])
         axes.set_title(KINDS[kind])
         axes.set_xlim(0, 100 * min(1.02, 1.04 * highest))
         axes.set_xlabel(f"R@{k} (%)")
@@ -154,7 +145,7 @@ def calibration_figure(diagnosis: dict) -> Figure:
             color=look["color"], markersize=4.5, elinewidth=1.3, zorder=3,
         )  # fmt: skip
         axes.plot((low + high) / 2, y, linewidth=1, alpha=0.5, **_line(direction))
-        level_line(axes, 100 * diagnosis["standard"][direction]["r1"]["value"], "all queries")
+        guide(axes, 100 * diagnosis["standard"][direction]["r1"]["value"], "all queries")
         axes.set_title(DIRECTION_NAMES[direction])
         axes.set_xlabel("margin, first less second cosine")
         axes.set_xlim(left=0)

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mmlib.data import Dataset
 from mmlib.reporting.results import result_scope
-from mmlib.reporting.style import BAR, HIT, INK, MISS, SOFT, level_line, new_figure, styled
+from mmlib.reporting.style import BAR, HIT, INK, MISS, SOFT, guide, new_figure, styled
 from mmlib.reporting.tables import DIRECTION_NAMES
 
 PICTURE_DPI = 110  # pictures weigh much and gain little from a sharper page
@@ -159,7 +159,7 @@ def slots_figure(slots: Mapping[str, np.ndarray], result: dict) -> Figure:
         in_use = float(np.exp(-(used * np.log(used)).sum()))
         axes = figure.add_subplot(grid[row, 0])
         axes.bar(np.arange(1, len(weight_S) + 1), 100 * weight_S, width=0.85, color=BAR)
-        level_line(axes, 100 / len(weight_S), "even reading")
+        guide(axes, 100 / len(weight_S), "even reading")
         axes.set_title(title)
         axes.set_xlabel(f"slots, most read first ({in_use:.0f} of {len(weight_S)} in use)")
         axes.set_ylabel("attention (%)")

@@ -4,7 +4,7 @@ import ast
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nbformat
 
@@ -22,8 +22,11 @@ from mmlib.training.runs import (
     stored_choice,
     stored_environment,
 )
+from mmlib.training.stored import checked, fields
 
 STATES = ("failed", "killed", "interrupted", "running", "incomplete", "complete")  # the worst first
+_Stopped = fields(may_lack="reason", state=Literal[STATES], reason=str | None)
+_Papermill = fields(may_lack="parameters", parameters=dict)
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
@@ -59,13 +62,8 @@ def notebook_state(notebook: nbformat.NotebookNode) -> tuple[str, str | None]:
                 return "interrupted", f"stopped by the user in {where}"
             return "failed", f"{where}: {output.ename}: {output.evalue}".strip(": ")
     if MARK in notebook.metadata:
-        mark = notebook.metadata[MARK]
-        state, reason = (mark.get("state"), mark.get("reason")) if isinstance(mark, dict) else (None, None)
-        if state not in STATES or not (reason is None or isinstance(reason, str)):
-            raise ValueError(
-                f"expected a state and a reason in its metadata, found {mark!r:.100}; run it again"
-            )
-        return state, reason
+        mark = checked(notebook.metadata[MARK], _Stopped, "what says why it stopped", "run it again")
+        return mark["state"], mark.get("reason")
     for number, cell in enumerate(code, 1):
         if cell.execution_count is None:
             where = f"cell {number} of {len(code)}{section_of(notebook, cell)}"
@@ -260,9 +258,7 @@ def _page(executed: Path) -> Page:
     try:
         notebook = read_notebook(executed)
         injected = notebook.metadata.get("papermill", {})
-        injected = injected.get("parameters", {}) if isinstance(injected, dict) else None
-        if not isinstance(injected, dict):
-            raise ValueError("expected papermill's parameters in its metadata; run it again")
+        injected = checked(injected, _Papermill, "papermill's mark", "run it again").get("parameters") or {}
         runs = runs_of(cell_parameters(executed, notebook) | injected)
         state, reason = notebook_state(notebook)
     except (OSError, ValueError) as error:

@@ -5,6 +5,7 @@ import re
 import warnings
 from functools import cache
 from html import unescape
+from itertools import accumulate
 from pathlib import Path
 
 import jinja2
@@ -46,7 +47,8 @@ _PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]
 _DEPTH = 300
 _TOO_DEEP = "<p>[HTML that is nested too deeply is left out]</p>"
 _NESTING = re.compile(r"<(/?)(?!(?:br|hr|img|col|p|li|dt|dd|t[dhr]|thead|tbody|tfoot)\b)[a-z]", re.IGNORECASE)
-_CODE = re.compile(r"<(script|style)\b", re.IGNORECASE)
+# Scripts and style sheets with their content, which the cleaner would show as text.
+_CODE = re.compile(r"<(script|style)\b.*?(?:</\1\s*>|\Z)", re.IGNORECASE | re.DOTALL)
 
 
 def harmless_html(text: str) -> str:
@@ -54,33 +56,14 @@ def harmless_html(text: str) -> str:
 
     Tables of `mmlib.reporting` and highlighted code stay as they are.
     """
-    text = _without_code(text)
+    text = _CODE.sub("", text)
     return _TOO_DEEP if _is_deep(text) else _cleaner().clean(text)
 
 
 def _is_deep(text: str) -> bool:
     """Whether elements are nested more than `_DEPTH` deep: the parser's time grows with the square."""
-    depth = 0
-    for tag in _NESTING.finditer(text):
-        depth += -1 if tag[1] else 1
-        if depth > _DEPTH:
-            return True
-    return False
-
-
-def _without_code(text: str) -> str:
-    """HTML less its scripts and style sheets, whose content the cleaner would show as text."""
-    parts, start = [], 0
-    while begin := _CODE.search(text, start):
-        parts.append(text[start : begin.start()])
-        end = re.compile(rf"</{begin[1]}\s*>", re.IGNORECASE).search(text, begin.end())
-        start = end.end() if end else len(text)
-    return "".join([*parts, text[start:]])
-
-
-def _well_formed(text: str) -> str:
-    """Text that can be written as UTF-8: halves of characters, which JSON can hold, become `?`."""
-    return text.encode("utf-8", "replace").decode()
+    depths = accumulate(-1 if tag[1] else 1 for tag in _NESTING.finditer(text))
+    return any(depth > _DEPTH for depth in depths)
 
 
 @cache
@@ -173,7 +156,8 @@ def _exported(notebook: nbformat.NotebookNode, shown: dict) -> bytes:
     exporter.register_filter("harmless_html", harmless_html)
     with warnings.catch_warnings(action="ignore"):  # of outputs that no page can show
         shown = shown | {"css": _stylesheet(), "policy": POLICY}
-        return _well_formed(exporter.from_notebook_node(notebook, resources={"page": shown})[0]).encode()
+        page, _ = exporter.from_notebook_node(notebook, resources={"page": shown})
+    return page.encode("utf-8", "replace")  # JSON can hold halves of characters
 
 
 def _png(text: str) -> bytes:
@@ -191,7 +175,8 @@ def page_from(template: str, policy: str = POLICY, **shown) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
     css = jinja2.filters.Markup(_stylesheet())
-    return _well_formed(environment.get_template(template).render(css=css, policy=policy, **shown)) + "\n"
+    page = environment.get_template(template).render(css=css, policy=policy, **shown)
+    return page.encode("utf-8", "replace").decode() + "\n"
 
 
 def _stylesheet() -> str:

@@ -11,21 +11,11 @@ import pandas as pd
 from markupsafe import Markup
 
 from mmlib import files
-from mmlib.files import (
-    checked_name,
-    explained,
-    flush_folder,
-    locked,
-    printable,
-    read_bounded,
-    write_bytes_atomic,
-    write_text_atomic,
-)
 from mmlib.reporting.ablation import ablation_table, ablation_verdicts
 from mmlib.reporting.notebooks import report_folder
 from mmlib.reporting.pages import page_from
 from mmlib.reporting.report import FIGURES
-from mmlib.reporting.results import protocols_of_results, result_rows, result_scope, results_table
+from mmlib.reporting.results import protocols_of_results, result_rows, results_table
 from mmlib.reporting.tables import Table, scope
 from mmlib.training.stored import Report, read_stored
 
@@ -51,16 +41,16 @@ def write_index(reports: Path | None = None) -> Path:
     ]
     link = os.path.relpath(published, reports) if published.is_file() and index != published else None
     text = page_from("experiments.html.j2", experiments=[_card(folder) for folder in folders], published=link)
-    with explained(index):
-        write_text_atomic(index, text)
+    with files.explained(index):
+        files.write_text_atomic(index, text)
     return index
 
 
 def _card(folder: Path) -> dict:
     card = dict.fromkeys(("picture", "reason"), None)
-    card |= {"name": printable(folder.name), "state": "unreadable", "shown": [], "links": [], "alt": ""}
+    card |= {"name": files.printable(folder.name), "state": "unreadable", "shown": [], "links": [], "alt": ""}
     try:
-        checked_name(folder.name, "experiment")
+        files.checked_name(folder.name, "experiment")
         report = read_stored(folder / "results.json", Report, "make the report again")
         card |= {"state": report["state"], "reason": report["reason"]}
         # Where there is an ablation, its verdicts are the result.
@@ -72,9 +62,9 @@ def _card(folder: Path) -> dict:
             for name, notebook in report["notebooks"].items()
             if notebook["page"] and (folder / notebook["page"]).exists()
         ]
-        drawn = [name for name in FIGURES if (folder / "figures" / name).is_file()]
+        drawn = [name for name in FIGURES if _is_own(folder, f"figures/{name}")]
         if drawn:
-            picture = base64.b64encode(read_bounded(folder / "figures" / drawn[0])).decode()
+            picture = base64.b64encode(files.read_bounded(folder / "figures" / drawn[0])).decode()
             card |= {"picture": f"data:image/png;base64,{picture}", "alt": FIGURES[drawn[0]]}
     except FileNotFoundError as error:
         card |= {"state": "incomplete", "reason": f"its report is not whole: {error}"}
@@ -84,26 +74,18 @@ def _card(folder: Path) -> dict:
 
 
 def _numbers(metrics: dict) -> list[Table]:
-    """Test R@1 of the last run that has it; before any test, validation R@1 of the last best epoch."""
+    """Test results of the last run that has them; before any test, validation of the last best epoch."""
     tested = [values["test"] for values in metrics.values() if values["test"]]
     tried = [(run, values) for run, values in metrics.items() if values["best"]]
     if tested:
-        rows, caption = (
-            result_rows(tested[-1]["run"], tested[-1]["protocols"]["standard"]),
-            result_scope(tested[-1]),
-        )
-    elif tried:
-        run, values = tried[-1]
-        best = values["best"][-1]
-        where = scope((values["data"] or {"name": "an unknown data set"})["name"], "val", best["val"])
-        rows, caption = (
-            result_rows(run, best["val"]),
-            f"{where} · best epoch {best['epoch']}, not a test result",
-        )
-    else:
+        return [results_table(tested[-1:])]
+    if not tried:
         return []
-    frame = pd.DataFrame(rows)[["run", "direction", "R@1", "chance R@1"]]
-    return [Table(frame, f"{caption} · 95 % intervals · hits/n")]
+    run, values = tried[-1]
+    best = values["best"][-1]
+    where = scope((values["data"] or {"name": "an unknown data set"})["name"], "val", best["val"])
+    caption = f"{where} · best epoch {best['epoch']}, not a test result · 95 % intervals · hits/n"
+    return [Table(pd.DataFrame(result_rows(run, best["val"])), caption)]
 
 
 QUOTING = ("README.md", "docs/results.md")  # pages that quote published reports
@@ -129,7 +111,10 @@ def publish(experiment: str) -> Path:
     """
     source, target = report_folder(experiment), files.PUBLISHED / experiment
     _require(source, "results.json")
-    with locked(source, f"experiment {experiment!r}"), locked(files.PUBLISHED, "the published reports"):
+    with (
+        files.locked(source, f"experiment {experiment!r}"),
+        files.locked(files.PUBLISHED, "the published reports"),
+    ):
         kept = _files_of(source, experiment)
         pages = [page for page in QUOTING if (files.ROOT / page).exists()]
         texts = {page: (files.ROOT / page).read_text(encoding="utf-8") for page in pages}
@@ -137,8 +122,8 @@ def publish(experiment: str) -> Path:
         _replace(target, source, kept)
         write_index(files.PUBLISHED)
         for page, text in texts.items():
-            with explained(files.ROOT / page):
-                write_text_atomic(files.ROOT / page, text)
+            with files.explained(files.ROOT / page):
+                files.write_text_atomic(files.ROOT / page, text)
     return target
 
 
@@ -199,7 +184,7 @@ def _files_of(source: Path, name: str) -> list[str]:
             f"only a complete report is published, found {files.shown(source)} to be {report['state']!r}"
             f" ({report['reason'] or 'no reason given'}); run it to its end: make report EXPERIMENT={name}"
         )
-    own = tuple(f"figures/{checked_name(notebook, 'notebook')}-" for notebook in report["notebooks"])
+    own = tuple(f"figures/{files.checked_name(notebook, 'notebook')}-" for notebook in report["notebooks"])
     drawn = [f"figures/{path.name}" for path in sorted((source / "figures").glob("*.png"))]
     names = ["results.json", "README.md", *(f"{notebook}.html" for notebook in report["notebooks"])]
     names += [file for file in drawn if file.startswith(own)]  # others were not made by this
@@ -209,14 +194,18 @@ def _files_of(source: Path, name: str) -> list[str]:
     return names
 
 
+def _is_own(report: Path, file: str) -> bool:
+    """Whether a report has this file, and it is no link to another place."""
+    return (report / file).is_file() and (report / file).resolve() == report.resolve() / file
+
+
 def _require(source: Path, file: str) -> None:
-    """Passes if a report has this file, and it is no link to another place."""
-    path = source / file
-    if not path.is_file() or path.resolve() != source.resolve() / file:
-        found = "one that lies elsewhere" if path.is_file() else "nothing"
+    """Passes if a report has this file as its own."""
+    if not _is_own(source, file):
+        found = "one that lies elsewhere" if (source / file).is_file() else "nothing"
         raise FileNotFoundError(
-            f"nothing to publish of {source.name!r}: expected {files.shown(path)}, found {found}; make it"
-            f" with: make report EXPERIMENT={source.name}"
+            f"nothing to publish of {source.name!r}: expected {files.shown(source / file)}, found {found};"
+            f" make it with: make report EXPERIMENT={source.name}"
         )
 
 
@@ -226,14 +215,14 @@ def _replace(target: Path, source: Path, names: list[str]) -> None:
     shutil.rmtree(new, ignore_errors=True)
     try:
         for name in names:
-            with explained(target / name):
+            with files.explained(target / name):
                 (new / name).parent.mkdir(parents=True, exist_ok=True)
-                write_bytes_atomic(new / name, (source / name).read_bytes())
-        flush_folder(new)
+                files.write_bytes_atomic(new / name, (source / name).read_bytes())
+        files.flush_folder(new)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    with explained(target):
+    with files.explained(target):
         shutil.rmtree(target, ignore_errors=True)
         new.rename(target)
-    flush_folder(target.parent)
+    files.flush_folder(target.parent)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from mmlib.metrics import verdict_from_counts
 from mmlib.reporting.results import result_scope, results_table
-from mmlib.reporting.style import DIRECTIONS, SHADE, SOFT, draw_dots, legend_handles, new_figure, show, styled
+from mmlib.reporting.style import DIRECTIONS, SHADE, SOFT, draw_dots, legend, new_figure, show, styled
 from mmlib.reporting.tables import DIRECTION_NAMES, Table, recall_text
 
 NOTHING = "nothing: neither side pretrained"
@@ -107,7 +107,7 @@ def published_figure(results: list[dict]) -> Figure:
         "Dot plot of recall at 1 on the Flickr8k test split for published systems and the runs"
         f" {', '.join(r['run'] for r in results)}, grouped by what each was pretrained on.",
         height=0.6 + 0.24 * len(rows),
-        legend=legend_handles(line=""),
+        legend=legend(line=""),
     )
     axes = figure.add_subplot()
     names = ["" if isinstance(row, str) else row.get("system") or row["run"] for row in rows]

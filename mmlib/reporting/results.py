@@ -10,20 +10,12 @@ from mmlib.metrics import RetrievalRanks, compare_runs, summarise
 from mmlib.metrics.compare import check_comparable, mcnemar, measured_on
 from mmlib.metrics.protocols import PROTOCOLS
 from mmlib.metrics.resampling import sign_flip_test
-from mmlib.reporting.style import DIRECTIONS, draw_dots, legend_handles, level_line, new_figure, styled
-from mmlib.reporting.tables import DIRECTION_NAMES, Table, checks_table, p_text, percent, recall_cells, scope
+from mmlib.reporting.style import DIRECTIONS, draw_dots, guide, legend, new_figure, styled
+from mmlib.reporting.tables import DIRECTION_NAMES, Table, p_text, passed, percent, recall_cells, scope
 from mmlib.training.runs import read_queries, read_result, run_folder
 
-METRICS = {
-    "mean_r1": "mean R@1",
-    "i2t_r1": "R@1 image → text",
-    "t2i_r1": "R@1 text → image",
-    "i2t_r5": "R@5 image → text",
-    "t2i_r5": "R@5 text → image",
-    "i2t_r10": "R@10 image → text",
-    "t2i_r10": "R@10 text → image",
-    "rsum": "rsum",
-}
+RECALLS = {f"{d}_r{k}": f"R@{k} {name}" for k in (1, 5, 10) for d, name in DIRECTION_NAMES.items()}
+METRICS = {"mean_r1": "mean R@1", **RECALLS, "rsum": "rsum"}
 
 
 def result_scope(result: dict, protocol: str = "standard") -> str:
@@ -106,9 +98,8 @@ def results_section(results: list[dict]) -> None:
         ValueError: as `results_table`.
     """
     for protocol in protocols_of_results(results):
-        display(
-            Markdown(f"**{protocol}**: {PROTOCOLS[protocol].definition}"), results_table(results, protocol)
-        )
+        display(Markdown(f"**{protocol}**: {PROTOCOLS[protocol].definition}"))
+        display(results_table(results, protocol))
 
 
 @styled
@@ -125,12 +116,12 @@ def results_figure(results: list[dict], protocol: str = "standard") -> Figure:
         f"Dot plots of recall at 1, 5, 10 for {', '.join(runs)}, both directions, each with its interval, and"
         " the chance level.",
         height=0.75 + 0.62 * len(results),
-        legend=legend_handles(),
+        legend=legend(),
     )
     for axes, k in zip(figure.subplots(1, 3, sharey=True), (1, 5, 10)):
         draw_dots(axes, runs, {d: [summary[d][f"r{k}"] for summary in summaries] for d in DIRECTIONS})
         for direction in DIRECTIONS:
-            level_line(axes, 100 * summaries[0][direction][f"r{k}"]["chance"], vertical=True)
+            guide(axes, 100 * summaries[0][direction][f"r{k}"]["chance"], vertical=True)
         axes.set_xlabel(f"R@{k} (%)")
         axes.set_xlim(left=0)
         axes.margins(x=0.08)
@@ -159,7 +150,7 @@ def evaluation_checks(results: list[dict]) -> Table:
         if len(set(np.bincount(ranks.image_of_text_M))) == 1:  # exact where images have equally many captions
             hits = [part["i2t"]["r1"]["hits"] for part in (standard, paired)]
             checks.append((run, "paired and standard agree on image → text hits at 1", *hits))
-    return checks_table(checks)
+    return passed(checks)
 
 
 def change_between(before: str, after: str) -> Table:

@@ -151,7 +151,7 @@ def error_bars(recalls: list[dict]) -> np.ndarray:
     return 100 * np.maximum([value - low, high - value], 0)
 
 
-def level_line(
+def guide(
     axes: Axes, level: float, name: str = "", vertical: bool = False, color: str = SOFT, below: bool = False
 ) -> None:
     """A dotted line to compare with (chance, a guess, all queries), its name at the right end."""
@@ -163,7 +163,7 @@ def level_line(
         )  # fmt: skip
 
 
-def legend_handles(line: str = "chance", **look) -> list[Line2D]:
+def legend(line: str = "chance", **look) -> list[Line2D]:
     """The two directions, and what a dotted line stands for, for a legend."""
     look = {"markersize": 5.5, "linewidth": 1.6} | look
     return [

@@ -162,20 +162,19 @@ def best_row(rows: list[dict], by: str = "rsum") -> dict:
 
 
 def parameter_table(config: BaseModel) -> Table:
-    """Every parameter with its value and its meaning; the meaning is the field's description.
-
-    A run on embedded data says under the table that it is a small one.
-    """
+    """Every parameter with its value and its meaning; the meaning is the field's description."""
     rows = [
         {"parameter": name, "value": repr(getattr(config, name)), "meaning": field.description or ""}
         for name, field in type(config).model_fields.items()
     ]
-    small = getattr(config, "dataset", None) == "shapes"
-    return Table(pd.DataFrame(rows), SMALL_RUN if small else "")
+    return Table(pd.DataFrame(rows))
 
 
 def dataset_table(dataset: Dataset) -> Table:
-    """Images and captions of each split, captions per image, and what the loader noticed."""
+    """Images and captions of each split, captions per image, and what the loader noticed.
+
+    Of drawn shapes it says that their numbers say nothing of photographs.
+    """
     rows = []
     for split in dataset.splits.values():
         per_image = np.bincount(split.image_of_caption_M, minlength=len(split.images))
@@ -190,6 +189,7 @@ def dataset_table(dataset: Dataset) -> Table:
             }
         )
     notes = [f"{dataset.name}, fingerprint {dataset.fingerprint}.", *dataset.notes]
+    notes += [SMALL_RUN] if dataset.name == "shapes" else []
     return Table(pd.DataFrame(rows), " ".join(notes))
 
 
@@ -272,7 +272,7 @@ def best_epochs_table(history: list[dict], dataset: str, best_by: str = "rsum") 
 # --- checks
 
 
-def checks_table(checks: list[tuple[str, str, Any, Any]], caption: str = "") -> Table:
+def passed(checks: list[tuple[str, str, Any, Any]], caption: str = "") -> Table:
     """One row per check, if all pass.
 
     Args:
@@ -317,4 +317,4 @@ def check_run(run: str) -> Table:
     if parent:
         there = stored_environment(parent["run"])["data"]["fingerprint"]
         checks.append(("data of the parent", there, environment["data"]["fingerprint"]))
-    return checks_table([(run, *check) for check in checks])
+    return passed([(run, *check) for check in checks])

@@ -79,8 +79,8 @@ def test_a_missing_file_in_an_empty_or_missing_folder_says_so():
     ("text", "expected"),
     [
         ("# one\nrun: [a\n", "a.yaml, line 3: expected valid YAML, found: did not find expected"),
-        ("- run\n", "a.yaml: expected `name: value` lines, found a list"),
-        ("just words\n", "a.yaml: expected `name: value` lines, found text"),
+        ("- run\n", "a.yaml: expected `name: value` lines, found ['run']"),
+        ("just words\n", "a.yaml: expected `name: value` lines, found 'just words'"),
         ("lr: 1\n\nlr: 2\n", "a.yaml, line 3: expected valid YAML, found: 'lr' twice"),
         ("arms:\n  a: {lr: 1}\n  b: {lr: 1,\n   lr: 2}\n", "a.yaml, line 4: expected valid YAML, found: 'lr"),
         ("a: &x 1\nb: *x\n", "a.yaml, line 2: expected valid YAML, found: the alias *x; write"),

@@ -171,13 +171,9 @@ def test_resize_modes_and_sizes_have_stores_of_their_own(tmp_path):
     assert not np.array_equal(stores[0].array, stores[1].array)
 
 
-def test_second_open_decodes_nothing(tmp_path):
+def test_packed_once_unless_the_fingerprint_is_another(tmp_path):
     open_store(DRAWN, SIZE, cache=tmp_path)
     assert_drawn(open_store(REFUSING, SIZE, cache=tmp_path))
-
-
-def test_data_with_another_fingerprint_have_another_store(tmp_path):
-    open_store(DRAWN, SIZE, cache=tmp_path)
     with pytest.raises(AssertionError, match="was decoded"):
         open_store(tiny.dataset_of(tiny.Refusing(), NAMES, "f" * 16), SIZE, cache=tmp_path)
 
@@ -273,14 +269,6 @@ def test_killed_packing_continues(tmp_path, small_batches):
     assert endings_in(tmp_path) == [".part"]
     assert_drawn(open_store(DRAWN, SIZE, cache=tmp_path))
     assert endings_in(tmp_path) == [".npy"]
-
-
-def test_a_script_without_a_guard_packs(tmp_path):
-    (tmp_path / "script.py").write_text(PACK)
-    process = python(tmp_path / "script.py", "no image", SIZE, len(NAMES), tmp_path / "cache")
-    output, errors = finish(process)
-    assert (process.returncode, output) == (0, "packed\n"), errors
-    assert endings_in(tmp_path / "cache") == [".npy"]
 
 
 def test_a_full_disk_is_the_systems_error_and_leaves_no_half_store(path, file_limit):

@@ -139,7 +139,7 @@ def test_a_run_against_itself():
     assert all(m["difference"] == m["low"] == m["high"] == 0 for m in result["metrics"].values())
 
 
-PLACE = {"dataset": "flickr8k", "split": "test", "query_ids": ["a", "b"]}
+PLACE = {"dataset": "flickr8k", "split": "test"}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,6 @@ PLACE = {"dataset": "flickr8k", "split": "test", "query_ids": ["a", "b"]}
     [
         (PLACE | {"dataset": "flickr30k"}, r"dataset differs \(flickr8k vs flickr30k\)"),
         (PLACE | {"split": "val"}, r"split differs \(test vs val\)"),
-        (PLACE | {"query_ids": ["a", "c"]}, "query ids differ"),
         (PLACE | {"fingerprint": "f00"}, "fingerprint is given for the second only, unknown for the first"),
         (None, "dataset is given for the first only.*split is given for the first only"),
     ],

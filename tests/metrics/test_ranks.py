@@ -255,21 +255,22 @@ def test_arrays_on_the_disk_are_read_as_they_are_needed(sample, tmp_path, dtype)
 
 
 def test_memory_is_a_small_part_of_the_matrix_of_scores():
-    """4,000 x 20,000 scores are 640 MB in float64."""
+    """2,000 x 10,000 scores are 160 MB in float64."""
     code = """
 import resource, numpy as np, torch
-from mmlib.metrics import retrieval_ranks
+from mmlib.metrics import ranks
 torch.set_num_threads(1)
+ranks.ROWS, ranks.COLUMNS = 256, 512
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-image_ND = np.random.default_rng(0).standard_normal((4_000, 4), dtype=np.float32)
-retrieval_ranks(image_ND[:20], image_ND[:20], np.arange(20))  # what is loaded at the first use
+image_ND = np.random.default_rng(0).standard_normal((2_000, 4), dtype=np.float32)
+ranks.retrieval_ranks(image_ND[:20], image_ND[:20], np.arange(20))  # what is loaded at the first use
 before = peak()
-ranks = retrieval_ranks(image_ND, np.repeat(image_ND, 5, 0), np.repeat(np.arange(4_000), 5))
-print(int(ranks.t2i_M.max()), (peak() - before) * 1024)
+found = ranks.retrieval_ranks(image_ND, np.repeat(image_ND, 5, 0), np.repeat(np.arange(2_000), 5))
+print(int(found.t2i_M.max()), (peak() - before) * 1024)
 """
     worst, grown = map(int, subprocess.check_output([sys.executable, "-c", code], text=True).split())
     assert worst == 1
-    assert grown < 0.1 * 4_000 * 20_000 * 8
+    assert grown < 0.1 * 2_000 * 10_000 * 8
 
 
 def test_paired_equals_a_brute_force_loop_over_repeated_rows(sample):

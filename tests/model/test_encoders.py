@@ -128,8 +128,7 @@ def test_wrong_text_encoders(changes, message):
 @pytest.mark.parametrize(
     ("name", "size", "made_for"),
     [
-        ("torchvision:vit_b_16", 65, 224),
-        ("torchvision:alexnet", 62, 224),
+        ("torchvision:squeezenet1_1", 8, 224),
         ("torchvision:maxvit_t", 256, 224),
         ("timm:vit_tiny_patch16_224", 64, 224),
         ("timm:test_convnext", 16, 160),

@@ -9,7 +9,6 @@ import pytest
 import torch
 from encoder_samples import CLIP, CLIP_RESNET, CLIP_TIMM, add_clip, config, randomise
 from safetensors.torch import save_file
-from torch import nn
 
 from mmlib.config import ParameterError
 from mmlib.model import build_image_encoder
@@ -90,6 +89,8 @@ def test_torchvision_positions_and_class_token(tmp_path, pooling):
         patch.setattr("torchvision.models.vision_transformer.VisionTransformer", Tiny)
         model, image_BCHW = vit_b_16(), torch.randn(2, 3, 224, 224)
         encoder = build("torchvision:vit_b_16", saved(tmp_path / "v.pth", model), 224, image_pooling=pooling)
+        with pytest.raises(ParameterError, match="vit_b_16 cannot take 65 pixels; it was made for 224"):
+            build("torchvision:vit_b_16", size=65)
     expected_BF = penultimate(model, model.heads, image_BCHW)
     feature = encoder.features(image_BCHW)
     assert feature.shape[1:] == encoder.feature_shape == ((8,) if pooling == "encoder" else (197, 8))
@@ -279,23 +280,18 @@ def test_without_weights_of_its_own_default_is_refused(tmp_path):
         build("open_clip:tiny-untagged", "default")
 
 
-@pytest.mark.parametrize("name", ["torchvision:mobilenet_v3_small", "timm:test_resnet", "open_clip:ViT-B-32"])
+@pytest.mark.parametrize("name", ["torchvision:mobilenet_v3_small", "timm:test_resnet", "open_clip:tiny-new"])
 @pytest.mark.parametrize("weights", ["default", "gone.safetensors"])
-def test_a_restored_run_needs_no_weights(monkeypatch, name, weights):
+def test_a_restored_run_needs_no_weights(monkeypatch, tmp_path, name, weights):
+    import open_clip
+
     def refuse(*_, **__):
         raise AssertionError("loaded")
 
-    for loader in (
-        TORCHVISION,
-        TIMM,
-        OPEN_CLIP,
-        "timm.models.load_state_dict",
-        "open_clip.load_checkpoint",
-    ):
+    for loader in (TORCHVISION, TIMM, OPEN_CLIP, "timm.models.load_state_dict", "open_clip.load_checkpoint"):
         monkeypatch.setattr(loader, refuse)
-    settings = config(image_encoder=name, image_weights=weights, image_size=224)
-    if name.startswith("open_clip"):
-        monkeypatch.setattr(nn.init, "normal_", lambda tensor, *_, **__: tensor)  # 150 M weights to draw
-    encoder = build_image_encoder(settings, load_pretrained=False)
+    add_clip(tmp_path, "tiny-new", CLIP)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-new", {"first": {"hf_hub": "some/where"}})
+    encoder = build_image_encoder(config(image_encoder=name, image_weights=weights), load_pretrained=False)
     encoder.load_state_dict(encoder.state_dict())
     assert encoder.feature_shape

@@ -358,4 +358,3 @@ def test_the_plan_is_a_row_an_arm(planned):
     assert list(table.frame["tuned on validation"]) == ["–", "lr 0.1; lr 0.2"]
     assert list(table.frame["runs"]) == [3, 4]
     assert table.caption.startswith("7 training runs;")
-    assert "A small run on drawn shapes" in table.caption

@@ -447,7 +447,7 @@ def test_a_report_that_cannot_be_written_names_the_file_and_what_the_system_said
         )
         with pytest.raises(OSError, match=expected):
             run_experiment("demo")
-    monkeypatch.setattr("mmlib.reporting.publish.write_text_atomic", read_only)
+    monkeypatch.setattr("mmlib.files.write_text_atomic", read_only)
     with pytest.raises(OSError, match=r"could not write reports/index.html: Read-only file system"):
         write_index()
 
