@@ -38,6 +38,7 @@ from mmlib.reporting.tables import (
     best_epochs_table,
     check_run,
     dataset_table,
+    health_table,
     lineage_table,
     model_table,
     parameter_table,

@@ -14,6 +14,7 @@ from mmlib.data import Dataset
 from mmlib.data.tokenizers import loss_shares, losses_warning
 from mmlib.files import printable
 from mmlib.training.checkpoint import load_checkpoint
+from mmlib.training.health import health_warning
 from mmlib.training.optimisation import learning_rate
 from mmlib.training.runs import read_history, run_folder, run_state, stored_config, stored_environment
 
@@ -304,6 +305,46 @@ def best_epochs_table(history: list[dict], dataset: str, best_by: str = "rsum") 
 
 
 # --- checks
+
+
+def health_table(history: list[dict]) -> Table:
+    """Whether the training went well: the first, best and last epoch of each phase, and a warning in words.
+
+    Args:
+        history: from `mmlib.training.read_history`; rows of older runs have no health and are left out.
+    """
+    rows, warnings = [], []
+    for phase in phases(history):
+        if warning := health_warning(phase):
+            warnings.append(f"Epoch {phase[-1]['epoch']}: {warning}.")
+        shown = {row["epoch"]: row for row in (phase[0], best_row(phase), phase[-1])}
+        for row in (row for _, row in sorted(shown.items()) if row.get("health")):
+            health = row["health"]
+            rows.append(
+                {
+                    "phase": row["phase"],
+                    "epoch": row["epoch"],
+                    "training loss": f"{row['train_loss']:.3f}",
+                    "ln B": _number(health["chance_loss"], 3),
+                    "temperature": _number(row["temperature"], 3),
+                    "gradient norm": _number(health["gradient_norm"], 2),
+                    "spread of images": _number(health["image_spread"], 3),
+                    "spread of captions": _number(health["caption_spread"], 3),
+                    "modality gap": _number(health["modality_gap"], 3),
+                }
+            )
+    caption = (
+        "First, best and last epoch of each phase. ln B: the loss of guessing in a batch of B. Gradient norm:"
+        " of the epoch's last step, before clipping. Spread: 1 − |mean unit embedding|² on the validation"
+        " split, 0 if all lie at one point. Modality gap: distance between the means of images and captions."
+    )
+    return (
+        Table(pd.DataFrame(rows), caption, tuple(warnings)) if rows else Table(sentences=("Not recorded.",))
+    )
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return "–" if value is None else f"{value:.{decimals}f}"
 
 
 def passed(checks: list[tuple[str, str, Any, Any]], caption: str = "") -> Table:

@@ -12,6 +12,7 @@ from mmlib.data import Tokenizer
 from mmlib.data.batches import SplitTensors
 from mmlib.metrics import RetrievalRanks, retrieval_ranks
 from mmlib.model import MemoryNetwork
+from mmlib.training.health import embedding_health
 from mmlib.training.processes import all_gather_objects
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def embed_captions(
 
 def rank_split(
     model: MemoryNetwork, data: SplitTensors, fabric: "Fabric | None" = None, batch_size: int = 250
-) -> RetrievalRanks:
-    """Ranks of a split under the standard protocol, the same in every process."""
+) -> tuple[RetrievalRanks, dict[str, float]]:
+    """Ranks of a split under the standard protocol and `embedding_health`, the same in every process."""
     image_ND, text_MD = embed_split(model, data, batch_size, fabric=fabric)
-    return retrieval_ranks(image_ND, text_MD, data.split.image_of_caption_M)
+    ranks = retrieval_ranks(image_ND, text_MD, data.split.image_of_caption_M)
+    return ranks, embedding_health(image_ND, text_MD)

@@ -37,6 +37,7 @@ from mmlib.training.checkpoint import (
     set_rng_state,
 )
 from mmlib.training.embed import rank_split
+from mmlib.training.health import health_warning
 from mmlib.training.optimisation import (
     Chunked,
     average_state,
@@ -46,7 +47,7 @@ from mmlib.training.optimisation import (
     update_average,
 )
 from mmlib.training.processes import all_gather_batch, all_gather_objects, share, sum_gradients
-from mmlib.training.runs import RunFolder
+from mmlib.training.runs import RunFolder, read_history
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # brings torch's compiler: a second, when a training starts
@@ -65,6 +66,7 @@ class Position:
     pairs: int = 0
     seconds: float = 0.0
     first_lr: float = 0.0
+    gradient_norm: float | None = None  # of the epoch's last step, before clipping
 
 
 def run(learner: "Learner", stop: threading.Event) -> None:
@@ -102,9 +104,10 @@ def run(learner: "Learner", stop: threading.Event) -> None:
 
             learner.stepper.zero_grad(set_to_none=True)
             loss = learner.backward(batch)
+            norm = None
             if config.clip_norm:
                 # An infinite gradient is the scaler's business in fp16, and the loss's otherwise.
-                fabric.clip_gradients(
+                norm = fabric.clip_gradients(
                     learner.forward, learner.stepper, max_norm=config.clip_norm, error_if_nonfinite=False
                 )
             learner.stepper.step()
@@ -121,6 +124,8 @@ def run(learner: "Learner", stop: threading.Event) -> None:
             if looks or save:
                 loss_sum = read_losses(loss_sum, unread, position.epoch, fabric)
                 unread.clear()
+            if ended and norm is not None and norm.isfinite():
+                position.gradient_norm = float(norm)
             if ended or save:
                 check_weights(model, position.epoch, position.step, lr)
                 position.loss_sums = all_gather_objects(fabric, loss_sum)
@@ -132,8 +137,9 @@ def run(learner: "Learner", stop: threading.Event) -> None:
 
         trained = time.monotonic() - started
         evaluated = learner.average.module if learner.average else model
-        val = {"split": "val", **summarise(rank_split(evaluated, learner.val_data, fabric))}
-        learner.end_epoch(steps, val, trained, time.monotonic() - started)
+        ranks, health = rank_split(evaluated, learner.val_data, fabric)
+        val = {"split": "val", **summarise(ranks)}
+        learner.end_epoch(steps, val, health, trained, time.monotonic() - started)
 
 
 @dataclass
@@ -219,7 +225,7 @@ class Learner:
             return self.position.step % every == 0
         return time.monotonic() - self.saved_at >= self.config.checkpoint_seconds
 
-    def end_epoch(self, steps: int, val: dict, trained: float, seconds: float) -> None:
+    def end_epoch(self, steps: int, val: dict, health: dict, trained: float, seconds: float) -> None:
         """Adds the epoch to the history, keeps its weights if they are the best, writes what is due."""
         position, is_main = self.position, self.fabric.is_global_zero
         row = {
@@ -230,6 +236,11 @@ class Learner:
             "steps": steps,
             "train_loss": math.fsum(position.loss_sums) / position.pairs,
             "temperature": self.loss.temperature,
+            "health": {
+                **health,
+                "gradient_norm": position.gradient_norm,
+                "chance_loss": math.log(self.config.batch_size) if self.config.loss == "infonce" else None,
+            },
             "val": val,
             "seconds": round(seconds, 3),
             "pairs_per_s": round(position.pairs / trained, 1),
@@ -246,6 +257,9 @@ class Learner:
             self.save(best=improved, last=due)
         if is_main:
             self.log(epoch_line(row, self.last_epoch, improved))
+            rows = [other for other in read_history(self.config.run) if other["phase"] == self.phase]
+            if warning := health_warning(rows):
+                self.log(f"WARNING: {warning}")
 
     def save(self, best: bool = False, last: bool = False) -> None:
         """Keeps this moment as the best weights, in memory, or writes it as `last.pt`, the best before it.

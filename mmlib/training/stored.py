@@ -77,7 +77,15 @@ Environment = fields(
 )  # fmt: skip
 Choice = fields("select_by", select_by=Metric)
 Status = fields("reason", state=Literal["running", "complete", "failed", "interrupted", "killed"], reason=str)
+Health = fields(
+    "gradient_norm chance_loss",
+    **dict.fromkeys(
+        ("image_spread", "caption_spread", "modality_gap", "gradient_norm", "chance_loss"), Number
+    ),
+)
 Epoch = fields(
+    "health temperature",  # older runs have no health
+    temperature=Number, health=Health,
     epoch=Positive, phase=Positive, run=Name, lr=Number, steps=Count, train_loss=Number, val=Summary,
     seconds=Number, pairs_per_s=Number,
 )  # fmt: skip
