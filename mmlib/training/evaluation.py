@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,9 +19,8 @@ import torch
 from mmlib.analysis import diagnose, queries_of, slot_readers
 from mmlib.analysis.neighbours import nearest_neighbours
 from mmlib.analysis.people import find_judgements
-from mmlib.config import DataConfig, EvaluateConfig, ParameterError, TrainConfig, build, is_pretrained, unread
-from mmlib.data import Dataset, Tokenizer, load_dataset
-from mmlib.data.batches import SplitTensors
+from mmlib.config import DataConfig, EvaluateConfig, ParameterError, TrainConfig, build, unread
+from mmlib.data import Dataset, Split, Tokenizer, load_dataset
 from mmlib.files import InUse
 from mmlib.metrics import RetrievalRanks, paired_ranks, retrieval_ranks, summarise
 from mmlib.metrics.compare import held_out_fingerprint
@@ -46,6 +46,9 @@ from mmlib.training.runs import (
     stored_environment,
     traces,
 )
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # brings torch's compiler: a second, when a training starts
 
 GALLERY_K = 5  # retrieved items shown per query
 GALLERY_PIXELS = 128  # side of a gallery picture, where the source can draw or has it
@@ -97,22 +100,20 @@ def load_run(run: str, checkpoint: str, device: torch.device, wise_ft: float = 1
 
 def _first_weights(run: str, config: TrainConfig, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
     """The weights that a run was started with, as far as they were not random."""
-    parent = stored_environment(run)["parent"]
-    if parent:
-        path = run_folder(parent["run"]) / f"{parent['checkpoint']}.pt"
-        return evaluated_weights(load_checkpoint(path))
-    backbones = [
-        f"{side}_encoder.backbone."
-        for side in ("image", "text")
-        if is_pretrained(getattr(config, f"{side}_encoder")) and getattr(config, f"{side}_weights") != "none"
-    ]
-    if not backbones:
+    if parent := stored_environment(run)["parent"]:
+        return evaluated_weights(load_checkpoint(run_folder(parent["run"]) / f"{parent['checkpoint']}.pt"))
+    if not (sides := _pretrained_sides(config)):
         raise ParameterError(
             f"wise_ft needs a run that started from trained weights: {run!r} has no parent and no pretrained"
             " encoder; use wise_ft 1"
         )
     started = build_model(config, tokenizer.size, tokenizer.padding_id).state_dict()
-    return {name: weight for name, weight in started.items() if name.startswith(tuple(backbones))}
+    backbones = tuple(f"{side}_encoder.backbone." for side in sides)
+    return {name: weight for name, weight in started.items() if name.startswith(backbones)}
+
+
+def _pretrained_sides(config: TrainConfig) -> list[str]:
+    return [side for side in ("image", "text") if getattr(config, f"{side}_weights") != "none"]
 
 
 def evaluate(config: EvaluateConfig) -> list[dict]:
@@ -136,16 +137,7 @@ def evaluate(config: EvaluateConfig) -> list[dict]:
     if config.data_root is not None and all(ignored := [unread(c).get("data_root") for c in moved]):
         raise ParameterError(f"{ignored[0]}; leave it out")
     datasets: dict[str, Dataset] = {}
-    results = []
-    for run, parts in loaded.items():
-        dataset = _dataset_of(run, parts.config, config.data_root, datasets)
-        read = parts.config
-        if config.wise_ft < 1:  # the features on the disk are those of other weights
-            read = build(TrainConfig, {**read.model_dump(), "cache_features": False})
-        data = split_tensors(read, dataset, parts.tokenizer, parts.model, config.split, fabric)
-        data_root = parts.config.folder if config.data_root is None else config.data_root
-        results.append(_evaluate_run(run, parts, data, dataset, config, data_root))
-    return results
+    return [_evaluate_run(run, parts, config, datasets, fabric) for run, parts in loaded.items()]
 
 
 def _dataset_of(run: str, config: TrainConfig, data_root: str | None, loaded: dict[str, Dataset]) -> Dataset:
@@ -165,23 +157,26 @@ def _dataset_of(run: str, config: TrainConfig, data_root: str | None, loaded: di
 
 
 def _evaluate_run(
-    run: str,
-    parts: LoadedRun,
-    data: SplitTensors,
-    dataset: Dataset,
-    config: EvaluateConfig,
-    data_root: str,
+    run: str, parts: LoadedRun, config: EvaluateConfig, datasets: dict[str, Dataset], fabric: "Fabric"
 ) -> dict:
-    model = parts.model
-    if parts.config.memory_write:
+    trained, model = parts.config, parts.model
+    dataset = _dataset_of(run, trained, config.data_root, datasets)
+    if config.wise_ft < 1:  # the features on the disk are those of other weights
+        trained = build(TrainConfig, {**trained.model_dump(), "cache_features": False})
+    data = split_tensors(trained, dataset, parts.tokenizer, model, config.split, fabric)
+    if trained.memory_write:
         # The test-time write changes the slots; the analysis below wants them as trained.
         model = copy.deepcopy(model)
-    image_ND, text_MD = embed_split(model, data, config.eval_batch_size, write=parts.config.memory_write)
+    image_ND, text_MD = embed_split(model, data, config.eval_batch_size, write=trained.memory_write)
     image_of_text_M = data.split.image_of_caption_M
     ranks = retrieval_ranks(image_ND, text_MD, image_of_text_M)
     paired = paired_ranks(image_ND, text_MD, image_of_text_M)
+    learned = [  # what the run's encoders had learned before, in words for a table
+        f"{side}: {getattr(trained, f'{side}_encoder')} ({Path(getattr(trained, f'{side}_weights')).name})"
+        for side in _pretrained_sides(trained)
+    ]
     named = {}
-    for protocol in protocols_of(parts.config.dataset, config.split, ranks.images):
+    for protocol in protocols_of(trained.dataset, config.split, ranks.images):
         if protocol.folds == 1:
             named[protocol.name] = summarise(ranks, protocol=protocol.name)
         else:
@@ -193,28 +188,26 @@ def _evaluate_run(
         "epoch": parts.epoch,
         "split": config.split,
         "data": dataset.identity,
-        "pretraining": pretraining(parts.config),
+        "pretraining": "; ".join(learned) or "none",
         "wise_ft": config.wise_ft,
         "protocols": {r.protocol: summarise(r) for r in (ranks, paired)} | named,
     }
     has_memory = isinstance(parts.model, MemoryNetwork)
     arrays = {
-        "gallery": _gallery(dataset, data, ranks, image_ND, text_MD, config.gallery_queries),
+        "gallery": _gallery(dataset, data.split, ranks, image_ND, text_MD, config.gallery_queries),
         "neighbours": nearest_neighbours(dataset, config.split, image_ND, text_MD),
         "slots": slot_readers(parts.model, data, config.eval_batch_size) if has_memory else {},
         "ranks": vars(ranks),
     }
-    judgements = find_judgements(data_root) if parts.config.dataset == "flickr8k" else None
+    data_root = trained.folder if config.data_root is None else config.data_root
     diagnosis = diagnose(
         dataset,
         config.split,
         image_ND.cpu().numpy(),
         text_MD.cpu().numpy(),
         ranks,
-        judgements,
-        lambda captions: (
-            embed_captions(model, parts.tokenizer, captions, parts.config.max_tokens).cpu().numpy()
-        ),
+        find_judgements(data_root) if trained.dataset == "flickr8k" else None,
+        lambda captions: embed_captions(model, parts.tokenizer, captions, trained.max_tokens).cpu().numpy(),
     )
     require_complete(run)  # a run that was deleted meanwhile must not come back as an empty folder
     with open_run(run) as folder:
@@ -234,55 +227,35 @@ def _evaluate_run(
     return result
 
 
-def pretraining(config: TrainConfig) -> str:
-    """What the run's encoders had learned before, in words for a table."""
-    parts = [
-        f"{side}: {getattr(config, f'{side}_encoder')} ({Path(weights).name})"
-        for side in ("image", "text")
-        if (weights := getattr(config, f"{side}_weights")) != "none"
-    ]
-    return "; ".join(parts) or "none"
-
-
 def _gallery(
     dataset: Dataset,
-    data: SplitTensors,
+    split: Split,
     ranks: RetrievalRanks,
     image_ND: torch.Tensor,
     text_MD: torch.Tensor,
     queries: int,
 ) -> dict[str, np.ndarray]:
     """Queries with their top results: half hits at rank 1, half misses, drawn with a fixed seed."""
-    images, captions, image_of_M = data.split.images, data.split.captions, data.split.image_of_caption_M
-    thumbs: dict[int, np.ndarray] = {}
-
-    def thumb(image: int) -> np.ndarray:
-        if image not in thumbs:
-            picture = dataset.source.load(images[image], GALLERY_PIXELS).convert("RGB")
-            thumbs[image] = np.asarray(picture.resize((GALLERY_PIXELS, GALLERY_PIXELS)))
-        return thumbs[image]
-
-    unit_ND = torch.nn.functional.normalize(image_ND, dim=-1)
-    unit_MD = torch.nn.functional.normalize(text_MD, dim=-1)
+    unit_ND, unit_MD = (torch.nn.functional.normalize(x_D, dim=-1) for x_D in (image_ND, text_MD))
+    t2i, i2t = _hits_and_misses(ranks.t2i_M, queries), _hits_and_misses(ranks.i2t_N, queries)
 
     def top(query_QD: torch.Tensor, gallery_GD: torch.Tensor) -> np.ndarray:
         return (query_QD @ gallery_GD.T).topk(min(GALLERY_K, len(gallery_GD))).indices.cpu().numpy()
 
-    t2i = _hits_and_misses(ranks.t2i_M, queries)
-    i2t = _hits_and_misses(ranks.i2t_N, queries)
-    t2i_top_QK = top(unit_MD[t2i], unit_ND)
-    i2t_top_QK = top(unit_ND[i2t], unit_MD)
-    text = np.array(captions, dtype=np.str_)
-    pixels = (GALLERY_PIXELS, GALLERY_PIXELS, 3)
+    t2i_top_QK, i2t_top_QK = top(unit_MD[t2i], unit_ND), top(unit_ND[i2t], unit_MD)
+    image_of_M, text_M = split.image_of_caption_M, np.array(split.captions, dtype=np.str_)
+    shown = np.unique(np.concatenate([t2i_top_QK.ravel(), i2t]))
+    pixels = np.empty((len(shown), GALLERY_PIXELS, GALLERY_PIXELS, 3), dtype=np.uint8)
+    for place, image in enumerate(shown):
+        picture = dataset.source.load(split.images[image], GALLERY_PIXELS).convert("RGB")
+        pixels[place] = picture.resize((GALLERY_PIXELS, GALLERY_PIXELS))
     return {
-        "t2i_query": text[t2i],
-        "t2i_thumbs": np.array([[thumb(i) for i in row] for row in t2i_top_QK], dtype=np.uint8).reshape(
-            *t2i_top_QK.shape, *pixels
-        ),
+        "t2i_query": text_M[t2i],
+        "t2i_thumbs": pixels[np.searchsorted(shown, t2i_top_QK)],
         "t2i_hit": t2i_top_QK == image_of_M[t2i][:, None],
         "t2i_rank": ranks.t2i_M[t2i],
-        "i2t_query": np.array([thumb(i) for i in i2t], dtype=np.uint8).reshape(len(i2t), *pixels),
-        "i2t_captions": text[i2t_top_QK],
+        "i2t_query": pixels[np.searchsorted(shown, i2t)],
+        "i2t_captions": text_M[i2t_top_QK],
         "i2t_hit": image_of_M[i2t_top_QK] == i2t[:, None],
         "i2t_rank": ranks.i2t_N[i2t],
         "redistributable": np.array(dataset.redistributable),
@@ -298,10 +271,9 @@ def _hits_and_misses(rank_Q: np.ndarray, queries: int) -> np.ndarray:
     return np.concatenate([hits[:take], misses[: queries - take]]).astype(int)
 
 
-Weights = Mapping[str, torch.Tensor]
-
-
-def interpolate_weights(start: Weights, end: Weights, share: float) -> dict[str, torch.Tensor]:
+def interpolate_weights(
+    start: Mapping[str, torch.Tensor], end: Mapping[str, torch.Tensor], share: float
+) -> dict[str, torch.Tensor]:
     """(1 − share)·start + share·end, for every weight that both have in one shape.
 
     Wortsman et al. 2022 (WiSE-FT), eq. 1: between the pretrained and the fine-tuned weights lie some
@@ -311,38 +283,17 @@ def interpolate_weights(start: Weights, end: Weights, share: float) -> dict[str,
     Args:
         start: state dict of the pretrained model or the parent.
         end: state dict of the trained model; its keys, dtypes and devices are those of the result.
-        share: of `end`, in [0, 1]; 0 and 1 give the shared weights of one side to the last bit.
+        share: of `end`, in [0, 1].
 
     Returns:
         A new state dict; no tensor of it is shared with the two.
-
-    Raises:
-        ValueError: the two have no weight in common.
     """
-    shared = {
-        name
-        for name in start.keys() & end.keys()
-        if start[name].is_floating_point()
-        and end[name].is_floating_point()
-        and start[name].shape == end[name].shape
-    }
-    if not shared:
-        there, here = (
-            ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(weights.items())[:3]) or "none"
-            for weights in (start, end)
-        )
-        raise ValueError(
-            "the weights cannot be interpolated: expected names and shapes in common, found"
-            f" {there} at the start and {here} at the end"
-        )
-    return {
-        name: _between(start[name], tensor, share) if name in shared else tensor.clone()
-        for name, tensor in end.items()
-    }
-
-
-def _between(start: torch.Tensor, end: torch.Tensor, share: float) -> torch.Tensor:
-    if share in (0, 1):  # an infinite or tiny number on the other side must not show
-        return (end if share else start).to(end, copy=True)
-    wide = torch.promote_types(torch.promote_types(start.dtype, end.dtype), torch.float32)
-    return torch.lerp(start.to(end.device, wide), end.to(wide), share).to(end.dtype)
+    mixed = {}
+    for name, weight in end.items():
+        first = start.get(name)
+        if first is None or first.shape != weight.shape or not weight.is_floating_point():
+            mixed[name] = weight.clone()
+        else:
+            between = torch.lerp(first.to(weight.device).float(), weight.float(), share)
+            mixed[name] = between.to(weight.dtype)
+    return mixed

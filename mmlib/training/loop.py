@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,10 +29,22 @@ from mmlib.data import Tokenizer
 from mmlib.data.batches import Batch, PairSource, SplitTensors
 from mmlib.metrics import summarise
 from mmlib.model import DualEncoder
-from mmlib.training.checkpoint import checkpoint_bytes, evaluated_weights, rng_state, set_rng_state
+from mmlib.training.checkpoint import (
+    checkpoint_bytes,
+    evaluated_weights,
+    load_weights,
+    rng_state,
+    set_rng_state,
+)
 from mmlib.training.embed import rank_split
-from mmlib.training.gradient_cache import cached_backward, fabric_push
-from mmlib.training.optimisation import WeightAverage, learning_rate, optimizer_names
+from mmlib.training.optimisation import (
+    Chunked,
+    average_state,
+    learning_rate,
+    optimizer_names,
+    start_average,
+    update_average,
+)
 from mmlib.training.processes import all_gather_batch, all_gather_objects, share, sum_gradients
 from mmlib.training.runs import RunFolder
 
@@ -54,14 +67,6 @@ class Position:
     first_lr: float = 0.0
 
 
-@dataclass
-class Best:
-    """The best epoch of this phase by the selecting validation metric."""
-
-    epoch: int = 0
-    value: float = -1.0
-
-
 def run(learner: "Learner", stop: threading.Event) -> None:
     """Trains to the last epoch.
 
@@ -79,12 +84,20 @@ def run(learner: "Learner", stop: threading.Event) -> None:
     while learner.position.epoch <= learner.last_epoch:
         position, epoch_of_phase = learner.position, learner.position.epoch - learner.parent_epoch - 1
         steps = learner.source.steps(position.epoch)
-        watch, started = LossWatch(learner.own_loss_sum()), time.monotonic() - position.seconds
+        loss_sum, unread, started = learner.own_loss_sum(), [], time.monotonic() - position.seconds
         learner.forward.train()
-        for batch in learner.batches(steps):
+        for batch in tqdm(
+            learner.source.batches(position.epoch, position.step),
+            desc=f"epoch {position.epoch}/{learner.last_epoch}",
+            initial=position.step,
+            total=steps,
+            unit="step",
+            leave=False,
+            disable=not (fabric.is_global_zero and sys.stderr.isatty()),
+        ):
             lr = learning_rate(config, epoch_of_phase, position.step, steps)
             for group in optimizer.param_groups:
-                group["lr"] = lr * group.get("scale", 1.0)
+                group["lr"] = lr * group["scale"]
             learner.loss.set_progress(epoch_of_phase + position.step / steps)
 
             learner.stepper.zero_grad(set_to_none=True)
@@ -96,20 +109,21 @@ def run(learner: "Learner", stop: threading.Event) -> None:
                 )
             learner.stepper.step()
             if learner.average:
-                learner.average.update(model)
+                update_average(learner.average, model, config.ema_decay)
 
-            watch.add(loss, batch.size, position.step, lr)
             position.first_lr = position.first_lr if position.step else lr
             position.step += 1
             position.pairs += batch.size
+            unread.append((position.step, lr, batch.size, loss))
             ended = position.step == steps
             looks = ended or position.step % CHECK_EVERY == 0
             stopping, save = learner.wishes(stop, looks, ended)
             if looks or save:
-                watch.check(position.epoch, fabric)
+                loss_sum = read_losses(loss_sum, unread, position.epoch, fabric)
+                unread.clear()
             if ended or save:
                 check_weights(model, position.epoch, position.step, lr)
-                position.loss_sums = all_gather_objects(fabric, watch.sum)
+                position.loss_sums = all_gather_objects(fabric, loss_sum)
             if save:
                 position.seconds = time.monotonic() - started
                 learner.save(last=True)
@@ -117,8 +131,8 @@ def run(learner: "Learner", stop: threading.Event) -> None:
                 raise KeyboardInterrupt
 
         trained = time.monotonic() - started
-        with learner.average.applied(model) if learner.average else contextlib.nullcontext():
-            val = {"split": "val", **summarise(rank_split(model, learner.val_data, fabric))}
+        evaluated = learner.average.module if learner.average else model
+        val = {"split": "val", **summarise(rank_split(evaluated, learner.val_data, fabric))}
         learner.end_epoch(steps, val, trained, time.monotonic() - started)
 
 
@@ -140,19 +154,21 @@ class Learner:
     log: Callable[[str], None]
     compiled: bool = False
     position: Position = field(init=False)
-    best: Best = field(default_factory=Best)
+    # The best epoch of this phase by the selecting validation metric.
+    best: dict = field(default_factory=lambda: {"epoch": 0, "value": -1.0})
     saved_at: float = field(default_factory=time.monotonic)
+    unwritten: dict | None = None  # the best epoch's content, if the disk does not have it yet
 
     def __post_init__(self):
         self.position = Position(self.parent_epoch + 1)
         # Fabric's wrappers bring precision and other processes; the plain modules keep the names of
         # the weights.
+        module = torch.compile(self.model, dynamic=False) if self.compiled else self.model
         self.forward = self.fabric.setup_module(
-            torch.compile(self.model, dynamic=False) if self.compiled else self.model
+            Chunked(module, self.config.chunk_size) if self.config.chunk_size else module
         )
         self.stepper = self.fabric.setup_optimizers(self.optimizer)
-        self.average = WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
-        self.unwritten: dict | None = None  # the best epoch's content, if the disk does not have it yet
+        self.average = start_average(self.model) if self.config.ema_decay else None
 
     @property
     def last_epoch(self) -> int:
@@ -166,52 +182,20 @@ class Learner:
             sums = [math.fsum(sums)] + [0.0] * (self.fabric.world_size - 1)
         return sums[self.fabric.global_rank]
 
-    def batches(self, steps: int) -> Iterator[Batch]:
-        """The batches of the epoch that are left, with a bar of progress in a terminal."""
-        position = self.position
-        return tqdm(
-            self.source.batches(position.epoch, position.step),
-            desc=f"epoch {position.epoch}/{self.last_epoch}",
-            initial=position.step,
-            total=steps,
-            unit="step",
-            leave=False,
-            disable=not (self.fabric.is_global_zero and sys.stderr.isatty()),
-        )
-
     def backward(self, batch: Batch) -> torch.Tensor:
         """Forward, loss and backward; returns this process's part of the loss of the whole batch.
 
         The parts add up to the loss.  Fabric's wrapper takes the mean of the processes' gradients, so what
         goes backward is the part times their number.
         """
-        fabric, inputs = self.fabric, (batch.image, batch.tokens, batch.length_R)
+        fabric = self.fabric
+        embedded = self.forward(batch.image, batch.tokens, batch.length_R)
+        own = (x[: batch.rows] for x in (*embedded, batch.image_id_R))
         rows = share(batch.size, fabric.global_rank, fabric.world_size)
-
-        def loss_of(image_RD: torch.Tensor, text_RD: torch.Tensor) -> torch.Tensor:
-            own = (x[: batch.rows] for x in (image_RD, text_RD, batch.image_id_R))
-            return self.loss(*(all_gather_batch(fabric, x, batch.size) for x in own), rows)
-
-        def backward(loss: torch.Tensor) -> None:
-            fabric.backward(loss * fabric.world_size)
-
-        if not self.config.chunk_size:
-            loss = loss_of(*self.forward(*inputs))
-            backward(loss)
-            loss = loss.detach()
-        else:
-            loss = cached_backward(
-                lambda chunk: self.forward(*chunk),
-                list(zip(*(x.split(self.config.chunk_size) for x in inputs))),
-                loss_of,
-                backward,
-                fabric_push(fabric),
-                last_chunk=lambda is_last: fabric.no_backward_sync(
-                    self.forward, enabled=not is_last and fabric.world_size > 1
-                ),
-            )
+        loss = self.loss(*(all_gather_batch(fabric, x, batch.size) for x in own), rows)
+        fabric.backward(loss * fabric.world_size)
         sum_gradients(fabric, self.loss.parameters())
-        return loss
+        return loss.detach()
 
     def wishes(self, stop: threading.Event, looks: bool, ended: bool) -> tuple[bool, bool]:
         """Whether to stop and whether to save; several processes decide together, where all look.
@@ -221,7 +205,7 @@ class Learner:
         """
         # Read once: a request that comes between two readings would stop without a checkpoint.
         stopping = stop.is_set()
-        save = stopping or (not ended and self._checkpoint_is_due(ended))
+        save = stopping or (not ended and self._checkpoint_is_due())
         if self.fabric.world_size == 1:
             return stopping, save
         if not looks:
@@ -230,9 +214,9 @@ class Learner:
         stopping = any(stops for stops, _ in wishes)
         return stopping, stopping or wishes[0][1]
 
-    def _checkpoint_is_due(self, ended: bool) -> bool:
+    def _checkpoint_is_due(self) -> bool:
         if every := self.config.checkpoint_steps:
-            return ended or self.position.step % every == 0
+            return self.position.step % every == 0
         return time.monotonic() - self.saved_at >= self.config.checkpoint_seconds
 
     def end_epoch(self, steps: int, val: dict, trained: float, seconds: float) -> None:
@@ -250,11 +234,11 @@ class Learner:
             "seconds": round(seconds, 3),
             "pairs_per_s": round(position.pairs / trained, 1),
         }
-        improved = val[self.config.select_by] > self.best.value
+        improved = val[self.config.select_by] > self.best["value"]
         if improved:
-            self.best = Best(position.epoch, val[self.config.select_by])
-        is_last = position.epoch == self.last_epoch
-        due = self.fabric.broadcast(is_last or self._checkpoint_is_due(ended=True))
+            self.best = {"epoch": position.epoch, "value": val[self.config.select_by]}
+        due = position.epoch == self.last_epoch or self.config.checkpoint_steps or self._checkpoint_is_due()
+        due = self.fabric.broadcast(bool(due))
         self.position = Position(position.epoch + 1)
         if is_main:
             self.folder.append_history(row)
@@ -294,9 +278,9 @@ class Learner:
             "phase": self.phase,
             "parent_epoch": self.parent_epoch,
             "position": asdict(self.position),
-            "best": asdict(self.best),
+            "best": self.best,
             "model": dict(self.model.state_dict()),
-            "average": self.average.state_dict() if self.average else None,
+            "average": self.average and average_state(self.average),
             "loss": dict(self.loss.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "optimizer_names": optimizer_names(self.optimizer, (self.model, self.loss)),
@@ -305,8 +289,8 @@ class Learner:
             "rng_of_others": states[1:],
         }
 
-    def restore(self, content: dict) -> None:
-        """Goes on where `content` (a checkpoint of this run) was written.
+    def restore(self, path: Path, content: dict) -> None:
+        """Goes on where `content` (of the checkpoint of this run at `path`) was written.
 
         With another number of processes than then, those that are new start their random state anew.
         """
@@ -314,8 +298,9 @@ class Learner:
         if content["precision"]:
             self.fabric.strategy.precision.load_state_dict(content["precision"])
         if self.average:
-            self.average.load_state_dict(content["average"])
-        self.position, self.best = Position(**content["position"]), Best(**content["best"])
+            load_weights(path, self.average.module, evaluated_weights(content))
+            self.average.updates = content["average"]["updates"]
+        self.position, self.best = Position(**content["position"]), content["best"]
         states, rank = [content["rng"], *content["rng_of_others"]], self.fabric.global_rank
         if rank < len(states):
             set_rng_state(states[rank])
@@ -327,34 +312,29 @@ def _on_host(value):
     return value.to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
-class LossWatch:
-    """Sums this process's part of the loss; looks at the values every few steps, since looking waits."""
+def read_losses(loss_sum: float, unread: list[tuple], epoch: int, fabric: "Fabric") -> float:
+    """Adds the losses of some steps, times their pairs, to `loss_sum`; makes the host wait for the device.
 
-    def __init__(self, loss_sum: float):
-        self.sum = loss_sum
-        self._unread = []
+    Args:
+        loss_sum: of this process, over the steps before.
+        unread: of each step its number (from 1), learning rate, pairs and loss.
+        epoch: named in the message.
+        fabric: of this process.
 
-    def add(self, loss: torch.Tensor, pairs: int, step: int, lr: float) -> None:
-        """Counts a loss over `pairs` pairs at `step` (from 0), made at learning rate `lr`."""
-        self._unread.append((loss, pairs, step, lr))
-
-    def check(self, epoch: int, fabric: "Fabric") -> None:
-        """Passes if every loss so far was finite, in every process.
-
-        Raises:
-            FloatingPointError: names the epoch, the step and the learning rate.
-        """
-        bad = []
-        values = torch.stack([loss for loss, *_ in self._unread]).tolist() if self._unread else []
-        for value, (_, pairs, step, lr) in zip(values, self._unread):
-            self.sum += value * pairs
-            bad += [(step, value, lr)] * (not math.isfinite(value))
-        self._unread = []
-        if bad := [first for others in all_gather_objects(fabric, bad) for first in others[:1]]:
-            step, value, lr = min(bad)
-            raise FloatingPointError(
-                f"the loss became {value} in epoch {epoch} at step {step + 1} (lr {lr:.3g}); {REMEDY}"
-            )
+    Raises:
+        FloatingPointError: a loss is not finite, in any process; names the epoch, the step and the rate.
+    """
+    values = torch.stack([loss for *_, loss in unread]).tolist() if unread else []
+    bad = []
+    for value, (step, lr, pairs, _) in zip(values, unread):
+        loss_sum += value * pairs
+        bad += [(step, value, lr)] * (not math.isfinite(value))
+    if bad := [first for others in all_gather_objects(fabric, bad) for first in others[:1]]:
+        step, value, lr = min(bad)
+        raise FloatingPointError(
+            f"the loss became {value} in epoch {epoch} at step {step} (lr {lr:.3g}); {REMEDY}"
+        )
+    return loss_sum
 
 
 def check_weights(model: nn.Module, epoch: int, step: int, lr: float) -> None:

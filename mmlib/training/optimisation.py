@@ -6,27 +6,38 @@ multiple of it, its `scale`.  State is matched by the names of parameters, so th
 more or fewer weights than its parent.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
+from torch import nn, optim
+from torch.utils.checkpoint import checkpoint
 
 from mmlib.config import OptimConfig
-from mmlib.training.checkpoint import misfits
 
-Rates = Mapping[nn.Parameter, float]
-NamedParameters = list[tuple[str, nn.Parameter]]
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3  # seconds, where there is an average
 
+CLASSES = {
+    "sgd": optim.SGD,
+    "adamw": optim.AdamW,
+    "adam": optim.Adam,
+    "nadam": optim.NAdam,
+    "radam": optim.RAdam,
+    "adamax": optim.Adamax,
+    "adagrad": optim.Adagrad,
+    "rmsprop": optim.RMSprop,
+    "adafactor": optim.Adafactor,
+}
 # One pass over the weights in place of several.  On a CPU too: 2 to 8 times as fast as a loop over
 # tensors for 1 M and 30 M weights, to the same bits from run to run.
 FUSED = ("adagrad", "adam", "adamw", "sgd")
 
 
-def build_optimizer(config: OptimConfig, modules: Iterable[nn.Module], rate_of: Rates) -> Optimizer:
+def build_optimizer(
+    config: OptimConfig, modules: Iterable[nn.Module], rate_of: Mapping[nn.Parameter, float]
+) -> optim.Optimizer:
     """The config's optimizer over all trainable parameters; weight decay on matrices alone.
 
     Biases, norms and the temperature are not decayed; whatever has two dimensions or more is, tables of
@@ -44,64 +55,28 @@ def build_optimizer(config: OptimConfig, modules: Iterable[nn.Module], rate_of: 
             unscales gradients itself leaves none to clip.
         modules: their names of parameters must differ.
         rate_of: multiple of the learning rate by the parameter; 1 for those that are not in it.
-
-    Raises:
-        ValueError: nothing is trainable, or two parameters have one name.
     """
-    trainable = _trainable(modules)
-    groups = _groups(trainable, config, rate_of)
-    make = _maker(config)
-    if config.optimizer in FUSED and config.precision != "fp16":
-        return make(groups, lr=config.lr, fused=True)
-    if config.optimizer == "adafactor":  # alone in not choosing by device itself
-        return make(groups, lr=config.lr, foreach=all(p.is_cuda for _, p in trainable))
-    return make(groups, lr=config.lr)
-
-
-def _maker(config: OptimConfig) -> Callable[..., Optimizer]:
-    optim, momentum = torch.optim, config.momentum
-    return {
-        "sgd": partial(optim.SGD, momentum=momentum, nesterov=momentum > 0),
-        "adamw": optim.AdamW,
-        "adam": optim.Adam,
-        "nadam": optim.NAdam,
-        "radam": optim.RAdam,
-        "adamax": optim.Adamax,
-        "adagrad": optim.Adagrad,
-        "rmsprop": partial(optim.RMSprop, momentum=momentum),
-        "adafactor": optim.Adafactor,
-    }[config.optimizer]
-
-
-def _trainable(modules: Iterable[nn.Module]) -> NamedParameters:
-    trainable = [(name, p) for name, p in _named(modules).items() if p.requires_grad]
-    if not trainable:
-        raise ValueError("nothing to train: expected parameters that require a gradient, found none")
-    return trainable
-
-
-def _named(modules: Iterable[nn.Module]) -> dict[str, nn.Parameter]:
-    names: dict[str, nn.Parameter] = {}
-    for module in modules:
-        for name, parameter in module.named_parameters():
-            if names.setdefault(name, parameter) is not parameter:
-                raise ValueError(f"two parameters have the name {name!r}: expected different names")
-    return names
-
-
-def _groups(trainable: NamedParameters, config: OptimConfig, rate_of: Rates) -> list[dict]:
-    """Matrices before the rest, each by scale in the order of first appearance."""
+    trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
     groups = []
     for is_matrix, decay in ((True, config.weight_decay), (False, 0.0)):
-        by_scale: dict[float, list[nn.Parameter]] = {}
-        for _, parameter in trainable:
+        by_scale: dict[float, list[nn.Parameter]] = {}  # in the order of first appearance
+        for parameter in trainable:
             if (parameter.ndim >= 2) is is_matrix:
                 by_scale.setdefault(float(rate_of.get(parameter, 1.0)), []).append(parameter)
         groups += [
             {"params": parameters, "weight_decay": decay, "scale": scale, "lr": config.lr * scale}
             for scale, parameters in by_scale.items()
         ]
-    return groups
+    options = {}
+    if config.optimizer in ("sgd", "rmsprop"):
+        options["momentum"] = config.momentum
+    if config.optimizer == "sgd":
+        options["nesterov"] = config.momentum > 0
+    if config.optimizer in FUSED and config.precision != "fp16":
+        options["fused"] = True
+    if config.optimizer == "adafactor":  # alone in not choosing by device itself
+        options["foreach"] = all(p.is_cuda for p in trainable)
+    return CLASSES[config.optimizer](groups, lr=config.lr, **options)
 
 
 def rate_scales(
@@ -125,18 +100,18 @@ def rate_scales(
     return scales
 
 
-def optimizer_names(optimizer: Optimizer, modules: Iterable[nn.Module]) -> list[str]:
+def optimizer_names(optimizer: optim.Optimizer, modules: Iterable[nn.Module]) -> list[str]:
     """The name of each parameter, in the order of the optimizer's `state_dict()`; kept in checkpoints.
 
     Args:
         optimizer: from `build_optimizer`.
         modules: those that it was built for.
     """
-    name_of = {parameter: name for name, parameter in _named(modules).items()}
+    name_of = {parameter: name for module in modules for name, parameter in module.named_parameters()}
     return [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def keep_optimizer_state(optimizer: Optimizer, parent: Mapping, modules: Iterable[nn.Module]) -> None:
+def keep_optimizer_state(optimizer: optim.Optimizer, parent: Mapping, modules: Iterable[nn.Module]) -> None:
     """Takes over the parent's momentum and the like, and none of its settings.
 
     PyTorch keeps settings (lr, momentum, weight decay) in the same dict as the state; loading it
@@ -148,28 +123,19 @@ def keep_optimizer_state(optimizer: Optimizer, parent: Mapping, modules: Iterabl
         parent: checkpoint with the parent's `optimizer` (its `state_dict()`) and `optimizer_names`.
         modules: those that the optimizer was built for.
     """
-    own = optimizer.state_dict()
-    names = optimizer_names(optimizer, modules)
-    there = parent["optimizer_names"]
+    own, there = optimizer.state_dict(), parent["optimizer_names"]
     state_of = {name: parent["optimizer"]["state"].get(place) for place, name in enumerate(there)}
     state = dict(own["state"])  # adagrad has a state from the beginning
-    state |= {place: state_of[name] for place, name in enumerate(names) if state_of.get(name)}
-    _complete_momentum(optimizer, state)
+    for place, name in enumerate(optimizer_names(optimizer, modules)):
+        if state_of.get(name):
+            state[place] = state_of[name]
+    if optimizer.defaults.get("momentum"):
+        # A momentum of zero, from which a step is a first step: torch's fused SGD wants one of all weights
+        # or of none, its RMSprop one in every state.
+        for place, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+            if isinstance(optimizer, optim.SGD) or place in state:
+                state[place] = {"momentum_buffer": torch.zeros_like(parameter)} | state.get(place, {})
     optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
-
-
-def _complete_momentum(optimizer: Optimizer, state: dict[int, dict]) -> None:
-    """Adds a momentum of zero, from which a step is a first step, where torch would miss one.
-
-    Its fused SGD wants a momentum of all weights or of none, its RMSprop one in every state.
-    """
-    is_sgd = isinstance(optimizer, torch.optim.SGD)
-    has_momentum = isinstance(optimizer, torch.optim.SGD | torch.optim.RMSprop)
-    if not has_momentum or not optimizer.defaults["momentum"]:
-        return
-    for place, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        if is_sgd or place in state:
-            state[place] = {"momentum_buffer": torch.zeros_like(parameter)} | state.get(place, {})
 
 
 def learning_rate(config: OptimConfig, epoch: int, step: int, steps: int) -> float:
@@ -200,72 +166,57 @@ def learning_rate(config: OptimConfig, epoch: int, step: int, steps: int) -> flo
     return config.lr * (low + (1 - low) * (1 + math.cos(math.pi * share)) / 2)
 
 
-class WeightAverage:
+def start_average(model: nn.Module) -> "ModelEmaV3":
+    """A copy of the model, on its device, for `update_average`; its buffers follow those of the model."""
+    from timm.utils import ModelEmaV3
+
+    average = ModelEmaV3(model, exclude_buffers=True)
+    average.updates = 0
+    return average
+
+
+def update_average(average: "ModelEmaV3", model: nn.Module, decay: float) -> None:
     """average ← d·average + (1 − d)·weights after every step, d = min(decay, (1 + t)/(10 + t)).
 
     t counts the updates made before: d is 0.1, 0.18, 0.25, …  The share of the random first weights thus
     vanishes soon, where a decay of 0.9999 alone would keep it for tens of thousands of steps.
-    Weights that are not trained and buffers (running statistics) stay as the model has them.
+    The host does not wait for the device.
 
     Args:
-        model: the plain module, on its device; its weights are the first average.
+        average: from `start_average`.
+        model: the plain module.
         decay: the largest d, in [0, 1).
     """
-
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
-        self.updates = 0
-        self.average = {name: p.detach().clone() for name, p in _trained(model).items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Moves the average towards the model's weights; the host does not wait for the device."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        weights = _trained(model)
-        torch._foreach_lerp_(list(self.average.values()), [weights[name] for name in self.average], 1 - decay)
-        self.updates += 1
-
-    @contextlib.contextmanager
-    def applied(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The model with the averaged weights; its own are back to the last bit afterwards.
-
-        Values are copied and tensors stay where they are, so that what holds on to them (an optimizer,
-        a compiled step, other processes) does not notice.
-        """
-        weights = _trained(model)
-        own = {name: p.detach().clone() for name, p in weights.items()}
-        _copy(self.average, weights)
-        try:
-            yield model
-        finally:
-            _copy(own, weights)
-
-    def state_dict(self) -> dict:
-        """All that the next update depends on, the decay aside.
-
-        Returns:
-            `updates`, and `average`: the averaged weights by their names in the model's `state_dict()`,
-            which has the rest.
-        """
-        return {"updates": self.updates, "average": dict(self.average)}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Goes on where `state_dict()` was taken.
-
-        Raises:
-            ValueError: the state is of other weights; names the first ones.
-        """
-        if wrong := misfits(state["average"], self.average):
-            raise ValueError(f"the averaged weights do not fit the model: {wrong}")
-        _copy(state["average"], self.average)
-        self.updates = state["updates"]
+    average.decay = min(decay, (1 + average.updates) / (10 + average.updates))
+    average.update(model)
+    average.updates += 1
 
 
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+def average_state(average: "ModelEmaV3") -> dict:
+    """What a checkpoint keeps of an average: `updates`, and the trained weights by name."""
+    trained = {name: p.detach() for name, p in average.module.named_parameters() if p.requires_grad}
+    return {"updates": average.updates, "average": trained}
 
 
-@torch.no_grad()
-def _copy(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> None:
-    for name, tensor in target.items():
-        tensor.copy_(source[name])
+class Chunked(nn.Module):
+    """Encodes a batch in chunks of which only the embeddings stay; the backward encodes each chunk again.
+
+    The gradient is that of the whole batch, for one more forward, as in GradCache (Gao et al. 2021,
+    section 3.2).  Dropout has the same masks both times.  Encoders must not depend on what else is in their
+    chunk: batch norm would take its statistics from a chunk, and update the running ones twice.
+
+    Args:
+        model: images, captions and lengths of R pairs → embeddings (R, D) of images and of captions.
+        chunk_size: pairs of a chunk.
+    """
+
+    def __init__(self, model: nn.Module, chunk_size: int):
+        super().__init__()
+        self.model, self.chunk_size = model, chunk_size
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the model's."""
+        chunks = zip(*(x.split(self.chunk_size) for x in inputs))
+        pairs = [checkpoint(self.model, *chunk, use_reentrant=False) for chunk in chunks]
+        image_RD, text_RD = (torch.cat(parts) for parts in zip(*pairs))
+        return image_RD, text_RD

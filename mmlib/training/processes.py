@@ -30,20 +30,22 @@ def build_fabric(config) -> "Fabric":
     """Device, precision and, under torchrun, the processes of this training.
 
     Raises:
-        ParameterError: a GPU is asked for and there is none, fewer GPUs than processes, or fp16 without
-            a GPU.
+        ParameterError: a GPU is asked for and there is none, fewer GPUs than processes, fp16 without a GPU,
+            or a batch that the processes cannot share.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
-    gpus = torch.cuda.device_count()
+    # First, before one could wait for another that has left.
+    gpus, everywhere = torch.cuda.device_count(), process_count()
+    here = int(os.environ["LOCAL_WORLD_SIZE"]) if everywhere > 1 else 1
+    check_divides(getattr(config, "batch_size", everywhere), everywhere)
     if config.device == "cuda" and not gpus:
         raise ParameterError("device: expected a CUDA GPU, found none; use device='auto' or 'cpu'")
     device = "cuda" if gpus and config.device != "cpu" else "cpu"
     precision = getattr(config, "precision", "fp32")
     if precision == "fp16" and device == "cpu":
         raise ParameterError("precision: fp16 needs a GPU, found a CPU; use bf16 or fp32")
-    here, everywhere = processes_per_machine(), process_count()
     if device == "cuda" and here > gpus:
         raise ParameterError(
             f"expected a GPU for each of the {here} processes on this machine, found {gpus}; start fewer"
@@ -81,11 +83,6 @@ _FAMILIES = (
 def process_count() -> int:
     """Number of processes that torchrun started for this training; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
-
-
-def processes_per_machine() -> int:
-    """Number of processes on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if process_count() > 1 else 1
 
 
 def check_divides(batch_size: int, processes: int) -> None:

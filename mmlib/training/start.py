@@ -15,10 +15,10 @@ import torch
 
 from mmlib.config import ParameterError, TrainConfig, build, continued, differences, training_of
 from mmlib.data import Dataset, Tokenizer, build_tokenizer, load_dataset
-from mmlib.data.batches import PairSource, SplitTensors
+from mmlib.data.batches import PairSource
 from mmlib.data.tokenizers import count_losses, loss_shares, losses_warning
 from mmlib.files import InUse
-from mmlib.model import DualEncoder, build_loss, build_model, load_learned
+from mmlib.model import build_loss, build_model, load_learned
 from mmlib.training.checkpoint import (
     Parent,
     check_fits,
@@ -30,17 +30,10 @@ from mmlib.training.checkpoint import (
     load_weights,
     tokenizer_of,
 )
-from mmlib.training.inputs import standardise_heads, training_data
+from mmlib.training.inputs import split_tensors, standardise_heads
 from mmlib.training.loop import Learner, run, stop_requests
 from mmlib.training.optimisation import build_optimizer, keep_optimizer_state, rate_scales
-from mmlib.training.processes import (
-    all_or_none,
-    build_fabric,
-    check_divides,
-    compiles,
-    has_lost_another,
-    process_count,
-)
+from mmlib.training.processes import all_or_none, build_fabric, compiles, has_lost_another, share
 from mmlib.training.runs import (
     RunFolder,
     describe_machine,
@@ -61,7 +54,10 @@ Log = Callable[[str], None]
 
 
 def train(
-    config: TrainConfig, log: Log = print, if_complete: Literal["show", "refuse"] = "refuse"
+    config: TrainConfig,
+    log: Log = print,
+    if_complete: Literal["show", "refuse"] = "refuse",
+    parent: Parent | None = None,
 ) -> list[dict]:
     """Trains a run, or goes on with it if it was stopped.
 
@@ -69,6 +65,7 @@ def train(
         config: its parameters.
         log: takes one line per epoch.
         if_complete: what to do if this very run is complete: `show` returns its history.
+        parent: of a continued run, which `continue_training` finds.
 
     Returns:
         The run's history.
@@ -81,7 +78,26 @@ def train(
         RuntimeError: its folder was deleted meanwhile, or another process of this training has ended.
         KeyboardInterrupt: stopped on request; the same call goes on.
     """
-    return _train(config, None, log, if_complete)
+    fabric = build_fabric(config)
+    if not fabric.is_global_zero:
+        log = _silent
+    try:
+        with all_or_none(fabric):
+            start = _find_start(config, parent, log, if_complete)
+            inputs = start and _open_inputs(start, fabric)
+        if start:
+            with _open_folder(start, fabric) as folder:
+                learner = _build_learner(start, inputs, folder, fabric, log)
+                _run(learner)
+            fabric.barrier()
+    except Exception as error:
+        if has_lost_another(fabric, error):
+            raise RuntimeError(
+                f"another process of run {config.run!r} has ended, its own output says why; the same command"
+                " goes on"
+            ) from error
+        raise
+    return read_history(config.run)
 
 
 def continue_training(
@@ -98,7 +114,8 @@ def continue_training(
         raise ParameterError(
             f"run and parent are both {config.run!r}: a continued run needs a name of its own"
         )
-    _ensure_parent(config.parent, log)
+    _train_missing(config.parent, log)
+    require_complete(config.parent)
     parent_config = stored_config(config.parent)
     resolved = continued(config, parent_config)
     path = run_folder(config.parent) / f"{config.parent_checkpoint}.pt"
@@ -112,49 +129,21 @@ def continue_training(
         )
     epoch = content["position"]["epoch"] - 1
     parent = Parent(config.parent, config.parent_checkpoint, epoch, config.optimizer_state, content)
-    return _train(resolved, parent, log, if_complete)
+    return train(resolved, log, if_complete, parent)
 
 
-def _ensure_parent(parent: str, log: Log) -> None:
-    if run_folder(parent).is_dir() and (run_folder(parent) / "config.json").exists():
-        state, _ = run_state(parent)
-        if state == "complete" or stored_config(parent).dataset != "shapes":
-            return require_complete(parent)
-    recipe = training_of(parent)
-    if recipe is None:
-        return require_complete(parent)
-    parameters, command = recipe
-    config = build(TrainConfig, parameters)
-    if config.dataset != "shapes":
-        raise FileNotFoundError(f"the parent run {parent!r} is missing; train it first:\n  {command}")
-    log(f"the parent run {parent!r} is missing; its data are embedded, so it is trained first")
-    train(config, log, if_complete="show")
-    return None
-
-
-def _train(config: TrainConfig, parent: Parent | None, log: Log, if_complete: str) -> list[dict]:
-    check_divides(config.batch_size, process_count())  # before one could wait for another that has left
-    fabric = build_fabric(config)
-    log = log if fabric.is_global_zero else _silent
-    try:
-        with all_or_none(fabric):
-            start = _find_start(config, parent, log, if_complete)
-            inputs = start and _open_inputs(start, fabric)
-        if start:
-            if not start.content:
-                standardise_heads(inputs.model, inputs.source, fabric)
-            with _open_folder(start, fabric, log, if_complete) as folder:
-                if folder:
-                    _run(_build_learner(start, inputs, folder, fabric, log))
-            fabric.barrier()
-    except Exception as error:
-        if has_lost_another(fabric, error):
-            raise RuntimeError(
-                f"another process of run {config.run!r} has ended, its own output says why; the same command"
-                " goes on"
-            ) from error
-        raise
-    return read_history(config.run)
+def _train_missing(parent: str, log: Log) -> None:
+    """Trains a parent that is not there or not complete, if its data are embedded and params/ says how."""
+    is_there = (run_folder(parent) / "config.json").exists()
+    if is_there and (run_state(parent)[0] == "complete" or stored_config(parent).dataset != "shapes"):
+        return
+    if recipe := training_of(parent):
+        parameters, command = recipe
+        config = build(TrainConfig, parameters)
+        if config.dataset != "shapes":
+            raise FileNotFoundError(f"the parent run {parent!r} is missing; train it first:\n  {command}")
+        log(f"the parent run {parent!r} is missing; its data are embedded, so it is trained first")
+        train(config, log, if_complete="show")
 
 
 @dataclass
@@ -169,17 +158,6 @@ class _Start:
     path: Path | None  # of the checkpoint
     content: dict | None  # of the checkpoint
     resumed: bool
-
-
-@dataclass
-class _Inputs:
-    """What is trained, and what on."""
-
-    model: DualEncoder
-    loss: torch.nn.Module
-    compiled: bool
-    source: PairSource
-    val_data: SplitTensors
 
 
 def _find_start(config: TrainConfig, parent: Parent | None, log: Log, if_complete: str) -> _Start | None:
@@ -208,8 +186,37 @@ def _find_start(config: TrainConfig, parent: Parent | None, log: Log, if_complet
     return _Start(config, parent, found, dataset, tokenizer, path, content, resumed)
 
 
-def _open_inputs(start: _Start, fabric: "Fabric") -> _Inputs:
-    """Model and loss with their weights, the training pairs of this process and the validation split."""
+def _is_finished(config: TrainConfig, parent: Parent | None, if_complete: str, log: Log) -> bool:
+    """Whether this very run is complete.
+
+    Raises:
+        FileExistsError: a run of this name has other parameters or another parent, or is complete
+            and `if_complete` is `refuse`.
+    """
+    if not (run_folder(config.run) / "config.json").exists():
+        return False
+    state, environment = run_state(config.run)[0], stored_environment(config.run)
+    differ = differences(stored_config(config.run), config)
+    lineage = parent.lineage if parent else None
+    if environment["parent"] != lineage:
+        differ.append(f"parent: {environment['parent']!r} there, {lineage!r} here")
+    what_to_do = "choose another run name, or overwrite=True to replace it"
+    if differ:
+        raise FileExistsError(
+            f"run {config.run!r} exists ({state}) with other parameters: {'; '.join(differ)};\n{what_to_do}"
+        )
+    if state != "complete":
+        return False
+    if if_complete == "refuse":
+        raise FileExistsError(f"run {config.run!r} exists and is complete; {what_to_do}")
+    log(f"run {config.run!r} is complete: its results are shown, nothing is trained again")
+    if losses := environment.get("tokenizer_losses"):
+        _log_losses(losses, log)
+    return True
+
+
+def _open_inputs(start: _Start, fabric: "Fabric") -> tuple:
+    """Model and loss with their weights, whether to compile, this process's pairs, the validation split."""
     from lightning_fabric import seed_everything
 
     config, content, tokenizer = start.config, start.content, start.tokenizer
@@ -226,55 +233,61 @@ def _open_inputs(start: _Start, fabric: "Fabric") -> _Inputs:
         load_weights(start.path, model, evaluated_weights(content))
         load_learned(loss, content["loss"], content["config"])
     compiled = compiles(config, fabric, len(start.dataset.splits["train"].captions))
-    source, val_data = training_data(config, start.dataset, tokenizer, model, fabric, compiled)
-    return _Inputs(model, loss, compiled, source, val_data)
+    train_data, val_data = (
+        split_tensors(config, start.dataset, tokenizer, model, split, fabric, compiled)
+        for split in ("train", "val")
+    )
+    source = PairSource(
+        train_data, config.batch_size, config.captions_per_image, config.seed, config,
+        lambda count: share(count, fabric.global_rank, fabric.world_size),
+    )  # fmt: skip
+    return model, loss, compiled, source, val_data
 
 
 @contextlib.contextmanager
-def _open_folder(start: _Start, fabric: "Fabric", log: Log, if_complete: str) -> Iterator[RunFolder | None]:
-    """The run's folder, held by process 0; None if another process has completed the run meanwhile.
+def _open_folder(start: _Start, fabric: "Fabric") -> Iterator[RunFolder]:
+    """The run's folder, held by process 0.
 
     Raises:
-        FileExistsError: it completed it and `if_complete` is `refuse`, or it began another run there.
-        InUse: it is at work there, or trained a part of the run.
+        InUse: another process is at work there, or was since the start was found.
     """
-    config = start.config
-    folder, finished = RunFolder(run_folder(config.run)), False
+    run, overwrite = start.config.run, start.config.overwrite
+    folder = RunFolder(run_folder(run))
     with contextlib.ExitStack() as held:
         with all_or_none(fabric):
             if fabric.is_global_zero:
-                folder = held.enter_context(open_run(config.run, config.overwrite))
-                if not config.overwrite and traces(config.run) != start.found:
-                    finished = _is_finished(config, start.parent, if_complete, log)
-                    if not finished:
-                        raise InUse(
-                            f"run {config.run!r} was changed by another process while this one got ready;"
-                            " start again: it goes on from there"
-                        )
-        yield None if fabric.broadcast(finished) else folder
+                folder = held.enter_context(open_run(run, overwrite))
+                if not overwrite and traces(run) != start.found:
+                    raise InUse(
+                        f"run {run!r} was changed by another process while this one got ready; start again:"
+                        " it goes on from there"
+                    )
+        yield folder
 
 
-def _build_learner(start: _Start, inputs: _Inputs, folder: RunFolder, fabric: "Fabric", log: Log) -> Learner:
+def _build_learner(start: _Start, inputs: tuple, folder: RunFolder, fabric: "Fabric", log: Log) -> Learner:
     """The run in memory, where it stands, and its folder as it has to be then."""
-    config, parent, modules = start.config, start.parent, (inputs.model, inputs.loss)
-    rates = {}
-    for module in modules:
+    model, loss, compiled, source, val_data = inputs
+    config, parent, rates = start.config, start.parent, {}
+    if not start.content:
+        standardise_heads(config, model, source.data, fabric)
+    for module in (model, loss):
         module.to(fabric.device)
     for side in ("image", "text"):
-        blocks = [parameters for _, parameters in getattr(inputs.model, f"{side}_encoder").blocks]
+        blocks = [parameters for _, parameters in getattr(model, f"{side}_encoder").blocks]
         rates |= rate_scales(blocks, getattr(config, f"{side}_lr_scale"), config.layer_decay)
     learner = Learner(
-        folder, config, fabric, *modules, build_optimizer(config, modules, rates),
-        start.tokenizer, inputs.source, inputs.val_data,
+        folder, config, fabric, model, loss, build_optimizer(config, (model, loss), rates),
+        start.tokenizer, source, val_data,
         phase=1 + (parent.content["phase"] if parent else 0),
         parent_epoch=parent.epoch if parent else 0,
         log=log,
-        compiled=inputs.compiled,
+        compiled=compiled,
     )  # fmt: skip
     if fabric.global_rank:
         torch.manual_seed(config.seed + fabric.global_rank)  # another dropout than the first process's
     if start.resumed:
-        learner.restore(start.content)
+        learner.restore(start.path, start.content)
         position = learner.position
         if fabric.is_global_zero:
             folder.keep_history(position.epoch - 1)
@@ -284,7 +297,7 @@ def _build_learner(start: _Start, inputs: _Inputs, folder: RunFolder, fabric: "F
     if fabric.is_global_zero:
         _start_folder(learner, parent, start.dataset.identity)
     if parent and parent.optimizer_state == "keep":
-        keep_optimizer_state(learner.optimizer, parent.content, modules)
+        keep_optimizer_state(learner.optimizer, parent.content, (model, loss))
     return learner
 
 
@@ -329,15 +342,14 @@ def _run(learner: Learner) -> None:
         except BaseException as error:
             # On a full disk the status cannot be written either; what went wrong first is what counts.
             with contextlib.suppress(OSError, RuntimeError):
-                if not isinstance(error, KeyboardInterrupt):
-                    if not has_lost_another(fabric, error):
-                        status("failed", f"{type(error).__name__}: {error}")
-                elif fabric.is_global_zero:
+                if isinstance(error, KeyboardInterrupt) and fabric.is_global_zero:
                     without = " without overwrite" if learner.config.overwrite else ""
                     status(
                         "interrupted",
                         f"stopped on request (Ctrl-C or SIGTERM); the same call{without} goes on",
                     )
+                elif not isinstance(error, KeyboardInterrupt) and not has_lost_another(fabric, error):
+                    status("failed", f"{type(error).__name__}: {error}")
             raise
         if fabric.is_global_zero:
             status("complete")
@@ -347,43 +359,12 @@ def _silent(line: str) -> None:
     """The log of processes that write nothing."""
 
 
-def _is_finished(config: TrainConfig, parent: Parent | None, if_complete: str, log: Log) -> bool:
-    """Whether this very run is complete.
-
-    Raises:
-        FileExistsError: a run of this name has other parameters or another parent, or is complete
-            and `if_complete` is `refuse`.
-    """
-    folder = run_folder(config.run)
-    if not (folder / "config.json").exists():
-        return False
-    state, _ = run_state(config.run)
-    lineage = parent.lineage if parent else None
-    differ = differences(stored_config(config.run), config)
-    lineage_there = stored_environment(config.run)["parent"]
-    if lineage_there != lineage:
-        differ.append(f"parent: {lineage_there!r} there, {lineage!r} here")
-    what_to_do = "choose another run name, or overwrite=True to replace it"
-    if differ:
-        raise FileExistsError(
-            f"run {config.run!r} exists ({state}) with other parameters: {'; '.join(differ)};\n{what_to_do}"
-        )
-    if state != "complete":
-        return False
-    if if_complete == "refuse":
-        raise FileExistsError(f"run {config.run!r} exists and is complete; {what_to_do}")
-    log(f"run {config.run!r} is complete: its results are shown, nothing is trained again")
-    _log_losses(stored_environment(config.run).get("tokenizer_losses"), log)
-    return True
-
-
-def _log_losses(losses: dict | None, log: Log) -> None:
-    """One line on what the tokenizer loses, if that was counted, and another where it is much."""
-    if losses:
-        unknown, cut = loss_shares(losses)
-        log(
-            f"tokenizer {losses['tokenizer']}: of the validation captions {100 * unknown:.1f} % of the tokens"
-            f" are unknown, {100 * cut:.1f} % are cut at {losses['max_tokens']} tokens"
-        )
-        if warning := losses_warning(losses):
-            log(warning)
+def _log_losses(losses: dict, log: Log) -> None:
+    """One line on what the tokenizer loses, and another where it is much."""
+    unknown, cut = loss_shares(losses)
+    log(
+        f"tokenizer {losses['tokenizer']}: of the validation captions {100 * unknown:.1f} % of the tokens"
+        f" are unknown, {100 * cut:.1f} % are cut at {losses['max_tokens']} tokens"
+    )
+    if warning := losses_warning(losses):
+        log(warning)

@@ -3,27 +3,29 @@
 Shapes: N images, V views, F feature channels, P positions.
 """
 
-import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tiny_runs import tiny_config
 
 from mmlib.data import load_dataset, open_store
-from mmlib.data.augment import normalise
+from mmlib.data.augment import augment, normalise
 from mmlib.data.tokenizers import build_tokenizer
 from mmlib.model import build_image_encoder, build_text_encoder
+from mmlib.training import inputs
 from mmlib.training.inputs import open_features, open_text_features
 
 TRAIN, VAL, TEST, SIZE = 6, 3, 2, 32
 
 
 @pytest.fixture(autouse=True)
-def seeded():
-    """One thread, and random numbers that a test's neighbours cannot change."""
+def settled(monkeypatch):
+    """One thread, random numbers that a test's neighbours cannot change, several batches."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    monkeypatch.setattr(inputs, "BATCH", 4)
 
 
 def settings(**changes):
@@ -41,12 +43,16 @@ def frozen(**changes):
     return encoder
 
 
+def config(views=1, **changes):
+    augmented = {"feature_views": views, "flip": True, "crop_area": 0.5} if views > 1 else {}
+    sizes = {"shapes_train": TRAIN, "shapes_val": VAL, "shapes_test": TEST, "image_size": SIZE}
+    frozen = {"image_encoder": "timm:test_resnet", "image_weights": "none", "image_tune": "none"}
+    return tiny_config(**frozen | sizes | augmented | changes)
+
+
 @pytest.fixture(scope="module")
 def dataset():
-    from mmlib.config import TrainConfig, build
-
-    sizes = {"shapes_train": TRAIN, "shapes_val": VAL, "shapes_test": TEST, "image_size": SIZE}
-    return load_dataset(build(TrainConfig, {"run": "tiny", "epochs": 1, "lr": 1.0, **sizes}))
+    return load_dataset(config())
 
 
 @pytest.fixture
@@ -54,18 +60,12 @@ def store(dataset, tmp_path):
     return open_store(dataset, SIZE, cache=tmp_path)
 
 
-def darken(pixels_BHWC, view, first):
-    """A view that depends on its number and on each image's row alone."""
-    factor = torch.tensor([1 / (view + 1) / (1 + row % 3) for row in range(first, first + len(pixels_BHWC))])
-    return normalise(pixels_BHWC) * factor[:, None, None, None]
-
-
 @pytest.mark.parametrize("pooling", ["encoder", "attention"])
 @pytest.mark.parametrize("training", [True, False])
 def test_features_are_the_encoders_of_each_packed_image(store, tmp_path, pooling, training):
     encoder = frozen(image_pooling=pooling).train(training)
     assert encoder.mean == (0.5, 0.5, 0.5)
-    features = open_features(encoder, store, batch_size=4, cache=tmp_path)
+    features = open_features(encoder, store, config(), cache=tmp_path)
     assert features.array.shape == (11, 1, *encoder.feature_shape)
     assert encoder.training == encoder.head.training == training
     pixels_NCHW = torch.from_numpy(np.array(store.array)).permute(0, 3, 1, 2) / 255
@@ -76,77 +76,58 @@ def test_features_are_the_encoders_of_each_packed_image(store, tmp_path, pooling
 
 
 def test_views_are_augmented_in_the_training_split_alone(store, tmp_path):
-    encoder = frozen()
-    features = open_features(encoder, store, 3, darken, "darken", batch_size=4, cache=tmp_path)
+    encoder, settings = frozen(), config(views=3)
+    features = open_features(encoder, store, settings, cache=tmp_path)
     assert features.array.shape == (11, 3, 96)
     train, rest = store.splits["train"], np.concatenate([store.splits["val"], store.splits["test"]])
+    pixels_NHWC = torch.from_numpy(np.array(store.array))
     for view in (1, 2):
         assert np.array_equal(features.array[rest, view], features.array[rest, 0])
-        pixels_NHWC = torch.from_numpy(np.array(store.array))
-        expected = encoder.features(darken(pixels_NHWC, view, 0))[train]
+        seen_NHWC = augment(pixels_NHWC, settings, settings.seed, view, range(11))
+        seen = normalise(seen_NHWC, encoder.mean, encoder.std)
         found = torch.from_numpy(features.array[train, view]).float()
-        torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(found, encoder.features(seen)[train], atol=2e-3, rtol=2e-3)
     assert np.abs(features.array[train, 1] - features.array[train, 0]).max(1).min() > 1e-3
 
 
-def test_an_interruption_changes_nothing(store, tmp_path):
+def test_an_interruption_changes_nothing(store, tmp_path, monkeypatch):
     encoder, calls = frozen(), []
 
-    def interrupted(pixels_BHWC, view, first):
-        calls.append((view, first))
+    def interrupted(pixels_BHWC, config, seed, view, rows):
+        calls.append((view, rows.start))
         if calls == [(1, 0), (2, 0), (1, 4)]:
             raise KeyboardInterrupt
-        return darken(pixels_BHWC, view, first)
+        return augment(pixels_BHWC, config, seed, view, rows)
 
-    whole = open_features(encoder, store, 3, darken, "darken", batch_size=4, cache=tmp_path / "whole")
-    arguments = (encoder, store, 3, interrupted, "darken", 4)
+    whole = open_features(encoder, store, config(views=3), cache=tmp_path / "whole")
+    monkeypatch.setattr(inputs, "augment", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        open_features(*arguments, cache=tmp_path / "parts")
-    again = open_features(*arguments, cache=tmp_path / "parts")
+        open_features(encoder, store, config(views=3), cache=tmp_path / "parts")
+    again = open_features(encoder, store, config(views=3), cache=tmp_path / "parts")
     assert calls[3:] == [(1, 4), (2, 4)]  # rows 8 to 10 are held out
-    assert again.path.read_bytes() == whole.path.read_bytes()
+    assert np.array_equal(again.array, whole.array)
 
 
 def test_each_thing_that_features_depend_on_has_a_store_of_its_own(dataset, store, tmp_path):
     encoder, other = frozen(), frozen()
     cropped = open_store(dataset, SIZE, "crop", cache=tmp_path)
-    made = [
-        open_features(encoder, store, cache=tmp_path),
-        open_features(other, store, cache=tmp_path),
-        open_features(encoder, cropped, cache=tmp_path),
-        open_features(encoder, store, 2, darken, "darken", cache=tmp_path),
-        open_features(encoder, store, 3, darken, "darken", cache=tmp_path),
-        open_features(encoder, store, 2, darken, "lighten", cache=tmp_path),
+    of = [
+        (encoder, store, config()),
+        (other, store, config()),
+        (encoder, cropped, config()),
+        (encoder, store, config(views=2)),
+        (encoder, store, config(views=3)),
+        (encoder, store, config(views=2, colour=0.4)),
+        (encoder, store, config(views=2, seed=1)),
     ]
+    made = [open_features(*parts, cache=tmp_path) for parts in of]
     assert len({features.path for features in made}) == len(made)
 
     def refuse(*_):
         raise AssertionError("computed again")
 
     encoder.features = other.features = refuse
-    assert open_features(encoder, store, cache=tmp_path).path == made[0].path
-    assert open_features(encoder, store, 3, refuse, "darken", cache=tmp_path).path == made[4].path
-
-
-def test_features_of_what_is_tuned_are_refused(store, tmp_path):
-    encoder = frozen()
-    encoder.set_tune("last-1")
-    with pytest.raises(ValueError, match=r"an encoder that is not tuned, found 9 trained parameters"):
-        open_features(encoder, store, cache=tmp_path)
-    with pytest.raises(ValueError, match="found ImageEncoder, which has no features to store"):
-        open_features(
-            build_image_encoder(settings(image_encoder="vit", patch_size=SIZE)), store, cache=tmp_path
-        )
-
-
-@pytest.mark.parametrize(
-    ("views", "augment", "found"),
-    [(2, None, "2 views and no"), (1, darken, "1 views and an"), (0, None, "0 views and no")],
-)
-def test_views_and_augmentation_go_together(store, tmp_path, views, augment, found):
-    expected = re.escape(f"expected 1 view, or several and an augmentation, found {found} augmentation")
-    with pytest.raises(ValueError, match=expected):
-        open_features(frozen(), store, views, augment, cache=tmp_path)
+    assert [open_features(*parts, cache=tmp_path).path for parts in of] == [f.path for f in made]
 
 
 def text_encoder(tmp_path):
@@ -164,7 +145,7 @@ def text_encoder(tmp_path):
 def test_features_of_captions_split_after_split(dataset, tmp_path):
     encoder = text_encoder(tmp_path)
     tokenizer = build_tokenizer("word", dataset.splits["train"].captions)
-    features = open_text_features(encoder, dataset, tokenizer, 12, batch_size=7, cache=tmp_path)
+    features = open_text_features(encoder, dataset, tokenizer, 12, cache=tmp_path)
     for split in dataset.splits.values():
         tokens_ML, length_M = map(torch.from_numpy, tokenizer.encode(split.captions, 12))
         found_MF = torch.from_numpy(features.array[features.splits[split.name]]).float()
@@ -188,11 +169,3 @@ def test_features_of_captions_are_computed_once(dataset, tmp_path):
 
     encoder.features = refuse
     assert np.array_equal(open_text_features(*arguments, cache=tmp_path).array, first.array)
-
-
-def test_a_data_set_without_captions(dataset, tmp_path):
-    from dataclasses import replace
-
-    bare = {name: replace(s, captions=(), image_of_caption_M=()) for name, s in dataset.splits.items()}
-    with pytest.raises(ValueError, match="expected captions, found none in data set 'shapes'"):
-        open_text_features(text_encoder(tmp_path), replace(dataset, splits=bare), None, 12, cache=tmp_path)

@@ -10,7 +10,7 @@ from tiny_runs import STEPS, before_step, checkpoint, left_behind, tiny_evaluate
 
 from mmlib import files
 from mmlib.training import run_state
-from mmlib.training.loop import Learner, LossWatch
+from mmlib.training.loop import Learner, read_losses
 
 ALONE = SimpleNamespace(world_size=1)
 pytestmark = pytest.mark.usefixtures("tiny_place")
@@ -86,17 +86,13 @@ def test_weights_ruined_in_the_last_step_of_an_epoch_are_found_before_the_valida
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_the_watch_names_the_first_step_that_was_not_finite_and_its_rate(value):
-    watch = LossWatch(0.0)
-    for step, loss in enumerate([1.0, 2.0, value, math.nan, 3.0]):
-        watch.add(torch.tensor(loss), 30, step, lr=0.1 * (step + 1))
+def test_the_first_step_that_was_not_finite_is_named_with_its_rate(value):
+    losses = enumerate([1.0, 2.0, value, math.nan, 3.0], 1)
+    unread = [(step, 0.1 * step, 30, torch.tensor(loss)) for step, loss in losses]
     with pytest.raises(FloatingPointError, match=rf"became {value} in epoch 7 at step 3 \(lr 0\.3\)"):
-        watch.check(7, ALONE)
+        read_losses(0.0, unread, 7, ALONE)
 
 
-def test_the_watch_sums_over_pairs():
-    watch = LossWatch(loss_sum=5.0)
-    watch.add(torch.tensor(2.0), 30, 0, lr=0.1)
-    watch.add(torch.tensor(4.0), 5, 1, lr=0.1)
-    watch.check(1, ALONE)
-    assert watch.sum == 85.0
+def test_losses_are_summed_over_pairs():
+    unread = [(1, 0.1, 30, torch.tensor(2.0)), (2, 0.1, 5, torch.tensor(4.0))]
+    assert read_losses(5.0, unread, 1, ALONE) == 85.0

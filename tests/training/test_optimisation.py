@@ -145,16 +145,6 @@ def test_sgd_is_nesterov_where_there_is_momentum(momentum):
     assert (optimizer.defaults["momentum"], optimizer.defaults["nesterov"]) == (momentum, momentum > 0)
 
 
-def test_nothing_to_train_is_refused():
-    with pytest.raises(ValueError, match="nothing to train: expected parameters that require a gradient"):
-        build(Tower().requires_grad_(False))
-
-
-def test_two_parameters_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="two parameters have the name 'weight': expected different names"):
-        build((nn.Linear(2, 2), nn.Linear(2, 2)))
-
-
 # --- groups
 
 

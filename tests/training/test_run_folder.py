@@ -178,24 +178,15 @@ def meanwhile(monkeypatch, act) -> None:
     monkeypatch.setattr(start, "open_run", opened)
 
 
-def test_a_run_that_another_process_completed_meanwhile_is_not_replaced(monkeypatch, folder):
-    meanwhile(monkeypatch, lambda: tiny_train(epochs=1))
-    with pytest.raises(FileExistsError, match=r"with other parameters: lr: 0\.01 there, 0\.02 here"):
-        tiny_train(epochs=1, lr=0.02)
-    assert stored_config("tiny") == tiny_config(epochs=1)
-    assert run_state("tiny") == ("complete", None)
-
-    meanwhile(monkeypatch, lambda: tiny_train(epochs=1, overwrite=True))
-    with pytest.raises(FileExistsError, match="with other parameters: epochs: 1 there, 2 here"):
-        tiny_train()
-    shutil.rmtree(folder)
-    meanwhile(monkeypatch, lambda: tiny_train(epochs=1))
-    with pytest.raises(FileExistsError, match="exists and is complete; choose another"):
-        tiny_train(epochs=1)
-    shutil.rmtree(folder)
+@pytest.mark.parametrize("if_complete", ["show", "refuse"])
+def test_a_run_that_another_process_completed_meanwhile_is_not_replaced(if_complete, monkeypatch):
     theirs = []
     meanwhile(monkeypatch, lambda: theirs.append(tiny_train(epochs=1)))
-    assert tiny_train(epochs=1, if_complete="show") == theirs[0]
+    with pytest.raises(InUse, match="'tiny' was changed by another process while this one got ready"):
+        tiny_train(epochs=1, lr=0.02, if_complete=if_complete)
+    assert stored_config("tiny") == tiny_config(epochs=1)
+    assert run_state("tiny") == ("complete", None)
+    assert read_history("tiny") == theirs[0]
 
 
 def test_a_run_that_another_process_trained_on_meanwhile_is_left_to_it(monkeypatch, interrupted):
