@@ -23,7 +23,10 @@ from mmlib.training.runs import TRAIN_AGAIN, parse_history, run_folder, stored_e
 from mmlib.training.stored import checked, fields
 
 FORMAT = 1
-_USE_OTHER = "use the run's other checkpoint, or train again with overwrite=True"
+_USE_OTHER = (
+    "use the run's other checkpoint (without last.pt, training goes on from best.pt), or train again with"
+    " overwrite=True"
+)
 PARTS = {  # by part, the names in it that whoever reads a checkpoint relies on
     "position": ("epoch", "step", "loss_sums", "pairs", "seconds", "first_lr"),
     "best": ("epoch", "value"),
@@ -231,11 +234,7 @@ def last_checkpoint(config: TrainConfig) -> tuple[Path, dict] | None:
     path = last if last.exists() else best
     if not path.exists():
         return None
-    try:
-        content = load_checkpoint(path)
-    except ValueError as error:
-        hint = "; delete last.pt, and the run goes on from best.pt" if path == last and best.exists() else ""
-        raise ValueError(f"{error}{hint}") from None
+    content = load_checkpoint(path)
     check_history(path, content)
     epoch = content["best"]["epoch"]
     missing = [n for n in ("best.pt", "model.safetensors") if epoch and not (folder / n).exists()]
