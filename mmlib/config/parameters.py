@@ -122,6 +122,11 @@ class DataConfig(RunConfig):
     )
 
     @property
+    def shown_name(self) -> str:
+        """What tables and figures call the data set."""
+        return self.data_name if self.dataset == "folder" else self.dataset
+
+    @property
     def folder(self) -> str:
         """Where the data set lies, from the repository's root."""
         return self.data_root or f"data/{self.dataset}"

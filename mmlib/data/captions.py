@@ -6,6 +6,7 @@ each image in order, images in the order of the file; what an image without capt
 the data set.
 """
 
+import csv
 import io
 import re
 from pathlib import Path
@@ -15,15 +16,18 @@ from pydantic import BaseModel, ValidationError
 
 from mmlib.data.dataset import SPLITS
 from mmlib.data.decoding import SUFFIXES
-from mmlib.files import parse_json, printable, read_text, shown
+from mmlib.files import parse_json, printable, read_bounded, read_text, shown
 
 Captions = dict[str, list[str]]  # of each image
 Splits = dict[str, list[str]]  # image names of each split
 
+SEPARATORS = ",;\t|"  # of tables
 _TOKEN_LINE = re.compile(r"(?P<image>[^\t]+)#(?P<number>[0-9]{1,9})\t(?P<caption>.*)", re.DOTALL)
-# A line within a quoted caption that begins as a row does: a quotation mark before it was not closed.
+# A line within a quoted field that begins as a row does: a quotation mark before it was not closed.
 _ENDINGS = "|".join(map(re.escape, SUFFIXES))
-_SWALLOWED_ROW = re.compile(rf"[\r\n][^\r\n,]*(?:{_ENDINGS})[ \t]*,.*", re.IGNORECASE)
+_SWALLOWED_ROW = re.compile(
+    rf"[\r\n][^\r\n{SEPARATORS}]*(?:{_ENDINGS})\"?[ \t]*([{SEPARATORS}].*|$)", re.IGNORECASE
+)
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
@@ -71,37 +75,70 @@ def read_token_file(path: Path) -> dict[str, dict[int, str]]:
     return {image: dict(sorted(captions.items())) for image, captions in numbered.items()}
 
 
+def read_csv(path: Path) -> list[tuple[str, dict[str, str]]]:
+    """Rows of a table under a header, with any separator; UTF-8, or UTF-16 as Excel's "Unicode text".
+
+    Returns:
+        Of each row that is not blank, where it stands (file and line), and its fields by column.
+
+    Raises:
+        ValueError: no rows, a malformed row, a quotation mark that is not closed, or not UTF-8.
+    """
+    content = read_bounded(path)
+    is_utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+    text = content.decode("utf-16", "replace") if is_utf16 else read_text(path)
+    first, _, rest = text.partition("\n")
+    if first.lower().startswith("sep=") and len(first.strip()) == 5:  # Excel's own mark
+        separator, text = first.strip()[4], rest
+    else:
+        separator = max(SEPARATORS, key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows, header, start = [], None, 1
+    try:
+        for row in reader:
+            where, start = f"{shown(path)}, line {start}", reader.line_num + 1
+            if not any(row):
+                continue
+            if header is None:
+                header = [name.strip() for name in row]
+                continue
+            if any(row[len(header) :]) or len(row) < len([name for name in header if name]):
+                raise ValueError(
+                    f"{where}: expected {len(header)} fields, found {len(row)} in"
+                    f" {separator.join(row)[:80]!r}; put captions that hold {separator!r} in double quotes"
+                )
+            for field in row:
+                if swallowed := _SWALLOWED_ROW.search(field):
+                    raise ValueError(
+                        f"{where}: expected a closing quotation mark before the next row, found"
+                        f" {swallowed[0].strip()[:60]!r} in a field; correct the row"
+                    )
+            rows.append((where, {name: value for name, value in zip(header, row) if name}))
+    except csv.Error as error:
+        raise ValueError(f"{shown(path)}, line {start}: {error}; correct the row") from None
+    if not rows:
+        raise ValueError(
+            f"{shown(path)}: expected captions below the header, found none; write a row for each caption"
+        )
+    return rows
+
+
 def read_caption_csv(path: Path) -> Captions:
     """Captions from rows under the header `image,caption`, as in the Kaggle copy's `captions.txt`.
 
     Rows have no caption number, so two equal rows may be two people's equal captions: all are kept.
 
     Raises:
-        ValueError: another header, a malformed row, a quotation mark that is not closed, or not UTF-8.
+        ValueError: another header, a row without a name, or as `read_csv`.
     """
-    import pandas
-
-    def wrong(found: str) -> ValueError:
-        return ValueError(
-            f"{shown(path)}: expected rows 'name.jpg,caption' under the header 'image,caption', with captions"
-            f" that hold commas or quotes in double quotes, found {printable(found.strip())}; correct it"
-        )
-
-    text = io.StringIO(read_text(path))
-    try:
-        header, *rows = pandas.read_csv(text, header=None, dtype=str, na_filter=False).values.tolist()
-    except ValueError as error:
-        raise wrong(str(error)) from error
-    if header != ["image", "caption"]:
-        raise wrong(f"the header {','.join(header)[:80]!r}")
     captions: Captions = {}
-    for image, caption in rows:
-        if not image:
-            raise wrong(f"no name before {caption[:40]!r}")
-        if swallowed := re.search(r"[\r\n].*", image) or _SWALLOWED_ROW.search(caption):
-            row = swallowed[0].strip()[:40]
-            raise wrong(f"a quotation mark of {image[:80]!r} that is not closed before {row!r}")
-        captions.setdefault(image, []).append(caption)
+    for where, row in read_csv(path):
+        if not row.get("image") or "caption" not in row:
+            raise ValueError(
+                f"{where}: expected 'name.jpg,caption' under the header 'image,caption', found"
+                f" {','.join(row.values())[:80]!r} under {','.join(row)[:80]!r}; correct the file"
+            )
+        captions.setdefault(row["image"], []).append(row["caption"])
     return captions
 
 

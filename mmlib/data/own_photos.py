@@ -1,8 +1,6 @@
 """One's own captioned photos: a folder of images with a table of captions, or a text file beside each."""
 
-import csv
 import hashlib
-import io
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -11,16 +9,16 @@ from typing import Any
 
 from mmlib import files
 from mmlib.config import DataConfig
+from mmlib.data.captions import read_csv
 from mmlib.data.dataset import SPLITS, Dataset
 from mmlib.data.decoding import SUFFIXES
 from mmlib.data.photos import SYSTEM_FOLDERS, build_dataset, count, first_of, match_names, normal_form
-from mmlib.files import nearest, parse_json, printable, read_bounded, read_text, shown
+from mmlib.files import nearest, parse_json, printable, read_text, shown
 
 TABLES = ("captions.csv", "captions.tsv", "metadata.csv", "metadata.jsonl", "metadata.parquet")
 IMAGE_COLUMNS = ("file_name", "image", "filename", "file", "image_name", "path")
 TEXT_COLUMNS = ("caption", "text", "captions", "texts")
 SPLIT_COLUMN = "split"
-SEPARATORS = ",;\t|"
 SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
@@ -170,40 +168,6 @@ def _column(path: Path, columns: Mapping[str, str], known: tuple[str, ...], what
     return found[0]
 
 
-def _read_csv(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Rows of a table with any separator; UTF-8, or UTF-16 as Excel's "Unicode text"."""
-    text = path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff") and read_bounded(path).decode("utf-16")
-    text = text or read_text(path)
-    first, _, rest = text.partition("\n")
-    if first.lower().startswith("sep=") and len(first.strip()) == 5:  # Excel's own mark
-        separator, text = first.strip()[4], rest
-    else:
-        separator = max(SEPARATORS, key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    rows, header, start = [], None, 1
-    try:
-        for row in reader:
-            where, start = f"{shown(path)}, line {start}", reader.line_num + 1
-            if not any(row):
-                continue
-            if header is None:
-                header = [name.strip() for name in row]
-                continue
-            if any(row[len(header) :]) or len(row) < len([name for name in header if name]):
-                raise ValueError(
-                    f"{where}: expected {len(header)} fields, found {len(row)} in"
-                    f" {separator.join(row)[:80]!r}; put captions that hold {separator!r} in double quotes"
-                )
-            rows.append((where, {name: value for name, value in zip(header, row) if name}))
-    except csv.Error as error:
-        raise ValueError(f"{shown(path)}, line {start}: {error}; correct the row") from None
-    if not rows:
-        raise ValueError(
-            f"{shown(path)}: expected captions below the header, found none; write a row for each caption"
-        )
-    return rows
-
-
 def _read_jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -231,7 +195,7 @@ def _read_parquet(path: Path) -> list[tuple[str, dict[str, Any]]]:
     return [(f"{shown(path)}, row {number}", record) for number, record in enumerate(records, start=1)]
 
 
-_RECORDS = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+_RECORDS = {".csv": read_csv, ".tsv": read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
 
 
 def _by_photo(
@@ -239,14 +203,11 @@ def _by_photo(
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, str], list[str]]:
     """Captions of each photo that is there, its split if the table says one, and notes on the rest."""
     file_of = _files_of({name for _, name, _, _ in rows}, list(there), source)
-    known = {*there, *file_of, *(PurePosixPath(file).name for file in there)}
     captions, split_of, empty = defaultdict(list), {}, 0
     for where, name, said, split in rows:
         if name not in file_of:
             continue
         file = file_of[name]
-        for caption in said:
-            _check_closed(where, caption, known)
         captions[file] += [caption.strip() for caption in said if caption.strip()]
         empty += sum(not caption.strip() for caption in said)
         if split is not None and split_of.setdefault(file, split) != split:
@@ -293,16 +254,6 @@ def _files_of(names: set[str], there: list[str], source: Path) -> dict[str, str]
         if files:
             found[name] = files[0]
     return found
-
-
-def _check_closed(where: str, caption: str, files: set[str]) -> None:
-    """Refuses a caption that has swallowed the rows after it, for want of a closing quotation mark."""
-    for line in caption.splitlines()[1:]:
-        if any(line.partition(separator)[0] in files for separator in SEPARATORS if separator in line):
-            raise ValueError(
-                f"{where}: expected a closing quotation mark before the next row, found {line[:60]!r} in the"
-                " caption; correct the row"
-            )
 
 
 def _splits(

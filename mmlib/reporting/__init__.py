@@ -23,7 +23,7 @@ from mmlib.reporting.diagnosis import (
     similarity_figure,
 )
 from mmlib.reporting.gallery import gallery_figures, samples_figure, slots_figure
-from mmlib.reporting.published import published_section, reference_claim
+from mmlib.reporting.published import published_section
 from mmlib.reporting.results import (
     change_between,
     changed_queries_list,

@@ -182,15 +182,18 @@ def hubness_table(diagnosis: dict) -> Table:
     )
 
 
-def agreement_table(diagnosis: dict) -> Table | None:
-    """Kendall's tau between the model's scores and people's ratings; None without judgements.
+NO_JUDGEMENTS = Table(sentences=("People's judgements do not come with these data.",))
+
+
+def agreement_table(diagnosis: dict) -> Table:
+    """Kendall's tau between the model's scores and people's ratings; a sentence without judgements.
 
     Args:
         diagnosis: from `mmlib.training.read_diagnosis`.
     """
     people = diagnosis["people"]
     if people is None:
-        return None
+        return NO_JUDGEMENTS
     rows, notes = [], []
     for name, who in _PEOPLE.items():
         if (found := people[name]) is None:
@@ -218,15 +221,15 @@ def agreement_table(diagnosis: dict) -> Table | None:
     return Table(pd.DataFrame(rows), " ".join([caption, *notes]))
 
 
-def human_aware_table(diagnosis: dict) -> Table | None:
-    """Recall where pairs that experts rate well count as hits, beside the standard; None without them.
+def human_aware_table(diagnosis: dict) -> Table:
+    """Recall where pairs that experts rate well count as hits, beside the standard; a sentence without them.
 
     Args:
         diagnosis: from `mmlib.training.read_diagnosis`.
     """
     people = diagnosis["people"]
     if people is None or people["human_aware"] is None:
-        return None
+        return NO_JUDGEMENTS
     by_rule = {"own captions (standard)": diagnosis["standard"]}
     by_rule |= {_RULES[found["threshold"]]: found for found in people["human_aware"]}
     rows = []

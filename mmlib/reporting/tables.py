@@ -1,6 +1,7 @@
 """Tables of a run, each number with its scope (data set, split, protocol, n); checks that end a notebook."""
 
 import html
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -36,23 +37,29 @@ class Table:
         frame: the table; None for sentences alone.
         caption: stands below it.
         sentences: stand above it, in bold.
+        folded: a second table that a page shows on demand, under what it is called.
         private: name of an output that a report keeps out of the page that can be shared.
     """
 
     frame: pd.DataFrame | None = None
     caption: str = ""
     sentences: tuple[str, ...] = ()
+    folded: tuple[str, pd.DataFrame] | None = None
     private: str = ""
 
     def __repr__(self) -> str:
         table = [] if self.frame is None else [self.frame.to_string(index=False)]
+        if self.folded:
+            table += [f"{self.folded[0]}:", self.folded[1].to_string(index=False)]
         return "\n".join([*self.sentences, *table, *([self.caption] if self.caption else [])])
 
     def _repr_html_(self) -> str:
         parts = [f"<p><strong>{html.escape(sentence)}</strong></p>" for sentence in self.sentences]
         if self.frame is not None:
-            head, *body = (_html_row(row, tag) for row, tag in self._rows())
-            parts.append(f'<table class="mmlib"><thead>{head}</thead><tbody>{"".join(body)}</tbody></table>')
+            parts.append(_html_table(self.frame))
+        if self.folded:
+            title, frame = self.folded
+            parts.append(f"<details><summary>{html.escape(title)}</summary>{_html_table(frame)}</details>")
         if self.caption:
             parts.append(f"<p><small>{html.escape(self.caption)}</small></p>")
         return "".join(parts)
@@ -65,13 +72,17 @@ class Table:
         """The lines of a Markdown text; sentences become its list."""
         lines = [f"- {plain_text(sentence)}" for sentence in self.sentences]
         if self.frame is not None:
-            rows = [[plain_text(str(v)).replace("|", "\\|") for v in row] for row, _ in self._rows()]
+            rows = [list(self.frame), *self.frame.itertuples(index=False)]
+            rows = [[plain_text(str(value)).replace("|", "\\|") for value in row] for row in rows]
             rows.insert(1, ["---"] * len(self.frame.columns))
             lines += ["", *(f"| {' | '.join(row)} |" for row in rows)]
         return [*lines, *(["", plain_text(self.caption)] if self.caption else [])]
 
-    def _rows(self) -> list[tuple]:
-        return [(list(self.frame), "th"), *((row, "td") for row in self.frame.itertuples(index=False))]
+
+def _html_table(frame: pd.DataFrame) -> str:
+    head = _html_row(frame.columns, "th")
+    body = "".join(_html_row(row, "td") for row in frame.itertuples(index=False))
+    return f'<table class="mmlib"><thead>{head}</thead><tbody>{body}</tbody></table>'
 
 
 def _html_row(row, tag: str) -> str:
@@ -112,9 +123,15 @@ def recall_text(recall: dict) -> str:
 
 
 def recall_cells(part: dict) -> dict[str, str]:
-    """The cells of one direction's recalls: value, interval, hits and n at K = 1, 5 and 10."""
+    """The cells of one direction's recalls: value, interval, hits and n at K = 1, 5 and 10.
+
+    Where K items are the whole gallery, every model reaches 100 %, and the cell says so.
+    """
     return {
-        f"R@{k}": f"{recall_text(part[f'r{k}'])}, {part[f'r{k}']['hits']:,}/{part['n']:,}" for k in (1, 5, 10)
+        f"R@{k}": "100 % by chance"
+        if part.get("gallery", k + 1) <= k
+        else f"{recall_text(part[f'r{k}'])}, {part[f'r{k}']['hits']:,}/{part['n']:,}"
+        for k in (1, 5, 10)
     }
 
 
@@ -162,12 +179,29 @@ def best_row(rows: list[dict], by: str = "rsum") -> dict:
 
 
 def parameter_table(config: BaseModel) -> Table:
-    """Every parameter with its value and its meaning; the meaning is the field's description."""
+    """Parameters with value and meaning: those set away from their default, the others folded."""
+    fields = type(config).model_fields
     rows = [
-        {"parameter": name, "value": repr(getattr(config, name)), "meaning": field.description or ""}
-        for name, field in type(config).model_fields.items()
+        {"parameter": name, "value": value_text(getattr(config, name)), "meaning": field.description or ""}
+        for name, field in fields.items()
     ]
-    return Table(pd.DataFrame(rows))
+    is_set = [
+        field.is_required() or getattr(config, name) != field.get_default(call_default_factory=True)
+        for name, field in fields.items()
+    ]
+    frame = pd.DataFrame(rows)
+    others = frame[~np.array(is_set)]
+    return Table(
+        frame[np.array(is_set)],
+        folded=(f"{len(others)} more at their defaults", others) if len(others) else None,
+    )
+
+
+def value_text(value: Any) -> str:
+    """A parameter's value as a person writes it in a YAML file."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def dataset_table(dataset: Dataset) -> Table:

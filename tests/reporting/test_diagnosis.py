@@ -26,6 +26,7 @@ from mmlib.reporting import (
     recall_by_group_figure,
     similarity_figure,
 )
+from mmlib.reporting.diagnosis import NO_JUDGEMENTS
 from mmlib.reporting.notebooks import mark_of
 from mmlib.reporting.style import DIRECTIONS
 from mmlib.training.runs import run_folder
@@ -106,7 +107,7 @@ def test_agreement_tells_what_was_and_was_not_scored(diagnosis):
     assert table.frame["not scored"].tolist() == ["12 image outside the split"] * 2
     assert "No tau for CrowdFlower, share of yes: expected scores that vary." in table.caption
     assert "the token file" in table.caption
-    assert agreement_table(diagnosis | {"people": None}) is None
+    assert agreement_table(diagnosis | {"people": None}) == NO_JUDGEMENTS
 
 
 def test_human_aware_recall_stands_beside_the_standard(diagnosis):
@@ -117,9 +118,9 @@ def test_human_aware_recall_stands_beside_the_standard(diagnosis):
     hits = diagnosis["standard"]["i2t"]["r1"]["hits"]
     assert frame["R@1"][0].endswith(f"{hits}/60")
     assert frame["extended"].tolist() == ["", "", "1", "1", "1", "1"]
-    assert human_aware_table(diagnosis | {"people": None}) is None
+    assert human_aware_table(diagnosis | {"people": None}) == NO_JUDGEMENTS
     alone = diagnosis["people"] | {"human_aware": None, "expert": None}
-    assert human_aware_table(diagnosis | {"people": alone}) is None
+    assert human_aware_table(diagnosis | {"people": alone}) == NO_JUDGEMENTS
     assert len(agreement_table(diagnosis | {"people": alone}).frame) == 1
 
 

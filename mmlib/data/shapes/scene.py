@@ -9,9 +9,7 @@ keep, which it does not for `choice` or `shuffle`, nor NumPy for its generators.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 SHAPES = (
     "circle", "square", "triangle", "star", "heart", "ring",
@@ -72,7 +70,7 @@ class Scene:
         return self.background, tuple(sorted((t.shape, t.colour, t.size, t.texture) for t in self.things))
 
 
-def pick(rng: Random, options: Sequence[T]) -> T:
+def pick(rng: Random, options: Sequence) -> Any:
     """One of `options`, all equally likely."""
     return options[int(rng.random() * len(options))]
 
@@ -87,15 +85,12 @@ def sample_scene(rng: Random) -> Scene:
     background = pick(rng, tuple(BACKGROUNDS))
     variation = between(rng, 0, 999_999)
     count = pick(rng, [n for n, weight in enumerate(_COUNT_WEIGHTS, 1) for _ in range(weight)])
-    while True:
-        things: list[Thing] = []
-        while len(things) < count:
-            thing = _sample_thing(rng, background, things)
-            if thing is None:
-                break
-            things.append(thing)
-        else:
-            return Scene(background, variation, tuple(things))
+    things: list[Thing | None] = []
+    while len(things) < count:
+        things.append(_sample_thing(rng, background, things))
+        if things[-1] is None:  # found no room: the whole scene is drawn anew
+            things.clear()
+    return Scene(background, variation, tuple(things))
 
 
 def _sample_thing(rng: Random, background: str, others: list[Thing]) -> Thing | None:
@@ -111,11 +106,9 @@ def _sample_thing(rng: Random, background: str, others: list[Thing]) -> Thing | 
     edge = radius + _MARGIN
     for _ in range(_TRIES):
         x, y = between(rng, edge, 1000 - edge), between(rng, edge, 1000 - edge)
-        if all(_apart(x, y, radius, other) for other in others):
+        if all(
+            (x - other.x) ** 2 + (y - other.y) ** 2 >= (radius + other.radius + _MARGIN) ** 2
+            for other in others
+        ):
             return Thing(shape, colour, size, texture, x, y, radius, turn)
     return None
-
-
-def _apart(x: int, y: int, radius: int, other: Thing) -> bool:
-    gap = radius + other.radius + _MARGIN
-    return (x - other.x) * (x - other.x) + (y - other.y) * (y - other.y) >= gap * gap
