@@ -1,6 +1,5 @@
 """Data: images and captions of a data set, packed images, token ids, batches in an exact order."""
 
-from mmlib import files
 from mmlib.config import DataConfig
 from mmlib.data.dataset import SPLITS, Dataset, ImageSource, Split
 from mmlib.data.store import Store, open_store
@@ -34,8 +33,6 @@ def load_dataset(config: DataConfig) -> Dataset:
         return load_shapes(
             config.shapes_seed, config.shapes_train, config.shapes_val, config.shapes_test, config.image_size
         )
-    from mmlib.data.mixture import mix, parse_addition
-
     if config.dataset == "shards":
         from mmlib.data.leaks import guarded
         from mmlib.data.shards import load_shards
@@ -43,16 +40,11 @@ def load_dataset(config: DataConfig) -> Dataset:
         dataset = load_shards(config)
         return guarded(dataset, [dataset], config.leaks) if "train" in dataset.splits else dataset
 
-    parsed = [parse_addition(text) for text in config.also_train_on]
-    additions = [(_on_disk(name, folder or f"data/{name}"), weight) for name, folder, weight in parsed]
-    if config.dataset == "folder":
-        from mmlib.data.own_photos import load_folder
-
-        return mix(load_folder(config), additions, config.leaks)
-    return mix(_on_disk(config.dataset, config.folder), additions, config.leaks)
-
-
-def _on_disk(name: str, folder: str) -> Dataset:
+    from mmlib.data.mixture import mix, parse_addition
+    from mmlib.data.own_photos import load_folder
     from mmlib.data.photos import LOADERS
 
-    return LOADERS[name](files.from_root(folder))
+    parsed = [parse_addition(text) for text in config.also_train_on]
+    additions = [(LOADERS[name](folder or f"data/{name}"), weight) for name, folder, weight in parsed]
+    first = load_folder(config) if config.dataset == "folder" else LOADERS[config.dataset](config.folder)
+    return mix(first, additions, config.leaks)

@@ -123,22 +123,13 @@ def load_weights(path: Path, module: torch.nn.Module, state: dict) -> None:
     """Loads a state dict that must fit to the last key and shape.
 
     Raises:
-        ValueError: names the first tensors that are missing, unexpected or of another shape.
+        ValueError: names the tensors that are missing, unexpected or of another shape.
     """
-    if wrong := misfits(state, module.state_dict()):
-        raise ValueError(f"{files.shown(path)} does not fit the model: {wrong}")
-    module.load_state_dict(state)
-
-
-def misfits(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
-    """The first tensors that are not in both, or of another shape, in words; empty if all fit."""
-    here, there = ({name: tuple(t.shape) for name, t in part.items()} for part in (found, expected))
-    wrong = [
-        f"{name} is {here.get(name, 'missing')}, expected {there.get(name, 'none')}"
-        for name in there | here
-        if here.get(name) != there.get(name)
-    ]
-    return "; ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{files.shown(path)} does not fit the model: {reason:.500}") from None
 
 
 def evaluated_weights(content: dict) -> dict:

@@ -79,8 +79,7 @@ def train(
         KeyboardInterrupt: stopped on request; the same call goes on.
     """
     fabric = build_fabric(config)
-    if not fabric.is_global_zero:
-        log = _silent
+    log = log if fabric.is_global_zero else lambda line: None
     try:
         with all_or_none(fabric):
             start = _find_start(config, parent, log, if_complete)
@@ -353,10 +352,6 @@ def _run(learner: Learner) -> None:
             raise
         if fabric.is_global_zero:
             status("complete")
-
-
-def _silent(line: str) -> None:
-    """The log of processes that write nothing."""
 
 
 def _log_losses(losses: dict, log: Log) -> None:

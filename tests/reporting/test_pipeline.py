@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import nbformat
 import pytest
 
@@ -331,6 +333,8 @@ def test_settings_of_a_person_neither_change_nor_end_a_run(repository, tmp_path,
     }.items():
         (home / file).parent.mkdir(parents=True, exist_ok=True)
         (home / file).write_text(text, encoding="latin-1")
+    for fonts in Path(matplotlib.get_cachedir()).glob("fontlist-*.json"):  # which take seconds to find
+        shutil.copy(fonts, home / "matplotlib")
     theirs = {
         "JUPYTER_PATH": "jupyter", "JUPYTER_CONFIG_DIR": "jupyter", "JUPYTER_RUNTIME_DIR": "startup.py/no",
         "IPYTHONDIR": "ipython", "PYTHONSTARTUP": "startup.py", "MPLCONFIGDIR": "matplotlib",

@@ -1,6 +1,7 @@
 """Continued runs: where they start, what they take over, and what stops them."""
 
 import json
+import shutil
 from copy import deepcopy
 
 import pytest
@@ -34,8 +35,23 @@ def recipe(monkeypatch):
     return parameters
 
 
-def test_it_starts_with_the_weights_and_the_tokenizer_of_the_parent(monkeypatch):
-    tiny_train(epochs=1)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_cache):
+    """A complete run of one epoch, to copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "CACHE", tiny_cache)
+        patch.setattr(files, "RUNS", tmp_path_factory.mktemp("trained"))
+        tiny_train(epochs=1)
+        return files.RUNS / "tiny"
+
+
+@pytest.fixture
+def parent(trained, tiny_place):
+    """The run `tiny`, complete after one epoch."""
+    return shutil.copytree(trained, tiny_place / "tiny")
+
+
+def test_it_starts_with_the_weights_and_the_tokenizer_of_the_parent(monkeypatch, parent):
     there, seen = checkpoint("tiny", "best"), []
     before_step(monkeypatch, 1, lambda t: seen.append(deepcopy((t.model.state_dict(), t.tokenizer.state))))
     tiny_continue(epochs=1)
@@ -44,8 +60,7 @@ def test_it_starts_with_the_weights_and_the_tokenizer_of_the_parent(monkeypatch)
     assert read_json(files.RUNS / "child" / "tokenizer.json") == there["tokenizer"]
 
 
-def test_its_folder_says_where_it_comes_from():
-    tiny_train(epochs=1)
+def test_its_folder_says_where_it_comes_from(parent):
     tiny_continue(epochs=1, batch_size=60)
     parent = read_json(files.RUNS / "child" / "environment.json")["parent"]
     assert parent == {"run": "tiny", "checkpoint": "best", "epoch": 1, "optimizer_state": "keep"}
@@ -75,8 +90,7 @@ def test_a_parent_that_nothing_describes_is_an_error_that_names_the_runs_there(r
         tiny_continue(parent="nobody")
 
 
-def test_a_run_is_not_its_own_parent():
-    tiny_train(epochs=1)
+def test_a_run_is_not_its_own_parent(parent):
     with pytest.raises(ParameterError, match="run and parent are both 'tiny'"):
         tiny_continue(run="tiny")
 
@@ -116,14 +130,12 @@ def test_another_optimizer_cannot_keep_the_state_of_the_parents():
     tiny_continue(epochs=1, optimizer="adamw", optimizer_state="reset")
 
 
-def test_another_architecture_names_both_values():
-    tiny_train(epochs=1)
+def test_another_architecture_names_both_values(parent):
     with pytest.raises(ParameterError, match="latent_dim: the parent 'tiny' has 16, asked for 32"):
         tiny_continue(latent_dim=32)
 
 
-def test_data_that_are_not_the_parents_are_refused_with_both_fingerprints(monkeypatch):
-    tiny_train(epochs=1)
+def test_data_that_are_not_the_parents_are_refused_with_both_fingerprints(monkeypatch, parent):
     there = read_json(files.RUNS / "tiny" / "environment.json")["data"]["fingerprint"]
     monkeypatch.setattr(shapes, "RENDERER_VERSION", 99)
     with pytest.raises(
@@ -148,8 +160,7 @@ def test_a_child_of_another_parent_is_refused(recipe):
         tiny_continue(epochs=1, parent_checkpoint="last")
 
 
-def test_a_temperature_that_is_newly_learned_starts_at_the_one_asked_for(monkeypatch):
-    tiny_train(epochs=1)
+def test_a_temperature_that_is_newly_learned_starts_at_the_one_asked_for(monkeypatch, parent):
     seen = []
     before_step(monkeypatch, 1, lambda training: seen.append(training.loss.temperature))
     history = tiny_continue(epochs=1, learn_temperature=True, temperature=0.05)

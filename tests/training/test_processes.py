@@ -125,8 +125,7 @@ def die_in_the_middle(runs, cache, changes, rank, signalled=False):
         sys.exit(1)
 
 
-@pytest.mark.parametrize("signalled", [False, True])
-@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize(("rank", "signalled"), [("0", False), ("1", True)])
 def test_a_process_that_dies_ends_the_run_and_it_goes_on(rank, signalled, tiny_place, tiny_cache):
     codes = run_together(die_in_the_middle, 2, tiny_place, tiny_cache, TOGETHER, rank, signalled)
     assert codes[int(rank)] == -signal.SIGKILL

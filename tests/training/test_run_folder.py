@@ -38,14 +38,31 @@ def folder(tiny_place):
     return tiny_place / "tiny"
 
 
-@pytest.fixture
-def interrupted(monkeypatch, folder):
-    """A run that was stopped in its second epoch."""
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_cache):
+    """Folders to copy: a complete run of one epoch, and one that was stopped in the second of two."""
+    place = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "CACHE", tiny_cache)
+        patch.setattr(files, "RUNS", place / "complete")
+        tiny_train(epochs=1)
+        patch.setattr(files, "RUNS", place / "interrupted")
         before_step(patch, 6, press_ctrl_c)
         with pytest.raises(KeyboardInterrupt):
             tiny_train()
-    return folder
+    return place
+
+
+@pytest.fixture
+def complete(trained, folder):
+    """A complete run of one epoch."""
+    return shutil.copytree(trained / "complete" / "tiny", folder)
+
+
+@pytest.fixture
+def interrupted(trained, folder):
+    """A run that was stopped in its second epoch."""
+    return shutil.copytree(trained / "interrupted" / "tiny", folder)
 
 
 def contents(folder) -> dict:
@@ -102,14 +119,13 @@ def test_what_the_tokenizer_loses_is_counted_said_and_shown(folder):
     assert lineage_table("tiny").frame["unknown tokens"].tolist() == ["–"]
 
 
-def test_a_complete_run_is_refused(folder):
-    tiny_train(epochs=1)
-    before = contents(folder)
+def test_a_complete_run_is_refused(complete):
+    before = contents(complete)
     with pytest.raises(
         FileExistsError, match=r"'tiny' exists and is complete; choose another.*overwrite=True"
     ):
         tiny_train(epochs=1)
-    assert contents(folder) == before
+    assert contents(complete) == before
 
 
 def test_a_complete_run_is_shown(folder):
@@ -120,18 +136,16 @@ def test_a_complete_run_is_shown(folder):
     assert contents(folder) == before
 
 
-def test_a_complete_run_is_overwritten_on_request(folder):
-    tiny_train(epochs=1)
+def test_a_complete_run_is_overwritten_on_request(complete):
     tiny_evaluate()
     history = tiny_train(epochs=1, lr=0.02, overwrite=True)
     assert history[0]["lr"] == 0.02
-    assert not (folder / "results.json").exists()  # those of the old weights
+    assert not (complete / "results.json").exists()  # those of the old weights
 
 
 @pytest.mark.parametrize("if_complete", ["show", "refuse"])
-def test_other_parameters_are_named(if_complete, folder):
-    tiny_train(epochs=1)
-    before = contents(folder)
+def test_other_parameters_are_named(if_complete, complete):
+    before = contents(complete)
     with pytest.raises(FileExistsError, match="with other parameters") as caught:
         tiny_train(epochs=1, lr=0.02, latent_dim=32, if_complete=if_complete)
     for part in (
@@ -141,7 +155,7 @@ def test_other_parameters_are_named(if_complete, folder):
         "overwrite=True",
     ):
         assert part in str(caught.value)
-    assert contents(folder) == before
+    assert contents(complete) == before
 
 
 def test_where_a_run_is_kept_may_change_when_it_goes_on(interrupted):
@@ -233,11 +247,10 @@ def test_a_folder_replaced_under_a_training_is_left_to_the_new_one(monkeypatch, 
     assert [row["epoch"] for row in read_history("moved")] == [1]
 
 
-def test_a_state_is_read_where_nothing_can_be_written(monkeypatch, folder):
-    tiny_train(epochs=1)
-    status = read_json(folder / "status.json")
-    (folder / "status.json").write_text(json.dumps(status | {"state": "running"}))
-    (folder / ".lock").unlink()
+def test_a_state_is_read_where_nothing_can_be_written(monkeypatch, complete):
+    status = read_json(complete / "status.json")
+    (complete / "status.json").write_text(json.dumps(status | {"state": "running"}))
+    (complete / ".lock").unlink()
 
     def read_only(function):
         def call(path, flags, *rest, **named):
@@ -274,27 +287,26 @@ def test_sigterm_stops_as_ctrl_c_does(monkeypatch, folder):
         require_complete("tiny")
 
 
-def test_a_run_that_says_running_while_nobody_holds_its_lock_was_killed(folder):
-    tiny_train(epochs=1)
-    status = read_json(folder / "status.json")
-    (folder / "status.json").write_text(json.dumps(status | {"state": "running"}))
+def test_a_run_that_says_running_while_nobody_holds_its_lock_was_killed(complete):
+    status = read_json(complete / "status.json")
+    (complete / "status.json").write_text(json.dumps(status | {"state": "running"}))
     assert run_state("tiny")[0] == "killed"
-    (folder / ".lock").unlink()
+    (complete / ".lock").unlink()
     assert run_state("tiny")[0] == "killed"
 
 
 def test_a_failed_run_goes_on_and_keeps_its_reason_until_then(monkeypatch, folder):
-    whole = tiny_train(run="whole")
+    whole = tiny_train(run="whole", epochs=1)
 
     def fail(_):
         raise RuntimeError("the cable came loose")
 
     with monkeypatch.context() as patch:
-        before_step(patch, 6, fail)
+        before_step(patch, 2, fail)
         with pytest.raises(RuntimeError, match="cable"):
-            tiny_train()
+            tiny_train(epochs=1)
     assert run_state("tiny") == ("failed", "RuntimeError: the cable came loose")
-    history = tiny_train()
+    history = tiny_train(epochs=1)
     assert [row["train_loss"] for row in history] == [row["train_loss"] for row in whole]
 
 
@@ -350,26 +362,24 @@ def test_what_is_missing_is_named():
         ({"precision": "fp16"}, ParameterError, "fp16 needs a GPU"),
     ],
 )
-def test_overwriting_with_wrong_input_leaves_the_old_run(wrong, error, message, folder, monkeypatch):
+def test_overwriting_with_wrong_input_leaves_the_old_run(wrong, error, message, complete, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    tiny_train(epochs=1)
-    before = contents(folder)
+    before = contents(complete)
     with pytest.raises(error, match=message):
         tiny_train(overwrite=True, **wrong)
-    assert contents(folder) == before
+    assert contents(complete) == before
 
 
-def test_overwriting_removes_first_what_says_that_the_run_is_complete(folder, monkeypatch):
-    tiny_train(epochs=1)
+def test_overwriting_removes_first_what_says_that_the_run_is_complete(complete, monkeypatch):
     removed = []
-    unlink = type(folder).unlink
+    unlink = type(complete).unlink
     monkeypatch.setattr(
-        type(folder), "unlink", lambda path, **k: (removed.append(path.name), unlink(path, **k))
+        type(complete), "unlink", lambda path, **k: (removed.append(path.name), unlink(path, **k))
     )
     with open_run("tiny", overwrite=True):
         pass
     assert set(removed[:2]) == {"status.json", "config.json"}
-    assert {path.name for path in folder.iterdir()} == {".lock"}
+    assert {path.name for path in complete.iterdir()} == {".lock"}
 
 
 def test_data_that_changed_meanwhile_are_refused_with_both_fingerprints(interrupted, monkeypatch):

@@ -5,7 +5,6 @@ characters at most, so that a text encoder of 77 positions reads the whole of it
 """
 
 from collections import Counter
-from collections.abc import Callable
 from random import Random
 
 from mmlib.data.shapes.scene import Scene, Thing, pick
@@ -22,6 +21,7 @@ _TEXTURES = {
     "solid": ("plain",),
 }
 _NOUNS = {"crescent": ("crescent", "moon"), "drop": ("drop", "raindrop")}
+_OTHERS = ("another shape", "something else")
 _ANY = ("shape", "shape", "thing", "figure")
 # Where a thing is: what follows it, and what a picture of it is called.
 _PLACES = {
@@ -65,26 +65,19 @@ def describe(scene: Scene, rng: Random) -> tuple[str, ...]:
     if len(scene.things) == 1:
         kinds = [_whole, _positioned, _whole, pick(rng, (_whole, _positioned)), _general]
     else:
-        some, last = (
-            pick(rng, (_whole, _listed, _positioned)),
-            pick(rng, (_related, _positioned, _listed, _general)),
-        )
+        some = pick(rng, (_whole, _listed, _positioned))
+        last = pick(rng, (_related, _positioned, _listed, _general))
         kinds = [_related, _listed, some, _general, last]
     captions: list[str] = []
     while kinds:
         kind = kinds.pop(int(rng.random() * len(kinds)))
-        captions.append(_fitting(kind, scene, rng, captions))
+        tries, caption = 0, None
+        while caption is None or len(caption) > MAX_LENGTH or caption in captions:
+            # Some scenes allow no caption of that kind, or none that is short enough and not yet taken.
+            caption = (kind if tries < _TRIES else _whole)(scene, rng)
+            tries += 1
+        captions.append(caption)
     return tuple(captions)
-
-
-def _fitting(kind: Callable[[Scene, Random], str | None], scene: Scene, rng: Random, taken: list[str]) -> str:
-    """A caption of that kind, short enough and not yet taken; of a single thing if the scene allows none."""
-    tries = 0
-    while True:
-        caption = (kind if tries < _TRIES else _whole)(scene, rng)
-        if caption is not None and len(caption) <= MAX_LENGTH and caption not in taken:
-            return caption
-        tries += 1
 
 
 def _whole(scene: Scene, rng: Random) -> str:
@@ -92,9 +85,7 @@ def _whole(scene: Scene, rng: Random) -> str:
     words = _words(pick(rng, scene.things), rng, 0.85)
     rest = len(scene.things) - 1
     if rest:
-        others = (
-            pick(rng, ("another shape", "something else")) if rest == 1 else f"{_COUNTS[rest]} more shapes"
-        )
+        others = pick(rng, _OTHERS) if rest == 1 else f"{_COUNTS[rest]} more shapes"
         return _maybe_placed(f"{_counted(words, 1)} and {others}", scene, rng, 0.7)
     opening = pick(rng, ("", "", "", "a single ", "just ", "a lone ", "there is only "))
     phrase = opening + (words if opening.startswith("a ") else _counted(words, 1))
