@@ -1,6 +1,7 @@
 """Decode image files that a stranger wrote: which formats, how large, what each pixel mode means in RGB."""
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,8 +32,8 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImageP
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, module=r"PIL\.Image")
 
 _KEY_SCALE = {"L;2": 85, "L;4": 17}  # PNG's transparent grey is given in samples of the file's own depth
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT, _TIFF_TILE_SIDES = 258, 262, 339, (322, 323)
-_WHITE_IS_ZERO, _UNSIGNED = 0, 1
+_TIFF_PHOTOMETRIC, _TIFF_BITS, _TIFF_SAMPLE_FORMAT, _TIFF_TILE_SIDES = 262, 258, 339, (322, 323)
+_TIFF_SUBSAMPLING, _UNSIGNED = 530, 1
 
 
 def decode_image(content: bytes, name: str, size: int | None = None) -> Image.Image:
@@ -77,36 +78,29 @@ def to_rgb(image: Image.Image) -> Image.Image:
     |---|---|
     | 1, L, P, RGB, RGBX, CMYK, YCbCr, HSV | as Pillow converts it; the X of RGBX is dropped |
     | LA, La, PA, RGBA, RGBa, and a colour or palette entries marked transparent | laid over white |
-    | I;16, I;16B, I;16L, I;16N | the high 8 of 16 bits |
+    | I;16, I;16B, I;16L, I;16N | the high 8 of 16 bits, or of the 12 that a TIFF declares |
 
     Pillow itself takes the high 8 bits of 16-bit colour, and undoes the inversion of Adobe's CMYK JPEGs.
-    ICC profiles are not applied, nor is a transparent colour of 16 bits.
+    "White is zero" of TIFF is observed at every depth.  ICC profiles are not applied.
 
     Raises:
         ValueError: signed integers, integers of 32 bits, floats and LAB, of which Pillow does not know what
-            is white; a TIFF of grey levels that are deeper than 8 bits and not 16, or whose zero is white.
+            is white; a TIFF of uncompressed YCbCr with fewer colours than pixels, which it reads as noise.
     """
-    tags = getattr(image, "tag_v2", {})  # of a TIFF
-    is_deep = image.mode.startswith("I;16")
+    if getattr(image, "format", None) == "TIFF":
+        _check_samples(image)
     raw_mode = str(image.tile[0][3]) if getattr(image, "tile", None) else ""
     image.load()
-    is_unsigned = all(kind == _UNSIGNED for kind in tags.get(_TIFF_SAMPLE_FORMAT, ()))
-    if is_deep:  # other depths, and levels whose zero is white, come from Pillow as they are in the file
-        is_plain = tags.get(_TIFF_BITS, (16,)) == (16,) and tags.get(_TIFF_PHOTOMETRIC) != _WHITE_IS_ZERO
-    else:
-        is_plain = image.mode not in ("I", "F", "LAB")
-    if not (is_unsigned and is_plain):
-        raise ValueError(
-            "expected colours or grey levels without sign of 8 or 16 bits, found other values (mode"
-            f" {image.mode}), of which nothing says what is white; save it with 8 bits"
-        )
-    if image.mode == "L" and raw_mode in _KEY_SCALE and "transparency" in image.info:
-        image.info["transparency"] *= _KEY_SCALE[raw_mode]
+    if image.mode in ("I", "F", "LAB"):
+        raise ValueError(_unknown_white(image))
+    if image.mode.startswith("I;16"):
+        image = _from_deep_grey(image)
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and raw_mode.startswith("RGB;16") and key is not None:
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    elif image.mode == "L" and raw_mode in _KEY_SCALE and key is not None:
+        image.info["transparency"] = key * _KEY_SCALE[raw_mode]
     image = ImageOps.exif_transpose(image)
-    if is_deep:
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if raw_mode.startswith("RGB;16"):
-        image.info.pop("transparency", None)
     if image.mode in ("La", "RGBa"):
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     if image.has_transparency_data:
@@ -147,8 +141,9 @@ def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
             return
     except UnidentifiedImageError:
         reason = "expected a JPEG, PNG, WebP, GIF, BMP or TIFF image, found other or damaged content"
-    except Image.DecompressionBombError as error:
-        reason = f"{error} Shrink it or leave it out."
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        found = re.search(r"[0-9]+", str(error))
+        reason = _too_large(f"{int(found[0]):,} pixels" if found else "more")
     except Exception as error:  # decoders raise anything on bytes from the web
         reason = str(error) or type(error).__name__
     raise ValueError(f"cannot decode {printable(name)}: {printable(reason)}")
@@ -156,10 +151,10 @@ def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
 
 def _check_bounds(image: Image.Image, content: bytes) -> None:
     width, height = image.size
+    if min(width, height) < 1:
+        raise ValueError(f"expected at least one pixel, found {width} x {height}")
     if width * height > MAX_PIXELS:
-        raise ValueError(
-            f"expected at most {MAX_PIXELS:,} pixels, found {width:,} x {height:,}; shrink it or leave it out"
-        )
+        raise ValueError(_too_large(f"{width:,} x {height:,}"))
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(
             f"expected a longer side of at most {MAX_ASPECT} times the shorter, found {width:,} x {height:,};"
@@ -173,3 +168,41 @@ def _check_bounds(image: Image.Image, content: bytes) -> None:
             )
     if image.format in ("JPEG", "MPO") and (scans := content.count(b"\xff\xda")) > MAX_SCANS:
         raise ValueError(f"expected at most {MAX_SCANS} scans in a JPEG, found {scans:,}")
+
+
+def _check_samples(image: Image.Image) -> None:
+    """Refuses what Pillow opens and reads as something else."""
+    tags = image.tag_v2
+    if any(kind != _UNSIGNED for kind in tags.get(_TIFF_SAMPLE_FORMAT, ())):
+        raise ValueError(_unknown_white(image))
+    raw = any(tile[0] == "raw" for tile in image.tile)
+    if image.mode == "YCbCr" and raw and tags.get(_TIFF_SUBSAMPLING, (2, 2)) != (1, 1):
+        raise ValueError(
+            "expected one colour for each pixel, or compression, in a TIFF of YCbCr, found neither;"
+            " save it as RGB"
+        )
+
+
+def _unknown_white(image: Image.Image) -> str:
+    return (
+        "expected colours or grey levels without sign of at most 16 bits, found other values (mode"
+        f" {image.mode}), of which nothing says what is white; save it with 8 or 16 bits"
+    )
+
+
+def _too_large(found: str) -> str:
+    return f"expected at most {MAX_PIXELS:,} pixels, found {found}; shrink it or leave it out"
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    """Grey of 12 or 16 bits as L, or as LA where one value is transparent."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    value_HW = np.asarray(image)
+    level_HW = (value_HW >> (tags.get(_TIFF_BITS, (16,))[0] - 8)).astype(np.uint8)
+    grey = Image.fromarray(255 - level_HW if tags.get(_TIFF_PHOTOMETRIC) == 0 else level_HW)
+    key = image.info.get("transparency")
+    if key is not None:
+        grey.putalpha(Image.fromarray(np.where(value_HW == key, 0, 255).astype(np.uint8)))
+    if "exif" in image.info:
+        grey.info["exif"] = image.info["exif"]  # with the orientation
+    return grey
