@@ -14,7 +14,7 @@ PEERS := .bench
 LOCKED := --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report publish test test-slow bench lint format notebooks lock clean
+.PHONY: help setup report publish test test-slow bench lint format docs notebooks lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ lint: $(READY) ## check style and formatting
 format: $(READY) ## mend style and formatting
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: $(READY) ## write docs/parameters.md anew from the configs
+	$(BIN)/python -m mmlib.config.page
 
 notebooks: $(READY) ## execute the notebooks with their defaults and store the outputs
 	rm -rf runs/quick-train runs/quick-continue runs/quick-ablation*
