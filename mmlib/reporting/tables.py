@@ -16,7 +16,14 @@ from mmlib.files import printable
 from mmlib.training.checkpoint import load_checkpoint
 from mmlib.training.health import health_warning
 from mmlib.training.optimisation import learning_rate
-from mmlib.training.runs import read_history, run_folder, run_state, stored_config, stored_environment
+from mmlib.training.runs import (
+    pretrained_encoders,
+    read_history,
+    run_folder,
+    run_state,
+    stored_config,
+    stored_environment,
+)
 
 MARK = "mmlib"  # key of our metadata: on an output its name, on a notebook why it stopped
 DIRECTION_NAMES = {"i2t": "image → text", "t2i": "text → image"}
@@ -250,6 +257,7 @@ def lineage_table(*runs: str) -> Table:
     for run in runs:
         config, environment = stored_config(run), stored_environment(run)
         parent, data = environment["parent"], environment["data"]
+        learned = pretrained_encoders(config)
         losses = environment.get("tokenizer_losses")  # older runs did not count
         unknown, cut = (f"{percent(share)} %" for share in loss_shares(losses)) if losses else ("–", "–")
         if losses and (warning := losses_warning(losses)):
@@ -257,7 +265,9 @@ def lineage_table(*runs: str) -> Table:
         rows.append(
             {
                 "run": run,
-                "from": f"{parent['run']}, {parent['checkpoint']}" if parent else "scratch",
+                "from": f"{parent['run']}, {parent['checkpoint']}" if parent else "its start",
+                "image encoder": learned.get("image", f"{config.image_encoder}, from scratch"),
+                "text encoder": learned.get("text", f"{config.text_encoder}, from scratch"),
                 "epochs": config.epochs,
                 "first lr": f"{config.lr:g}",
                 "tokenizer": config.tokenizer,

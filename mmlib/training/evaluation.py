@@ -10,7 +10,6 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,6 +39,7 @@ from mmlib.training.inputs import split_tensors
 from mmlib.training.processes import build_fabric
 from mmlib.training.runs import (
     open_run,
+    pretrained_encoders,
     require_complete,
     run_folder,
     stored_config,
@@ -102,7 +102,7 @@ def _first_weights(run: str, config: TrainConfig, tokenizer: Tokenizer) -> dict[
     """The weights that a run was started with, as far as they were not random."""
     if parent := stored_environment(run)["parent"]:
         return evaluated_weights(load_checkpoint(run_folder(parent["run"]) / f"{parent['checkpoint']}.pt"))
-    if not (sides := _pretrained_sides(config)):
+    if not (sides := list(pretrained_encoders(config))):
         raise ParameterError(
             f"wise_ft needs a run that started from trained weights: {run!r} has no parent and no pretrained"
             " encoder; use wise_ft 1"
@@ -110,10 +110,6 @@ def _first_weights(run: str, config: TrainConfig, tokenizer: Tokenizer) -> dict[
     started = build_model(config, tokenizer.size, tokenizer.padding_id).state_dict()
     backbones = tuple(f"{side}_encoder.backbone." for side in sides)
     return {name: weight for name, weight in started.items() if name.startswith(backbones)}
-
-
-def _pretrained_sides(config: TrainConfig) -> list[str]:
-    return [side for side in ("image", "text") if getattr(config, f"{side}_weights") != "none"]
 
 
 def evaluate(config: EvaluateConfig) -> list[dict]:
@@ -171,10 +167,6 @@ def _evaluate_run(
     image_of_text_M = data.split.image_of_caption_M
     ranks = retrieval_ranks(image_ND, text_MD, image_of_text_M)
     paired = paired_ranks(image_ND, text_MD, image_of_text_M)
-    learned = [  # what the run's encoders had learned before, in words for a table
-        f"{side}: {getattr(trained, f'{side}_encoder')} ({Path(getattr(trained, f'{side}_weights')).name})"
-        for side in _pretrained_sides(trained)
-    ]
     named = {}
     for protocol in protocols_of(trained.dataset, config.split, ranks.images):
         if protocol.folds == 1:
@@ -188,7 +180,10 @@ def _evaluate_run(
         "epoch": parts.epoch,
         "split": config.split,
         "data": dataset.identity,
-        "pretraining": "; ".join(learned) or "none",
+        "pretraining": "; ".join(
+            f"{side}: {learned}" for side, learned in pretrained_encoders(trained).items()
+        )
+        or "none",
         "wise_ft": config.wise_ft,
         "protocols": {r.protocol: summarise(r) for r in (ranks, paired)} | named,
     }

@@ -81,6 +81,15 @@ def stored_config(run: str) -> TrainConfig:
         raise ValueError(f"{files.shown(path)} is damaged: {error}") from None
 
 
+def pretrained_encoders(config: TrainConfig) -> dict[str, str]:
+    """`image` and `text` to what that encoder had learned before the run: its name and weights."""
+    return {
+        side: f"{getattr(config, f'{side}_encoder')} ({Path(getattr(config, f'{side}_weights')).name})"
+        for side in ("image", "text")
+        if getattr(config, f"{side}_weights") != "none"
+    }
+
+
 def stored_choice(run: str) -> str:
     """The validation metric that chose a run's best epoch, also of a run that today's code could not train.
 

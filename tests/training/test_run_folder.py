@@ -111,6 +111,7 @@ def test_what_the_tokenizer_loses_is_counted_said_and_shown(folder):
     assert again[1:] == said
     table = lineage_table("tiny")
     assert table.frame["unknown tokens"].tolist() == [f"{percent(unknown)} %"]
+    assert table.frame["image encoder"].tolist() == ["vit, from scratch"]
     assert table.frame["cut captions"].tolist() == [f"{percent(cut)} %"]
     assert table.caption.endswith(f"tiny: {losses_warning(losses)}")
     environment = read_json(folder / "environment.json")
