@@ -14,7 +14,7 @@ PEERS := .bench
 LOCKED := --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report publish test test-slow bench lint format docs notebooks lock clean
+.PHONY: help setup lab report publish test test-slow bench lint format docs notebooks lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ $(READY): requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
+
+lab: $(READY) ## open JupyterLab at the notebook to start from
+	$(BIN)/jupyter lab notebooks/00_start.ipynb
 
 report: $(READY) ## run an experiment and render its report: make report EXPERIMENT=flickr8k-cpu
 	$(BIN)/python -m mmlib run params/$(EXPERIMENT) $(ARGS)
@@ -65,9 +68,10 @@ format: $(READY) ## mend style and formatting
 docs: $(READY) ## write docs/parameters.md anew from the configs
 	$(BIN)/python -m mmlib.config.page
 
+# The first notebook shows the newest local report: what is stored is what a fresh clone shows.
 notebooks: $(READY) ## execute the notebooks with their defaults and store the outputs
 	rm -rf runs/quick-train runs/quick-continue runs/quick-ablation*
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	MMLIB_REPORTS=$(CURDIR)/runs/no-reports $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 	$(BIN)/nbstripout --keep-output --keep-count --keep-id notebooks/*.ipynb
 
 lock: $(READY) ## renew the locks from pyproject.toml (needs uv)

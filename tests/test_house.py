@@ -16,6 +16,7 @@ from mmlib.pipeline import plan
 from mmlib.reporting.notebooks import cell_parameters, read_notebook
 
 NOTEBOOKS = sorted(files.NOTEBOOKS.glob("*.ipynb"))
+WITH_PARAMETERS = [path for path in NOTEBOOKS if path.stem in CONFIG_OF_NOTEBOOK]
 EXPERIMENTS = sorted(path.name for path in files.PARAMS.iterdir() if path.is_dir())
 # Each room may import those of its own line and the lines above; metrics needs the first line alone.
 ORDER = (
@@ -121,7 +122,21 @@ def test_notebooks_are_stored_executed_in_order_without_what_is_volatile(path):
             assert output.get("name") != "stderr"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_notebook_but_the_first_has_parameters_and_a_config():
+    names = [path.stem for path in NOTEBOOKS]
+    assert names == ["00_start", *CONFIG_OF_NOTEBOOK]
+
+
+def test_the_first_notebook_names_the_others_and_stores_what_a_fresh_clone_shows():
+    text = (files.NOTEBOOKS / "00_start.ipynb").read_text(encoding="utf-8")
+    assert all(f"({name}.ipynb)" in text for name in CONFIG_OF_NOTEBOOK)
+    (cell,) = code_cells(files.NOTEBOOKS / "00_start.ipynb")
+    (output,) = cell["outputs"]
+    assert "There is no report yet." in "".join(output["data"]["text/markdown"])
+    assert cell["metadata"]["tags"] == ["nbval-ignore-output"]  # a clone that is used has one
+
+
+@pytest.mark.parametrize("path", WITH_PARAMETERS, ids=lambda p: p.stem)
 def test_parameters_stand_in_the_second_cell_with_their_meaning(path):
     cell = json.loads(path.read_text(encoding="utf-8"))["cells"][1]
     assert cell["metadata"]["tags"] == ["parameters"]
@@ -137,7 +152,7 @@ def defaults(config_class) -> dict:
 SHOWN_IN_THE_CELL = {"05_ablation": {"changes", "arms", "seeds", "claims"}}
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", WITH_PARAMETERS, ids=lambda p: p.stem)
 def test_a_cell_repeats_the_defaults_of_its_config(path):
     config_class, cell = CONFIG_OF_NOTEBOOK[path.stem], cell_parameters(path, read_notebook(path))
     known = defaults(config_class)

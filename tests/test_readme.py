@@ -25,6 +25,9 @@ from mmlib.training import train
 README = (files.ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = {path.name: path.read_text(encoding="utf-8") for path in sorted((files.ROOT / "docs").glob("*.md"))}
 DOCS["README.md"] = README
+DOCS |= {
+    name: (files.ROOT / name).read_text(encoding="utf-8") for name in ("CONTRIBUTING.md", "CHANGELOG.md")
+}
 TEXT = "\n".join(DOCS.values())
 YAML = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.M | re.S)
 
@@ -156,9 +159,20 @@ def test_examples_of_parameter_files_run(text, tmp_path, monkeypatch):
 
 def test_links_lead_somewhere():
     for name, text in DOCS.items():
-        folder = files.ROOT if name == "README.md" else files.ROOT / "docs"
+        folder = files.ROOT if (files.ROOT / name).exists() else files.ROOT / "docs"
         for link in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (folder / link).exists(), (name, link)
+
+
+def test_the_citation_speaks_of_this_project():
+    citation = yaml.safe_load((files.ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert all(citation[key] for key in ("message", "title", "authors"))  # what the format asks for
+    project = tomllib.loads((files.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {key: citation[key] for key in ("version", "license")} == {
+        key: project[key] for key in ("version", "license")
+    }
+    assert f"\n## {project['version']}" in DOCS["CHANGELOG.md"]
 
 
 def test_every_dependency_is_explained():

@@ -1,4 +1,4 @@
-"""The index of all reports, and a report copied into `reports/published`."""
+"""The index of all reports, the newest of them, and a report copied into `reports/published`."""
 
 import base64
 import dataclasses
@@ -8,15 +8,16 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import Markdown
 from markupsafe import Markup
 
 from mmlib import files
 from mmlib.reporting.ablation import ablation_table, ablation_verdicts
 from mmlib.reporting.notebooks import report_folder
 from mmlib.reporting.pages import page_from
-from mmlib.reporting.report import FIGURES
+from mmlib.reporting.report import FIGURES, overview
 from mmlib.reporting.results import protocols_of_results, result_rows, results_table
-from mmlib.reporting.tables import Table, scope
+from mmlib.reporting.tables import Table, plain_text, scope
 from mmlib.training.stored import Report, read_stored
 
 
@@ -86,6 +87,22 @@ def _numbers(metrics: dict) -> list[Table]:
     where = scope((values["data"] or {"name": "an unknown data set"})["name"], "val", best["val"])
     caption = f"{where} · best epoch {best['epoch']}, not a test result · 95 % intervals · hits/n"
     return [Table(pd.DataFrame(result_rows(run, best["val"])), caption)]
+
+
+def newest_report() -> Markdown:
+    """State, results and links of the local report that was made last, for a page in `notebooks/`.
+
+    Without a report it says how to make one; of one that cannot be read it says why.
+    """
+    made = sorted(files.REPORTS.glob("*/results.json"), key=lambda path: path.stat().st_mtime)
+    if not made:
+        return Markdown("There is no report yet. `make report` makes one; then run this cell again.")
+    folder = made[-1].parent
+    try:
+        report = read_stored(made[-1], Report, "make the report again")
+        return Markdown(overview(report, [], f"{os.path.relpath(folder, files.NOTEBOOKS)}/"))
+    except (OSError, ValueError) as error:
+        return Markdown(f"The newest report cannot be read: {plain_text(str(error))}")
 
 
 QUOTING = ("README.md", "docs/results.md")  # pages that quote published reports

@@ -155,20 +155,21 @@ def _record(
     return report
 
 
-def overview(report: dict, files: list[str]) -> str:
+def overview(report: dict, files: list[str], place: str = "") -> str:
     """The text of a report's `README.md`: state, tables of results, figures, links to the pages.
 
     Args:
         report: the content of its `results.json`.
         files: names of its pages and figures.
+        place: what a link begins with, where the text is not shown in the report's folder.
     """
     experiment, why = report["experiment"], f" ({plain_text(report['reason'])})" if report["reason"] else ""
     lines = [f"# {plain_text(experiment)}", "", f"State: **{plain_text(report['state'])}**{why}.", ""]
     lines += [f"Made by `make report EXPERIMENT={experiment}`. Pages, to be opened in a browser:", ""]
     pages = {name: notebook["page"] for name, notebook in report["notebooks"].items() if notebook["page"]}
-    lines += [f"- [{plain_text(name)}]({page})" for name, page in pages.items()]
+    lines += [f"- [{plain_text(name)}]({place}{page})" for name, page in pages.items()]
     if report.get("explorer") == "explore.html":
-        lines += ["- [explore](explore.html): every query with its first results"]
+        lines += [f"- [explore]({place}explore.html): every query with its first results"]
     results = results_of(report)
     if results:
         lines += ["", "## Results", *result_lines(results)]
@@ -176,7 +177,9 @@ def overview(report: dict, files: list[str]) -> str:
         tables = [ablation_verdicts(record), ablation_table(record), tuning_table(record)]
         lines += ["", f"## {plain_text(name)}", ""]
         lines += [line for table in tables if isinstance(table, Table) for line in table.markdown()]
-    shown = [f"![{alt}](figures/{name})\n" for name, alt in FIGURES.items() if f"figures/{name}" in files]
+    shown = [
+        f"![{alt}]({place}figures/{name})\n" for name, alt in FIGURES.items() if f"figures/{name}" in files
+    ]
     lines += ["", "## Figures", "", *shown] if shown else []
     return "\n".join(lines).rstrip() + "\n"
 

@@ -17,7 +17,7 @@ from PIL import Image
 from mmlib import files
 from mmlib.cli import main
 from mmlib.files import InUse, locked
-from mmlib.reporting.publish import QUOTING, publish, write_index
+from mmlib.reporting.publish import QUOTING, newest_report, publish, write_index
 from mmlib.reporting.report import write_report
 
 
@@ -237,3 +237,23 @@ def test_a_disk_that_is_full_is_told_with_the_file_and_the_old_report_stands(nam
     with watched([files.PUBLISHED], happens), pytest.raises(OSError, match=message):
         publish("demo")
     assert {file: (files.PUBLISHED / file).read_bytes() for file in files_below(files.PUBLISHED)} == before
+
+
+def test_the_newest_report_is_shown_with_links_from_the_notebooks(report):
+    publish("demo")
+    old = files.REPORTS / "old"
+    old.mkdir()
+    (old / "results.json").write_text("{")
+    os.utime(old / "results.json", (0, 0))
+    text = newest_report().data
+    assert text.startswith("# demo\n\nState: **complete**.")
+    assert "| demo-train | image → text |" in text
+    (link,) = re.findall(r"\[03_evaluate\]\((.*)\)", text)
+    assert (files.NOTEBOOKS / link).resolve() == report / "03_evaluate.html"
+    os.utime(report / "results.json", (0, 0))
+    os.utime(old / "results.json", (1, 1))
+    assert re.match("The newest report cannot be read: .*results.json is damaged", newest_report().data)
+
+
+def test_without_a_report_it_is_said_how_to_make_one(repository):
+    assert "There is no report yet. `make report` makes one" in newest_report().data
