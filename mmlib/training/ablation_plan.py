@@ -73,6 +73,7 @@ def plan_grid(config: AblationConfig) -> list[PlannedRun]:
     wrong = [*_wrong_values(config), *_wrong_arms(config, arms), *_wrong_claims(config, arms)]
     if "parent" in shared:
         wrong.append(f"base: expected a run that starts from random weights, {config.base} continues another")
+    wrong += _unread_in_base(shared)
     shared |= config.changes
     if config.image_weights is not None:
         shared["image_weights"] = config.image_weights
@@ -138,6 +139,15 @@ def _runs_of(config: AblationConfig, arm: Arm, shared: dict[str, Any], wrong: li
         wrong += [f"arm {arm.name!r}: {ignored[name]}" for name in arm.differs | tuned if name in ignored]
         planned.append(PlannedRun(arm.name, arm.differs, tuned, built))
     return planned
+
+
+def _unread_in_base(base: dict[str, Any]) -> list[str]:
+    """What the base's file sets and its run does not read."""
+    try:
+        ignored = unread(build(TrainConfig, {"run": "base"} | base))
+    except ParameterError:  # it needs the changes to be a run; an arm says what is wrong
+        return []
+    return [f"base: {ignored[name]}" for name in base if name in ignored]
 
 
 def _unread_in_all(config: AblationConfig, planned: list[PlannedRun]) -> list[str]:

@@ -119,6 +119,12 @@ def test_what_all_arms_are_given_may_be_unread_in_some_of_them(base, tmp_path):
     assert plan_grid(tiny_grid(sgd, changes={"optimizer": "adamw"}))[0].config.momentum == 0.8
 
 
+def test_what_the_base_sets_and_does_not_read_is_refused(tmp_path):
+    assert "base: data_root is read by dataset" in refusal(write_base(tmp_path, data_root="x"))
+    needing = write_base(tmp_path, epochs=None)  # it needs the changes to be a run
+    assert plan_grid(tiny_grid(needing, changes={"epochs": 1}))
+
+
 def test_everything_wrong_is_listed_at_once(base):
     message = refusal(base, tune={"lr": []}, changes={"lrr": 1}, claims=[CLAIM | {"arm": "x"}])
     assert len(message.splitlines()) == 4
