@@ -30,8 +30,9 @@ $(READY): requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# Not by its path alone: Jupyter would then serve its folder, and links out of it lead nowhere.
 lab: $(READY) ## open JupyterLab at the notebook to start from
-	$(BIN)/jupyter lab notebooks/00_start.ipynb
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_start.ipynb
 
 report: $(READY) ## run an experiment and render its report: make report EXPERIMENT=flickr8k-cpu
 	$(BIN)/python -m mmlib run params/$(EXPERIMENT) $(ARGS)
