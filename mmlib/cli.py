@@ -1,4 +1,4 @@
-"""The commands: `python -m mmlib run | train | evaluate | report | publish | index | search | shard`.
+"""The commands: `python -m mmlib run | train | evaluate | compare | report | publish | index | search | …`.
 
 Exit codes: 0 done, 1 failed while working, 2 wrong input (nothing was touched), 130 interrupted.
 Heavy imports happen inside the commands, so that `--help` and a wrong word answer at once.
@@ -108,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     arrays.add_argument("--ranks", type=Path, metavar="NPZ", help="writes the rank of every query")
     better = "ranks of another model on the same queries: is this better?"
     arrays.add_argument("--compare", type=Path, metavar="NPZ", help=better)
+
+    compare = add(_compare, "say of every pair of evaluated runs, whatever their lineage, which is better")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="names of evaluated runs")
 
     report = add(_report, "render the report of an experiment again, and the index over all; execute nothing")
     report.add_argument("experiment", nargs="?", help="a folder name of reports/; none: the index alone")
@@ -278,6 +281,13 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
         if comparison:
             print(f"against {options.compare}: {comparison['verdict']}")
             print("(sizes and map agree; that images and captions are the same, files of ranks do not show)")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from mmlib.reporting.results import comparison_table
+
+    print(repr(comparison_table(*options.runs)))
     return 0
 
 

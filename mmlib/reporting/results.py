@@ -1,13 +1,16 @@
 """Results side by side: of runs under each protocol, one against another, and their checks."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from mmlib.analysis import changed_queries
+from mmlib.config import ParameterError
 from mmlib.metrics import RetrievalRanks, compare_runs, summarise
-from mmlib.metrics.compare import check_comparable, mcnemar, measured_on
+from mmlib.metrics.compare import ALPHA, check_comparable, holm, mcnemar, measured_on
 from mmlib.metrics.protocols import PROTOCOLS
 from mmlib.metrics.resampling import sign_flip_test
 from mmlib.reporting.style import DIRECTIONS, draw_dots, guide, legend, new_figure, styled
@@ -190,6 +193,55 @@ def change_between(before: str, after: str) -> Table:
         " image; Holm: corrected over the six R@K."
     )
     return Table(pd.DataFrame(rows), caption, verdict)
+
+
+def comparison_table(*runs: str) -> Table:
+    """Every pair of runs under the standard protocol, whatever their lineage: who is better, and by how much.
+
+    Decided by the mean R@1 of both directions; p is corrected by Holm over all pairs that can be compared.
+
+    Args:
+        runs: names of two or more evaluated runs.
+
+    Raises:
+        ParameterError: fewer than two runs, or one twice.
+        FileNotFoundError: a run was not evaluated.
+        ValueError: its files are damaged.
+    """
+    if len(runs) < 2 or len(set(runs)) < len(runs):
+        raise ParameterError(
+            f"expected two or more different runs to compare, found {', '.join(runs)}; name each once"
+        )
+    results, ranks = _read(*runs)
+    measured = [measured_on(result) for result in results]
+    compared, rows, refused = [], [], []
+    for a, b in itertools.combinations(range(len(runs)), 2):
+        found = compare_runs(ranks[a], ranks[b], provenance_a=measured[a], provenance_b=measured[b])
+        if found["comparable"]:
+            compared.append((a, b, found["metrics"]["mean_r1"]))
+        else:
+            refused.append(f"{runs[b]} against {runs[a]}: {found['verdict']}")
+    for (a, b, metric), p in zip(compared, holm([metric["p"] for *_, metric in compared])):
+        change, low, high = metric["difference"], metric["low"], metric["high"]
+        better = runs[b] if change > 0 else runs[a]
+        rows.append(
+            {
+                "run": runs[b],
+                "against": runs[a],
+                "mean R@1": f"{100 * metric['b']:.2f} % against {100 * metric['a']:.2f} %",
+                "points (95 %)": f"{100 * change:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})",
+                "p, Holm": p_text(float(p)),
+                "better": better if p < ALPHA and not low <= 0 <= high else "no evidence",
+            }
+        )
+    if not rows:
+        return Table(sentences=tuple(refused))
+    caption = (
+        f"{result_scope(results[compared[0][0]])}. Interval: bootstrap over images, 10,000 resamples; p:"
+        f" permutation by image, corrected over {len(rows)} comparisons (Holm). Better: where both agree."
+        " What another seed of a training would change is not in these intervals; an ablation has it."
+    )
+    return Table(pd.DataFrame(rows), caption, tuple(refused))
 
 
 def _read(*runs: str) -> tuple[list[dict], list[RetrievalRanks]]:
