@@ -5,14 +5,13 @@ Heavy imports happen inside the commands, so that `--help` and a wrong word answ
 """
 
 import argparse
-import contextlib
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from mmlib import __version__, files
 from mmlib.config import (
@@ -25,6 +24,7 @@ from mmlib.config import (
     read_yaml,
 )
 from mmlib.files import printable, read_json, shown, write_json
+from mmlib.output import Output
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -102,6 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     arrays.add_argument("--images", metavar="FILE", help="image embeddings (N, D), any float type")
     arrays.add_argument("--texts", metavar="FILE", help="caption embeddings (M, D)")
     arrays.add_argument("--image-of-text", metavar="FILE", help="row of each caption's image (M,), from 0")
+    pretrained = evaluate.add_argument_group(
+        "a pretrained model as it is", "The data set is chosen by -p, as -p dataset flickr8k."
+    )
+    pretrained.add_argument("--model", metavar="NAME", help="open_clip:<name>")
+    pretrained.add_argument("--weights", default="default", help="a tag of open_clip, or a file")
+    pretrained.add_argument("--template", default="{}", help='a prompt around the caption: "a photo of {}"')
+    pretrained.add_argument("--split", default="test", help="test (for final rows) or val")
+    arrays = evaluate.add_argument_group("for both")
     arrays.add_argument("--protocol", help="a name of mmlib.metrics.PROTOCOLS; standard if not given")
     arrays.add_argument("--data", metavar="TEXT", help="data set and split, to stand beside the numbers")
     arrays.add_argument("--out", type=Path, metavar="JSON", help="writes the result")
@@ -221,13 +229,15 @@ def _speaks() -> bool:
 def _evaluate(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in ("images", "texts", "image_of_text")}
     extras = [options.protocol, options.data, options.out, options.ranks, options.compare]
+    if options.model is not None:
+        return _evaluate_model(options, any(given.values()))
     if options.params is None and any(given.values()):
         return _evaluate_files(options, given)
     if options.params is None or any((*given.values(), *extras)):
         found = "both" if options.params else "neither"
         raise ParameterError(
-            "expected either a parameter file (runs) or --images, --texts and --image-of-text with their"
-            f" options (embeddings), found {found}; see python -m mmlib evaluate --help"
+            "expected either a parameter file (runs), --model, or --images, --texts and --image-of-text with"
+            f" their options (embeddings), found {found}; see python -m mmlib evaluate --help"
         )
     config = ask(EvaluateConfig, _parameters(options))
     from mmlib.reporting import results_table
@@ -246,7 +256,43 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
         raise ParameterError(
             f"expected --images, --texts and --image-of-text, found {found}; correct the command"
         )
-    if options.compare and not options.compare.is_file():  # known before minutes of work
+    _check_places(options)
+    from mmlib.metrics.embeddings import read_array
+
+    names = ("image_ND", "text_MD", "image_of_text_M")
+    where = ", ".join(f"{name} is {place}" for name, place in zip(names, given.values()))
+    try:
+        arrays = [read_array(place) for place in given.values()]
+    except ValueError as error:
+        raise ParameterError(f"{error} ({where})") from error
+    return _evaluate_arrays(options, arrays, where, options.data or "data not named", {"files": given})
+
+
+def _evaluate_model(options: argparse.Namespace, has_files: bool) -> int:
+    if has_files or options.params or options.data:
+        raise ParameterError(
+            "expected --model with a data set by -p, and neither a parameter file nor --images, --texts,"
+            " --image-of-text or --data; leave them out"
+        )
+    config = ask(DataConfig, dict(options.param))
+    _check_places(options)
+    from mmlib.data import load_dataset
+    from mmlib.training.zero_shot import embed_zero_shot
+
+    dataset = load_dataset(config)
+    arrays = embed_zero_shot(options.model, options.weights, dataset, options.split, options.template)
+    what = f"{options.model} ({options.weights}), zero-shot, template {options.template!r}"
+    print(what)
+    source = {
+        "model": options.model, "weights": options.weights, "template": options.template,
+        "split": options.split, "identity": dataset.identity,
+    }  # fmt: skip
+    return _evaluate_arrays(options, list(arrays), what, f"{dataset.name}, {options.split} split", source)
+
+
+def _check_places(options: argparse.Namespace) -> None:
+    """Passes if what is read or written beside the embeddings can be: known before minutes of work."""
+    if options.compare and not options.compare.is_file():
         raise FileNotFoundError(
             f"expected ranks to compare with in {options.compare}, found no such file; another call writes it"
             " with --ranks"
@@ -257,24 +303,26 @@ def _evaluate_files(options: argparse.Namespace, given: dict[str, str | None]) -
                 f"{name} {place}: expected the name of a file, which is replaced as a whole; found a"
                 " folder, a link, or a device"
             )
-    from mmlib.metrics.embeddings import compare_with, evaluate_embeddings, read_array, results_text
 
-    protocol, data = options.protocol or "standard", options.data or "data not named"
+
+def _evaluate_arrays(
+    options: argparse.Namespace, arrays: list, where: str, data: str, source: dict[str, Any]
+) -> int:
+    from mmlib.metrics.embeddings import compare_with, evaluate_embeddings, results_text
+
+    protocol = options.protocol or "standard"
     try:
-        arrays = [read_array(place) for place in given.values()]
         ranks, summary = evaluate_embeddings(*arrays, protocol=protocol)
         comparison = compare_with(options.compare, ranks) if options.compare else None
         if options.ranks and ranks is None:
             raise ValueError(f"--ranks: protocol {protocol!r} ranks in folds, which have no file of ranks")
     except ValueError as error:
-        names = ("image_ND", "text_MD", "image_of_text_M")
-        where = ", ".join(f"{name} is {place}" for name, place in zip(names, given.values()))
         raise ParameterError(f"{error} ({where})") from error
     try:
         if options.ranks:
             ranks.save(options.ranks)
         if options.out:
-            result = {"data": data, "files": given, "summary": summary, "comparison": comparison}
+            result = {"data": data, **source, "summary": summary, "comparison": comparison}
             write_json(options.out, result)
     finally:  # what cannot be saved can still be seen
         print(results_text(summary, data))
@@ -340,7 +388,7 @@ def _search(options: argparse.Namespace) -> int:
         for hit in hits:
             print(f"{hit.similarity:6.3f}  {printable(str(hit.file))}")
     if options.html:
-        from mmlib.reporting.search_page import write_search_page
+        from mmlib.reporting.explorer import write_search_page
 
         images = retriever.images
         write_search_page(options.html, options.run, images, hits, options.text, options.image)
@@ -375,50 +423,3 @@ def _shard(options: argparse.Namespace) -> int:
 
 # What commands print.  A command saves first and prints then, so a terminal that is gone or full costs
 # nothing but what it should have shown.
-
-
-class Output:
-    """A standard stream whose prints never fail.
-
-    Once a write fails, the rest is dropped, whether Python or a library writes it.
-
-    Attributes:
-        error: why text was lost; None if nothing was, or if the reader of a pipe went away (as `head`
-            does), which is its own choice.
-
-    Args:
-        stream: as `sys.stdout`; None, as Python has it for a closed one, shows nothing.
-        moves: control characters that pass, as the carriage return of a progress bar.
-    """
-
-    def __init__(self, stream: TextIO | None, moves: str = ""):
-        if stream is None:  # takes the free descriptor too, which no file that is saved may get
-            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-        self._stream = stream
-        self._moves = moves
-        self.error: Exception | None = None
-
-    def __getattr__(self, name: str):
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        """Writes what the terminal can show of `text`; returns the length of the text."""
-        encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        shown = "".join(c if c in self._moves else printable(c) for c in text)
-        self._attempt(self._stream.write, shown.encode(encoding, "backslashreplace").decode(encoding))
-        return len(text)
-
-    def flush(self) -> None:
-        """Hands what was written to the system."""
-        self._attempt(self._stream.flush)
-
-    def _attempt(self, do, *arguments) -> None:
-        try:
-            do(*arguments)
-        except (OSError, ValueError) as error:  # a ValueError of a stream that was closed
-            if self.error is None and not isinstance(error, BrokenPipeError):
-                self.error = error
-            with contextlib.suppress(OSError, ValueError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
-                os.close(nowhere)

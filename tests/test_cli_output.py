@@ -14,8 +14,8 @@ import yaml
 from tiny_runs import TINY
 
 from mmlib import cli
-from mmlib.cli import Output
 from mmlib.metrics import RetrievalRanks
+from mmlib.output import Output
 
 FILES = ["evaluate", "--images", "i.npy", "--texts", "t.npy", "--image-of-text", "m.npy"]
 SAVED = [*FILES, "--out", "new/r.json", "--ranks", "new/r.npz"]

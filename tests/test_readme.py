@@ -7,6 +7,7 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,13 +93,17 @@ def test_commands_of_mmlib_reach_their_work(command, tmp_path, monkeypatch):
         reached.append(given)
         return {"shards": {}} if len(given) == 2 else []
 
-    for work in ("training.train", "training.continue_training", "training.evaluate", "data.load_dataset"):
+    embeddings = np.eye(3), np.eye(3), np.arange(3)
+    for work in ("training.train", "training.continue_training", "training.evaluate"):
         monkeypatch.setattr(f"mmlib.{work}", note)
     for work in ("data.shards.write_shards", "pipeline.run_experiment"):
         monkeypatch.setattr(f"mmlib.{work}", note)
     monkeypatch.setattr("mmlib.reporting.results.comparison_table", note)
+    data = SimpleNamespace(name="data", identity={})
+    monkeypatch.setattr("mmlib.data.load_dataset", lambda config: note(config) or data)
+    monkeypatch.setattr("mmlib.training.zero_shot.embed_zero_shot", lambda *given: note(*given) or embeddings)
     monkeypatch.setattr("mmlib.search.Retriever.load", lambda run: Reached(note))
-    monkeypatch.setattr("mmlib.reporting.search_page.write_search_page", note)
+    monkeypatch.setattr("mmlib.reporting.explorer.write_search_page", note)
     monkeypatch.setattr("mmlib.pipeline.render_again", lambda name: note(name) or tmp_path)
     monkeypatch.setattr("mmlib.metrics.embeddings.results_text", lambda *given: note(*given) and "")
     monkeypatch.chdir(tmp_path)

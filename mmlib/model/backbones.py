@@ -201,7 +201,7 @@ def layer_blocks(model: nn.Module) -> Blocks:
     return [(block, names) for block, names in blocks.items() if names]
 
 
-def _create_open_clip(
+def create_open_clip(
     name: str, weights: str, side: str, load_pretrained: bool
 ) -> tuple[str, nn.Module, dict]:
     """Full name, whole CLIP model, and what open_clip says of its tag; `default` is the first tag."""
@@ -231,7 +231,7 @@ def build_open_clip_image(name: str, config: Any, load_pretrained: bool) -> Back
     """The image tower of the open_clip model `name` with its projection."""
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-    full, model, about = _create_open_clip(name, config.image_weights, "image", load_pretrained)
+    full, model, about = create_open_clip(name, config.image_weights, "image", load_pretrained)
     visual = model.visual
     if hasattr(visual, "trunk"):
         blocks = timm_blocks(visual.trunk, "trunk.")
@@ -255,7 +255,7 @@ def _read_open_clip_image(visual: nn.Module, image_BCHW: torch.Tensor, positions
 
 def build_open_clip_text(name: str, config: Any, padding: int, load_pretrained: bool) -> Backbone:
     """The text tower of the open_clip model `name` with its projection; `padding` is the tokenizer's id."""
-    full, model, about = _create_open_clip(name, config.text_weights, "text", load_pretrained)
+    full, model, about = create_open_clip(name, config.text_weights, "text", load_pretrained)
     text = model.text
     _check_positions(full, text.context_length, config.max_tokens)
     identity = f"{full} quick_gelu text" if about.get("quick_gelu") else f"{full} text"
