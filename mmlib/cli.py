@@ -61,8 +61,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         if _speaks():
             print("interrupted; the same command goes on where this stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError) as error:
+        print(f"error: {printable(str(error)) or type(error).__name__}", file=sys.stderr)
         wrong_input = isinstance(error, ParameterError | FileNotFoundError | FileExistsError)
         return EXIT_USAGE if wrong_input else EXIT_FAILED
 

@@ -15,6 +15,7 @@ import difflib
 import errno
 import fcntl
 import json
+import logging
 import math
 import os
 import re
@@ -298,15 +299,16 @@ def _is_harmless(character: str) -> bool:
 
 
 @contextlib.contextmanager
-def fetching(hub: bool) -> Iterator[None]:
-    """Surrounds a library that looks for files in its cache and downloads what is missing.
+def fetching(what: str, hub: bool) -> Iterator[None]:
+    """Surrounds a library that looks for files in its cache and downloads what is missing; says so.
 
     A server that is silent for `PATIENCE` is given up; a slow one is not.  The hub of Hugging Face is asked
     first whether it answers, since its client tries for a minute to reach it, and also for what lies in its
     cache; if it does not, the cache alone is read.
 
     Args:
-        hub: whether what is wanted is on that hub.
+        what: is looked for, as `weights 'default' of timm:resnet50`.
+        hub: whether it is on that hub.
 
     Raises:
         ConnectionError: the hub does not answer, and what is wanted is not in the cache.
@@ -314,6 +316,7 @@ def fetching(hub: bool) -> Iterator[None]:
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
+    logging.getLogger(__name__).warning("looking for %s in the library's cache, or downloading it", what)
     silent, offline, timeout = None, constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
     if hub and not offline:
         try:

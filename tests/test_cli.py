@@ -211,6 +211,7 @@ def test_a_name_that_no_report_can_have_ends_with_2(capsys, command, name):
         (OSError(28, "no space left"), 1, "error: [Errno 28] no space left\n"),
         (RuntimeError("another process"), 1, "error: another process\n"),
         (ValueError("damaged"), 1, "error: damaged\n"),
+        (MemoryError(), 1, "error: MemoryError\n"),
         (FileExistsError("is complete"), 2, "error: is complete\n"),
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on where this stopped\n"),
     ],

@@ -1,5 +1,6 @@
 """Servers that never answer: they are given up, and what lies in the cache is read."""
 
+import logging
 import socket
 import urllib.request
 from types import SimpleNamespace
@@ -47,17 +48,22 @@ def silent_hub(silent_server, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "load",
+    ("load", "what"),
     [
-        lambda: build_timm("test_resnet", SimpleNamespace(image_weights="default"), load_pretrained=True),
-        lambda: from_transformers("some/encoder"),
-        lambda: from_open_clip("roberta-ViT-B-32"),
+        (
+            lambda: build_timm("test_resnet", SimpleNamespace(image_weights="default"), load_pretrained=True),
+            "weights 'default' of timm:test_resnet",
+        ),
+        (lambda: from_transformers("some/encoder"), "the tokenizer of hf:some/encoder"),
+        (lambda: from_open_clip("roberta-ViT-B-32"), "the tokenizer of open_clip:roberta-ViT-B-32"),
     ],
     ids=["weights", "transformers", "open_clip"],
 )
-def test_a_hub_that_never_answers_is_asked_once(load, silent_hub):
-    with pytest.raises(FileNotFoundError) as caught:
+def test_a_silent_hub_is_asked_once_and_what_is_looked_for_is_said(load, what, silent_hub, caplog):
+    with caplog.at_level(logging.WARNING), pytest.raises(FileNotFoundError) as caught:
         load()
+    said = [record.message for record in caplog.records if record.name == "mmlib.files"]
+    assert said == [f"looking for {what} in the library's cache, or downloading it"]
     assert f"{address(silent_hub)} does not answer" in str(caught.value)
     assert calls(silent_hub) == 1
 
@@ -70,7 +76,7 @@ def test_what_the_cache_has_is_read_though_the_hub_is_silent(silent_hub, tmp_pat
     (folder / "refs" / "main").write_text(commit)
     (folder / "snapshots" / commit).mkdir(parents=True)
     (folder / "snapshots" / commit / "config.json").write_text("{}")
-    with fetching(hub=True):
+    with fetching("x", hub=True):
         path = hf_hub_download("some/encoder", "config.json")
     assert path == str(folder / "snapshots" / commit / "config.json")
     assert calls(silent_hub) == 1
@@ -87,6 +93,6 @@ def test_another_server_that_never_answers_is_given_up(silent_server):
 
 
 def test_another_server_is_asked_by_the_library_alone(silent_hub):
-    with pytest.raises(ZeroDivisionError), fetching(hub=False):
+    with pytest.raises(ZeroDivisionError), fetching("x", hub=False):
         raise ZeroDivisionError
     assert calls(silent_hub) == 0

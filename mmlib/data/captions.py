@@ -159,6 +159,7 @@ def read_split_list(path: Path) -> list[str]:
 
 class Sentence(BaseModel, strict=True):
     raw: str
+    sentid: int | None = None
 
 
 class KarpathyImage(BaseModel, strict=True):
@@ -192,23 +193,28 @@ def read_karpathy(path: Path) -> tuple[Captions, Splits]:
     """Captions (each sentence's `raw`) and image names by split of `dataset_*.json` (Karpathy, Fei-Fei 2015).
 
     An image's name begins with its folder (`filepath`), where the file gives one; `restval` of COCO counts
-    as `train`.
+    as `train`.  The captions of an image that has several entries are joined, in the order of the file; an
+    entry that repeats an earlier one of its image counts once.
 
     Raises:
-        ValueError: not UTF-8, not JSON, an entry that is not as expected, an image twice, or a split
+        ValueError: not UTF-8, not JSON, an entry that is not as expected, an image in two splits, or a split
             without any.
     """
     captions: Captions = {}
-    splits: Splits = {split: [] for split in SPLITS}
+    split_of: dict[str, str] = {}
+    seen = set()
     for number, image in enumerate(_read(path, Karpathy).images):
         name = f"{image.filepath}/{image.filename}" if image.filepath else image.filename
-        if name in captions:
+        split = "train" if image.split == "restval" else image.split
+        if split_of.setdefault(name, split) != split:
             raise ValueError(
-                f"{shown(path)}, images.{number}: expected one entry of each image, found a second of"
-                f" {printable(name)}; remove the wrong one"
+                f"{shown(path)}, images.{number}: expected the entries of {printable(name)} in one split,"
+                f" found {split} after {split_of[name]}; remove the wrong one"
             )
-        captions[name] = [sentence.raw for sentence in image.sentences]
-        splits["train" if image.split == "restval" else image.split].append(name)
+        entry = (name, *((sentence.raw, sentence.sentid) for sentence in image.sentences))
+        captions.setdefault(name, []).extend(raw for raw, _ in entry[1:] if entry not in seen)
+        seen.add(entry)
+    splits: Splits = {split: [name for name in split_of if split_of[name] == split] for split in SPLITS}
     if empty := [split for split in SPLITS if not splits[split]]:
         raise ValueError(
             f"{shown(path)}: expected images in the splits {', '.join(SPLITS)}, found none in"
@@ -220,23 +226,28 @@ def read_karpathy(path: Path) -> tuple[Captions, Splits]:
 def read_coco_captions(path: Path, folder: str) -> Captions:
     """Captions of COCO's `captions_*.json`, in the order of their ids.
 
+    The captions of an image file that has several entries, each with an id of its own, are joined.
+
     Args:
         path: the file.
         folder: of the images; it stands before their names.
 
     Raises:
-        ValueError: not UTF-8, not JSON, an entry that is not as expected, or an id twice.
+        ValueError: not UTF-8, not JSON, an entry that is not as expected, or an id of two images or captions.
     """
     content = _read(path, Coco)
-    name_of = {image.id: f"{folder}/{image.file_name}" for image in content.images}
+    name_of: dict[int, str] = {}
+    said_by: dict[int, CocoCaption] = {}
+    for kind, known, key, value in (
+        *(("image", name_of, image.id, f"{folder}/{image.file_name}") for image in content.images),
+        *(("annotation", said_by, said.id, said) for said in content.annotations),
+    ):
+        if known.setdefault(key, value) != value:
+            raise ValueError(
+                f"{shown(path)}: expected one {kind} of each id, found two of id {key}; get the file again"
+            )
     captions: Captions = {name: [] for name in name_of.values()}
-    ids = {said.id for said in content.annotations}
-    if len(captions) < len(content.images) or len(ids) < len(content.annotations):
-        raise ValueError(
-            f"{shown(path)}: expected every image, image id and annotation id once, found one twice; get the"
-            " file again"
-        )
-    for said in sorted(content.annotations, key=lambda said: said.id):
+    for _, said in sorted(said_by.items()):
         if said.image_id not in name_of:
             raise ValueError(
                 f"{shown(path)}, annotation {said.id}: expected a caption of an image of the file, found"

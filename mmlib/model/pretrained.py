@@ -243,7 +243,7 @@ def downloading(encoder: str, wanted: str, instead: str, hub: bool = False) -> I
         FileNotFoundError: says what to download and how to name it.
     """
     try:
-        with fetching(hub):
+        with fetching(f"{wanted} of {encoder}", hub):
             yield
     except Exception as error:
         client = type(error).__module__.partition(".")[0]

@@ -75,6 +75,21 @@ def test_the_official_splits_have_no_test(official):
     assert dataset.split("val") is dataset.splits["val"]
 
 
+def test_captions_of_an_official_image_with_several_entries_are_joined(official):
+    """An entry a caption, as converters write them: other ids, or the same one again, for one file."""
+    expected = load_coco(official).fingerprint
+    content = tiny.annotations("train2014")
+    images, said = content["images"], content["annotations"]
+    for number, annotation in enumerate(said):
+        if annotation["id"] % 10:
+            name = tiny.coco_name("train2014", annotation["image_id"])
+            images.append({"id": 500 + number, "file_name": name})
+            annotation["image_id"] = 500 + number
+    content |= {"images": [*images, images[0]], "annotations": [*said, said[0]]}
+    tiny.write_json(official / "annotations" / "captions_train2014.json", content)
+    assert load_coco(official).fingerprint == expected
+
+
 def test_what_follows_needs_no_test_split(official):
     dataset = load_coco(official)
     assert dataset.identity["splits"].keys() == {"train", "val"}
@@ -185,7 +200,7 @@ def test_images_without_captions(official):
         ({"images": [{"id": 4}]}, "images.0.file_name: Field required, found 'dict'; get the file again"),
         (
             {"images": [{"id": 4, "file_name": "a.jpg"}, {"id": 4, "file_name": "b.jpg"}]},
-            "id once, found one",
+            "expected one image of each id, found two of id 4",
         ),
         (
             {"annotations": [SAID | {"caption": None}]},
@@ -201,7 +216,7 @@ def test_images_without_captions(official):
         ),
         (
             {"annotations": [SAID, SAID | {"caption": "b"}]},
-            "annotation id once, found one twice; get the file",
+            "expected one annotation of each id, found two of id",
         ),
     ],
 )

@@ -198,3 +198,26 @@ def test_second_load_reads_no_image(tmp_path, monkeypatch):
     monkeypatch.setattr("mmlib.data.dataset.file_sha256", None)
     assert load_flickr8k(tmp_path).fingerprint == first.fingerprint
     assert len(json.loads((files.CACHE / "flickr8k-digests.json").read_text())) == 8
+
+
+def test_captions_spread_over_a_karpathy_file_are_joined_by_image(tmp_path):
+    """A caption an entry, those of an image apart, one entry twice; ids tell equal captions from repeats."""
+    said = tiny.captions() | {"40_d.jpg": ["same .", "same .", "other ."]}
+    entries = [
+        {"filename": name, "split": split, "sentences": [{"raw": said[name][row], "sentid": row}]}
+        for row in range(3)
+        for split, images in tiny.SPLITS.items()
+        for name in images
+        if row < len(said[name])
+    ]
+    tiny.write_karpathy_file(tiny.write_karpathy(tmp_path), [*entries, entries[0]])
+    dataset = load_flickr8k(tmp_path)
+    for split, images in tiny.SPLITS.items():
+        assert dataset.splits[split].images == images
+        assert list(dataset.splits[split].captions) == [text for name in images for text in said[name]]
+
+
+def test_a_repeated_karpathy_entry_is_taken_once(tmp_path):
+    entries = tiny.karpathy_entries()
+    tiny.write_karpathy_file(tiny.write_karpathy(tmp_path), [*entries, entries[1]])
+    assert_tiny(load_flickr8k(tmp_path))

@@ -210,7 +210,7 @@ def test_another_json_file(karpathy, content):
         ),
         (
             {"filename": "40_d.jpg", "split": "test", "sentences": []},
-            "one entry of each image, found a second of",
+            "in one split, found test after",
         ),
     ],
 )

@@ -178,9 +178,11 @@ def from_transformers(name: str) -> EncoderTokenizer:
     folder = files.from_root(name)
     is_here = folder.is_dir()
     try:
-        with fetching(hub=not is_here):
-            source = str(folder) if is_here else name
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=is_here)
+        if is_here:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        else:
+            with fetching(f"the tokenizer of hf:{name}", hub=True):
+                tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"text_encoder hf:{name}: expected the encoder's files (config.json, tokenizer.json, weights) in"
@@ -207,7 +209,10 @@ def from_open_clip(name: str) -> Tokenizer:
         hint = nearest(name, list_models()) or "; open_clip.list_models() lists them"
         raise ParameterError(f"text_encoder: expected a model of open_clip, found {name!r}{hint}")
     try:
-        with fetching(hub="hf_tokenizer_name" in get_model_config(name)["text_cfg"]):
+        if "hf_tokenizer_name" in get_model_config(name)["text_cfg"]:
+            with fetching(f"the tokenizer of open_clip:{name}", hub=True):
+                tokenizer = get_tokenizer(name)
+        else:
             tokenizer = get_tokenizer(name)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
