@@ -11,7 +11,7 @@ import pytest
 from mmlib import cli, files
 from mmlib.config import ContinueConfig, TrainConfig
 
-COMMANDS = ["run", "train", "evaluate", "report", "publish", "shard"]
+COMMANDS = ["run", "train", "evaluate", "compare", "report", "publish", "index", "search", "shard"]
 HEAVY = ("torch", "torchvision", "numpy", "pandas", "matplotlib", "papermill", "scipy", "lightning_fabric")
 TINY = """\
 run: tiny
