@@ -106,9 +106,9 @@ def _parser() -> argparse.ArgumentParser:
         "a pretrained model as it is", "The data set is chosen by -p, as -p dataset flickr8k."
     )
     pretrained.add_argument("--model", metavar="NAME", help="open_clip:<name>")
-    pretrained.add_argument("--weights", default="default", help="a tag of open_clip, or a file")
-    pretrained.add_argument("--template", default="{}", help='a prompt around the caption: "a photo of {}"')
-    pretrained.add_argument("--split", default="test", help="test (for final rows) or val")
+    pretrained.add_argument("--weights", help="a tag of open_clip (its first, if not given), or a file")
+    pretrained.add_argument("--template", help='a prompt around the caption: "a photo of {}"')
+    pretrained.add_argument("--split", help="test (for final rows, if not given) or val")
     arrays = evaluate.add_argument_group("for both")
     arrays.add_argument("--protocol", help="a name of mmlib.metrics.PROTOCOLS; standard if not given")
     arrays.add_argument("--data", metavar="TEXT", help="data set and split, to stand beside the numbers")
@@ -231,6 +231,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     extras = [options.protocol, options.data, options.out, options.ranks, options.compare]
     if options.model is not None:
         return _evaluate_model(options, any(given.values()))
+    of_model = [name for name in ("weights", "template", "split") if getattr(options, name) is not None]
+    if of_model:
+        raise ParameterError(
+            f"--{', --'.join(of_model)}: expected --model, which reads it, found none; add --model"
+            " open_clip:<name>, or leave it out"
+        )
     if options.params is None and any(given.values()):
         return _evaluate_files(options, given)
     if options.params is None or any((*given.values(), *extras)):
@@ -274,24 +280,42 @@ def _evaluate_model(options: argparse.Namespace, has_files: bool) -> int:
             "expected --model with a data set by -p, and neither a parameter file nor --images, --texts,"
             " --image-of-text or --data; leave them out"
         )
-    config = ask(DataConfig, dict(options.param))
+    given = dict(options.param)
+    config = ask(DataConfig, given)
+    passed_over = {"resize"} | ({"image_size"} if config.dataset != "shapes" else set())
+    if unread := [name for name in given if name in passed_over]:
+        raise ParameterError(
+            f"-p {', '.join(unread)}: expected parameters that choose data; the model brings its own"
+            " preprocessing, leave these out"
+        )
     _check_places(options)
     from mmlib.data import load_dataset
-    from mmlib.training.zero_shot import embed_zero_shot
+    from mmlib.model.pretrained import is_file
+    from mmlib.training.zero_shot import ZeroShot, check_protocol_of
 
-    dataset = load_dataset(config)
-    arrays = embed_zero_shot(options.model, options.weights, dataset, options.split, options.template)
-    what = f"{options.model} ({options.weights}), zero-shot, template {options.template!r}"
+    weights = "default" if options.weights is None else options.weights
+    if is_file(weights) and _typed(weights).is_file():
+        weights = str(_typed(weights))
+    template = "{}" if options.template is None else options.template
+    model, dataset = ZeroShot(options.model, weights, template), load_dataset(config)
+    split = "test" if options.split is None else options.split
+    check_protocol_of(dataset, split, options.protocol or "standard")
+    *arrays, preprocess = model.embed(dataset, split)
+    what = f"{model.model} ({model.weights}), zero-shot, template {model.template!r}"
     print(what)
-    source = {
-        "model": options.model, "weights": options.weights, "template": options.template,
-        "split": options.split, "identity": dataset.identity,
-    }  # fmt: skip
-    return _evaluate_arrays(options, list(arrays), what, f"{dataset.name}, {options.split} split", source)
+    source = {**vars(model), "preprocess": preprocess, "split": split, "identity": dataset.identity}
+    return _evaluate_arrays(options, arrays, what, f"{dataset.name}, {split} split", source)
 
 
 def _check_places(options: argparse.Namespace) -> None:
     """Passes if what is read or written beside the embeddings can be: known before minutes of work."""
+    from mmlib.metrics.protocols import PROTOCOLS
+
+    asked, way = "--ranks" if options.ranks else "--compare", PROTOCOLS.get(options.protocol)
+    if (options.ranks or options.compare) and way and way.folds > 1:
+        raise ParameterError(
+            f"{asked}: protocol {way.name!r} ranks in folds, which have no file of ranks; leave it out"
+        )
     if options.compare and not options.compare.is_file():
         raise FileNotFoundError(
             f"expected ranks to compare with in {options.compare}, found no such file; another call writes it"
@@ -314,8 +338,6 @@ def _evaluate_arrays(
     try:
         ranks, summary = evaluate_embeddings(*arrays, protocol=protocol)
         comparison = compare_with(options.compare, ranks) if options.compare else None
-        if options.ranks and ranks is None:
-            raise ValueError(f"--ranks: protocol {protocol!r} ranks in folds, which have no file of ranks")
     except ValueError as error:
         raise ParameterError(f"{error} ({where})") from error
     try:

@@ -93,15 +93,16 @@ def test_commands_of_mmlib_reach_their_work(command, tmp_path, monkeypatch):
         reached.append(given)
         return {"shards": {}} if len(given) == 2 else []
 
-    embeddings = np.eye(3), np.eye(3), np.arange(3)
+    embedded = np.eye(3), np.eye(3), np.arange(3), {}
     for work in ("training.train", "training.continue_training", "training.evaluate"):
         monkeypatch.setattr(f"mmlib.{work}", note)
     for work in ("data.shards.write_shards", "pipeline.run_experiment"):
         monkeypatch.setattr(f"mmlib.{work}", note)
     monkeypatch.setattr("mmlib.reporting.results.comparison_table", note)
-    data = SimpleNamespace(name="data", identity={})
+    split = SimpleNamespace(images=range(3))
+    data = SimpleNamespace(name="data", identity={}, split=lambda name: split)
     monkeypatch.setattr("mmlib.data.load_dataset", lambda config: note(config) or data)
-    monkeypatch.setattr("mmlib.training.zero_shot.embed_zero_shot", lambda *given: note(*given) or embeddings)
+    monkeypatch.setattr("mmlib.training.zero_shot.ZeroShot.embed", lambda *given: note(*given) or embedded)
     monkeypatch.setattr("mmlib.search.Retriever.load", lambda run: Reached(note))
     monkeypatch.setattr("mmlib.reporting.explorer.write_search_page", note)
     monkeypatch.setattr("mmlib.pipeline.render_again", lambda name: note(name) or tmp_path)

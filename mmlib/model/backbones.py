@@ -56,7 +56,7 @@ def build_timm(name: str, config: Any, load_pretrained: bool) -> Backbone:
     tags = [key.partition(".")[2] for key in timm.models.get_arch_pretrained_cfgs(architecture)]
     if own_tag and own_tag not in tags:
         raise unknown_name(f"weights of timm:{architecture}", own_tag, tags)
-    tag = chosen_tag(full, weights, [own_tag] if own_tag else tags, "image")
+    tag = chosen_tag(full, weights, [own_tag] if own_tag else tags, "image_weights")
     tagged, is_loaded = f"{architecture}.{tag or own_tag}".rstrip("."), bool(tag) and load_pretrained
     hub = is_loaded and bool(timm.models.get_pretrained_cfg(tagged).hf_hub_id)
     with downloading(full, f"weights {weights!r}", "image_weights=<path>", hub):
@@ -119,7 +119,7 @@ def build_torchvision(name: str, config: Any, load_pretrained: bool) -> Backbone
     if name not in known:
         raise unknown_name("torchvision model", name, known)
     entries, is_vit = models.get_model_weights(name), name.startswith("vit_")
-    tag = chosen_tag(full, weights, ["DEFAULT", *entries.__members__], "image")
+    tag = chosen_tag(full, weights, ["DEFAULT", *entries.__members__], "image_weights")
     entry = entries[tag or "DEFAULT"]
     data = entry.transforms()
     # A ViT's positions are those of one size.
@@ -201,21 +201,36 @@ def layer_blocks(model: nn.Module) -> Blocks:
     return [(block, names) for block, names in blocks.items() if names]
 
 
-def create_open_clip(
-    name: str, weights: str, side: str, load_pretrained: bool
-) -> tuple[str, nn.Module, dict]:
-    """Full name, whole CLIP model, and what open_clip says of its tag; `default` is the first tag."""
+def open_clip_tag(name: str, weights: str, option: str) -> str | None:
+    """The tag that `weights` names, the model's first for `default`; None for `none` and for a file.
+
+    Args:
+        name: of the model, without `open_clip:`.
+        weights: `none`, `default`, a tag, or a file.
+        option: where the weights are named, for errors.
+
+    Raises:
+        ParameterError: an unknown model or tag, or `default` where there is no tag.
+    """
     import open_clip
 
-    full = f"open_clip:{name}"
     if name not in open_clip.list_models():
         raise unknown_name("open_clip model", name, open_clip.list_models())
-    tag = chosen_tag(full, weights, open_clip.list_pretrained_tags_by_model(name), side)
+    return chosen_tag(f"open_clip:{name}", weights, open_clip.list_pretrained_tags_by_model(name), option)
+
+
+def create_open_clip(
+    name: str, weights: str, option: str, load_pretrained: bool
+) -> tuple[str, nn.Module, dict]:
+    """Full name, whole CLIP model, and what open_clip says of its tag; arguments are of `open_clip_tag`."""
+    import open_clip
+
+    full, tag = f"open_clip:{name}", open_clip_tag(name, weights, option)
     about = open_clip.get_pretrained_cfg(name, tag) if tag else {}
     file = weights if is_file(weights) and load_pretrained else None
     # A text tower of transformers has its configuration on the hub.
     hub = bool(about.get("hf_hub")) or "hf_model_name" in open_clip.get_model_config(name)["text_cfg"]
-    with _quiet(), downloading(full, f"weights {(tag or weights)!r}", f"{side}_weights=<path>", hub):
+    with _quiet(), downloading(full, f"weights {(tag or weights)!r}", f"{option}=<path>", hub):
         if tag and load_pretrained:
             file = open_clip.download_pretrained(about)
         # Weights that were trained with the quick form of GELU give other features with the exact one.
@@ -231,7 +246,7 @@ def build_open_clip_image(name: str, config: Any, load_pretrained: bool) -> Back
     """The image tower of the open_clip model `name` with its projection."""
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-    full, model, about = create_open_clip(name, config.image_weights, "image", load_pretrained)
+    full, model, about = create_open_clip(name, config.image_weights, "image_weights", load_pretrained)
     visual = model.visual
     if hasattr(visual, "trunk"):
         blocks = timm_blocks(visual.trunk, "trunk.")
@@ -255,7 +270,7 @@ def _read_open_clip_image(visual: nn.Module, image_BCHW: torch.Tensor, positions
 
 def build_open_clip_text(name: str, config: Any, padding: int, load_pretrained: bool) -> Backbone:
     """The text tower of the open_clip model `name` with its projection; `padding` is the tokenizer's id."""
-    full, model, about = create_open_clip(name, config.text_weights, "text", load_pretrained)
+    full, model, about = create_open_clip(name, config.text_weights, "text_weights", load_pretrained)
     text = model.text
     _check_positions(full, text.context_length, config.max_tokens)
     identity = f"{full} quick_gelu text" if about.get("quick_gelu") else f"{full} text"

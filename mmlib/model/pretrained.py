@@ -164,20 +164,27 @@ def is_file(weights: str) -> bool:
     return Path(weights).suffix.lower() in FILES
 
 
-def chosen_tag(encoder: str, weights: str, tags: Sequence[str], side: str) -> str | None:
+def chosen_tag(encoder: str, weights: str, tags: Sequence[str], option: str) -> str | None:
     """The library's tag that `weights` names, its first for `default`; None for `none` and for a file.
+
+    Args:
+        encoder, weights: as the user named them.
+        tags: the library's, for this encoder.
+        option: where the weights are named; that of a command, as `--weights`, takes no `none`.
 
     Raises:
         ParameterError: a tag that the library does not have, or `default` where it has none.
     """
     if weights == "none" or is_file(weights):
         return None
+    if not tags:
+        choices = "a file" if option.startswith("--") else "'none' or a file"
+        raise ParameterError(
+            f"{encoder.partition(':')[0]} has no weights for {encoder}: use {option} {choices}"
+            f" ({', '.join(FILES)})"
+        )
     if weights != "default" and weights not in tags:
         raise unknown_name(f"weights of {encoder}", weights, tags)
-    if not tags:
-        raise ParameterError(
-            f"{encoder.partition(':')[0]} has no weights for {encoder}: use {side}_weights 'none' or a file"
-        )
     return tags[0] if weights == "default" else weights
 
 

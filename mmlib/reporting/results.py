@@ -214,7 +214,7 @@ def comparison_table(*runs: str) -> Table:
         )
     results, ranks = _read(*runs)
     measured = [measured_on(result) for result in results]
-    compared, rows, refused = [], [], []
+    compared, rows, refused, runs_of = [], [], [], {}
     for a, b in itertools.combinations(range(len(runs)), 2):
         found = compare_runs(ranks[a], ranks[b], provenance_a=measured[a], provenance_b=measured[b])
         if found["comparable"]:
@@ -224,6 +224,8 @@ def comparison_table(*runs: str) -> Table:
     for (a, b, metric), p in zip(compared, holm([metric["p"] for *_, metric in compared])):
         change, low, high = metric["difference"], metric["low"], metric["high"]
         better = runs[b] if change > 0 else runs[a]
+        # Pairs of several data sets can stand in one table: each run is named with its own.
+        runs_of.setdefault(result_scope(results[a]), {}).update({runs[a]: None, runs[b]: None})
         rows.append(
             {
                 "run": runs[b],
@@ -236,8 +238,10 @@ def comparison_table(*runs: str) -> Table:
         )
     if not rows:
         return Table(sentences=tuple(refused))
+    scopes = [f"{', '.join(names)}: {scope}" for scope, names in runs_of.items()]
+    measured_here = "; ".join(scopes if len(scopes) > 1 else runs_of)
     caption = (
-        f"{result_scope(results[compared[0][0]])}. Interval: bootstrap over images, 10,000 resamples; p:"
+        f"{measured_here}. Interval: bootstrap over images, 10,000 resamples; p:"
         f" permutation by image, corrected over {len(rows)} comparisons (Holm). Better: where both agree."
         " What another seed of a training would change is not in these intervals; an ablation has it."
     )

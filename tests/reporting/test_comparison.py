@@ -92,6 +92,18 @@ def test_what_cannot_be_compared_is_said(place, capsys, runs, message):
     assert message in capsys.readouterr().err
 
 
+def test_each_pair_stands_under_its_own_data(place):
+    for name, seed in (("small", 0), ("small-too", 1)):
+        tiny_train(run=name, seed=seed, epochs=1, shapes_test=20)
+        tiny_evaluate(name)
+    table = comparison_table("one", "small", "three", "small-too")
+    assert list(zip(table.frame["run"], table.frame["against"])) == [("three", "one"), ("small-too", "small")]
+    for names, images in (("one, three", 30), ("small, small-too", 20)):
+        scope = f"{names}: shapes · test split · protocol standard · {images} image and {5 * images} caption"
+        assert scope in table.caption
+    assert "corrected over 2 comparisons" in table.caption
+
+
 def test_equal_runs_are_no_evidence(place):
     ranks = RetrievalRanks.load(place / "one" / "ranks.npz")
     assert np.isfinite(ranks.t2i_M).all()

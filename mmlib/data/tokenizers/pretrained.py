@@ -202,24 +202,13 @@ def from_open_clip(name: str) -> Tokenizer:
         FileNotFoundError: the tokenizer's files are not here and cannot be fetched.
         ValueError: a tokenizer that cannot be kept with a run.
     """
-    from open_clip import get_model_config, get_tokenizer, list_models
+    from open_clip import list_models
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, get_clean_fn
 
     if name not in list_models():
         hint = nearest(name, list_models()) or "; open_clip.list_models() lists them"
         raise ParameterError(f"text_encoder: expected a model of open_clip, found {name!r}{hint}")
-    try:
-        if "hf_tokenizer_name" in get_model_config(name)["text_cfg"]:
-            with fetching(f"the tokenizer of open_clip:{name}", hub=True):
-                tokenizer = get_tokenizer(name)
-        else:
-            tokenizer = get_tokenizer(name)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"text_encoder open_clip:{name} has a tokenizer of its own, whose files are not here and could"
-            f" not be fetched: {_first_line(error)}; fetch them once where there is a network and copy the"
-            " cache of Hugging Face (HF_HOME) here, or take a model with CLIP's own tokenizer, as ViT-B-32"
-        ) from error
+    tokenizer = own_open_clip_tokenizer(name)
     clean = next(clean for clean in CLEANINGS if get_clean_fn(clean) is tokenizer.clean_fn)
     if type(tokenizer) is SimpleTokenizer and tokenizer.reduction_fn is None and clean == "lower":
         return ClipTokenizer(tokenizer.context_length)
@@ -227,6 +216,27 @@ def from_open_clip(name: str) -> Tokenizer:
         raise _not_kept(f"open_clip:{name}", tokenizer)
     blank_id = tokenizer.tokenizer.sep_token_id if tokenizer.strip_sep_token else None
     return _encoder(tokenizer.tokenizer, f"open_clip:{name}", tokenizer.context_length, clean, blank_id)
+
+
+def own_open_clip_tokenizer(name: str) -> Any:
+    """open_clip's own tokenizer of a model that it knows: texts to token ids (B, context length).
+
+    Raises:
+        FileNotFoundError: the tokenizer's files are not here and cannot be fetched.
+    """
+    from open_clip import get_model_config, get_tokenizer
+
+    try:
+        if "hf_tokenizer_name" in get_model_config(name)["text_cfg"]:
+            with fetching(f"the tokenizer of open_clip:{name}", hub=True):
+                return get_tokenizer(name)
+        return get_tokenizer(name)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"open_clip:{name} has a tokenizer of its own, whose files are not here and could not be fetched:"
+            f" {_first_line(error)}; fetch them once where there is a network and copy the cache of Hugging"
+            " Face (HF_HOME) here, or take a model with CLIP's own tokenizer, as ViT-B-32"
+        ) from error
 
 
 def _encoder(
