@@ -47,6 +47,7 @@ FOLDERS = (  # usual names of the image folder; they decide where several hold t
     "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images", "Images", "images",
 )  # fmt: skip
 DEPTH = 3  # folders below the root that are searched; zips unpacked into themselves are 2 deep
+TEXT_SUFFIXES = (".txt", ".token", ".json", ".csv")  # of a set's own files, which may lie among its images
 SYSTEM_FOLDERS = (".", "@", "#", "$", "__MACOSX")  # how those begin that systems and NAS boxes put there
 
 
@@ -128,7 +129,8 @@ def _load_flickr(
     else:
         splits = {split: _listed(lists[split]) for split in SPLITS}
     folder, names = find_image_folder(root, chain.from_iterable(splits.values()))
-    return build_dataset(name, splits, captions, path, folder, names, _note_sizes(splits, name))
+    notes = [*_note_skipped([folder]), *_note_sizes(splits, name)]
+    return build_dataset(name, splits, captions, path, folder, names, notes)
 
 
 def _split_lists(root: Path) -> dict[str, list[Path]]:
@@ -198,6 +200,7 @@ def load_coco(root: str | Path) -> Dataset:
             " there"
         )
     names = {f"{part}/{name}" for part in parts for name in _images(os.listdir(folders[0] / part))}
+    notes = [*notes, *_note_skipped([folders[0] / part for part in parts])]
     return build_dataset("coco", splits, captions, path, folders[0], names, notes)
 
 
@@ -257,6 +260,15 @@ def _text_folders(root: Path) -> list[Path]:
 def _images(names: Iterable[str]) -> set[str]:
     """Those of files that are named as images; `._x.jpg` is macOS's note on `x.jpg`."""
     return {name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")}
+
+
+def _note_skipped(folders: Iterable[Path]) -> list[str]:
+    """A sentence on what lies among the images and is neither one nor a file or folder of the set's own."""
+    there = [path for folder in folders for path in folder.iterdir() if not _images([path.name])]
+    of_systems = [path for path in there if path.name.startswith(SYSTEM_FOLDERS)]
+    others = [path for path in there if path.suffix not in TEXT_SUFFIXES and path.is_file()]
+    number = len({*of_systems, *others})
+    return [f"Skipped, since they are no images of the set: {number:,}."] if number else []
 
 
 def image_folders(root: Path) -> dict[Path, set[str]]:
