@@ -268,7 +268,7 @@ def _note_skipped(folders: Iterable[Path]) -> list[str]:
     of_systems = [path for path in there if path.name.startswith(SYSTEM_FOLDERS)]
     others = [path for path in there if path.suffix not in TEXT_SUFFIXES and path.is_file()]
     number = len({*of_systems, *others})
-    return [f"Skipped, since they are no images of the set: {number:,}."] if number else []
+    return [f"Skipped among the images, since they are none of the set: {number:,}."] if number else []
 
 
 def image_folders(root: Path) -> dict[Path, set[str]]:

@@ -163,7 +163,7 @@ def test_other_image_folders_and_leftovers_of_systems_are_passed_over(tmp_path):
     dataset = load_flickr8k(tmp_path)
     assert_tiny(dataset)
     assert dataset.source.folder == tmp_path / "Flicker8k_Dataset"
-    assert dataset.notes[0] == "Skipped, since they are no images of the set: 5."
+    assert dataset.notes[0] == "Skipped among the images, since they are none of the set: 5."
 
 
 def test_equal_copies_of_a_text_file_are_one(tmp_path):
