@@ -143,7 +143,7 @@ def read_random_files(root, seed, count):
 
 def check_random_files(root, seed, count):
     whole, said = read_random_files(root, seed, count)
-    assert whole > count // 40
+    assert whole > count // 60  # enough to say that files are read at all
     assert max(map(len, said)) < 30_000
     assert [text for text in said if not text.replace("\n", "").isprintable()] == []
 
