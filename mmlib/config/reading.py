@@ -300,9 +300,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = parse_yaml(read_text(path, MAX_BYTES), files.shown(path))
     except ValueError as error:
         raise ParameterError(str(error)) from None
-    if not isinstance(values, dict | None):
+    if values in (None, ""):  # nothing, or a document that is empty, as after `---`
+        return {}
+    if not isinstance(values, dict):
         raise ParameterError(f"{files.shown(path)}: expected `name: value` lines, found {written(values)}")
-    return values or {}
+    return values
 
 
 class _Loader(getattr(yaml, "CBaseLoader", yaml.BaseLoader)):  # that of C is 20 times faster
