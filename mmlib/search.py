@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from mmlib.arrays import read_npz
 from mmlib.config import ParameterError
+from mmlib.data.dataset import file_sha256
 from mmlib.data.decoding import MAX_BYTES, decode_image, resize_image
 from mmlib.data.own_photos import walk_images
 from mmlib.files import explained, parse_json, printable, read_bounded, shown
@@ -104,8 +105,7 @@ class Retriever:
                 raise FileNotFoundError(
                     f"expected {shown(path)}, found none; bring it back from a copy, or train the run again"
                 )
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(file_sha256(path)))
         return digest.hexdigest()
 
     @cached_property
