@@ -5,7 +5,7 @@ from benchmarks.steps import CHARACTERS, config_of, open_clip_loop, ours, textbo
 
 # Equal work: a plain pair of encoders, all positions read by both, no dropout, no random crops.
 EQUAL = {
-    "memory_slots": 0, "feedback_steps": 0, "dropout": 0.0, "tokenizer": "char-reference",
+    "memory": "none", "feedback_steps": 0, "dropout": 0.0, "tokenizer": "char-reference",
     "padding_mask": False, "mlp_ratio": 4, "optimizer": "adamw", "weight_decay": 0.1, "clip_norm": 1.0,
     "learn_temperature": True,
 }  # fmt: skip

@@ -6,7 +6,7 @@ from tiny_runs import TINY
 from mmlib.config import AblationConfig, build
 
 BASE = {key: value for key, value in TINY.items() if key not in ("run", "device")} | {"epochs": 1}
-ARMS = {"memory": {}, "no-memory": {"memory_slots": 0}}
+ARMS = {"memory": {}, "no-memory": {"memory": "none"}}
 CLAIM = {"claim": "the memory helps", "arm": "memory", "over": "no-memory"}
 
 

@@ -4,6 +4,6 @@ Needs a data set, embeddings and ranks (the memory's reads: a model); knows noth
 """
 
 from mmlib.analysis.diagnosis import changed_queries, diagnose, queries_of
-from mmlib.analysis.memory import slot_readers
+from mmlib.analysis.memory import memory_health, slot_readers
 
-__all__ = ["changed_queries", "diagnose", "queries_of", "slot_readers"]
+__all__ = ["changed_queries", "diagnose", "memory_health", "queries_of", "slot_readers"]

@@ -37,11 +37,10 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Tuned = Annotated[str, Field(pattern=r"^(all|none|last-[1-9][0-9]*)$")]
 
-
 DATASETS = ("shapes", "folder", "flickr8k", "flickr30k", "coco", "shards")
 _PHOTOS = ("folder", "flickr8k", "flickr30k", "coco")
-_TUNED, _ON = (OTHER_THAN, "none"), (OTHER_THAN, 0)
-_FROZEN_ONCE = {"image_tune": _TUNED, "cache_features": (False,), "dataset": ("shards",)}
+_USED, _ON = (OTHER_THAN, "none"), (OTHER_THAN, 0)
+_FROZEN_ONCE = {"image_tune": _USED, "cache_features": (False,), "dataset": ("shards",)}
 _AUGMENTATION = {"crop_area": (OTHER_THAN, 1), "flip": (True,), "colour": _ON, "randaugment": _ON}
 _LAYERS = {"image_encoder": ("vit",), "text_encoder": ("transformer",)}
 
@@ -59,15 +58,16 @@ class RunConfig(Config):
         ({"tokenizer": ("word",)}, ("min_word_count",)),
         ({"tokenizer": ("bpe",)}, ("bpe_vocabulary",)),
         ({"image_encoder": (PRETRAINED,)}, ("image_weights", "image_lr_scale")),
-        ({"image_tune": _TUNED}, ("image_lr_scale",)),
+        ({"image_tune": _USED}, ("image_lr_scale",)),
         ({"text_encoder": (PRETRAINED,)}, ("text_weights", "text_lr_scale")),
-        ({"text_tune": _TUNED}, ("text_lr_scale",)),
+        ({"text_tune": _USED}, ("text_lr_scale",)),
         ({"image_encoder": (OTHER_THAN, "vit")}, ("image_pooling",)),
         ({"image_encoder": ("vit",)}, ("patch_size",)),
         ({"image_encoder": ("vit",), "text_encoder": ("transformer", "words")}, ("mlp_ratio",)),
         (_LAYERS, ("num_layers",)),
-        (_LAYERS | {"image_pooling": ("attention",), "memory_slots": _ON}, ("num_heads",)),
-        ({"memory_slots": _ON}, ("feedback_steps", "memory_write")),
+        (_LAYERS | {"image_pooling": ("attention",), "memory": _USED}, ("num_heads",)),
+        ({"memory": _USED}, ("memory_slots",)),
+        ({"memory": ("published",)}, ("feedback_steps", "memory_write")),
         ({"text_encoder": ("transformer",)}, ("padding_mask",)),
         ({"loss": ("infonce", "sigmoid")}, ("temperature", "learn_temperature")),
         ({"loss": ("infonce",)}, ("label_smoothing",)),
@@ -76,9 +76,9 @@ class RunConfig(Config):
         (_FROZEN_ONCE | {"feature_views": (OTHER_THAN, 1)}, ("crop_area", "flip", "colour", "randaugment")),
         # of an encoder that is both pretrained and tuned
         ({"image_encoder": (PRETRAINED,), "text_encoder": (PRETRAINED,)}, ("layer_decay",)),
-        ({"image_encoder": (PRETRAINED,), "text_tune": _TUNED}, ("layer_decay",)),
-        ({"image_tune": _TUNED, "text_encoder": (PRETRAINED,)}, ("layer_decay",)),
-        ({"image_tune": _TUNED, "text_tune": _TUNED}, ("layer_decay",)),
+        ({"image_encoder": (PRETRAINED,), "text_tune": _USED}, ("layer_decay",)),
+        ({"image_tune": _USED, "text_encoder": (PRETRAINED,)}, ("layer_decay",)),
+        ({"image_tune": _USED, "text_tune": _USED}, ("layer_decay",)),
         ({"image_tune": ("none",), "text_tune": ("none",)}, ("cache_features",)),
         ({"image_tune": ("none",)}, ("feature_views",)),
         ({"cache_features": (True,)}, ("feature_views",)),
@@ -161,9 +161,10 @@ class ModelConfig(RunConfig):
     num_heads: Count = param(4, "attention heads; divides latent_dim")
     mlp_ratio: Count = param(4, "feed-forward width over latent_dim")
     dropout: float = param(0.1, "dropout of encoders, fusion and feedback, probability", ge=0, lt=1)
-    memory_slots: int = param(
-        32, "slots of the central memory, half of it for each modality; 0: no memory at all", ge=0
+    memory: Literal["published", "cosine", "none"] = param(
+        "published", "the reference's three memories, one that both modalities read by cosine, or none"
     )
+    memory_slots: int = param(32, "slots of the central memory; each modality has half (published)", ge=2)
     feedback_steps: int = param(2, "rounds of feedback through the central memory", ge=0)
     padding_mask: bool = param(True, "leave padding out of the text encoder (reference: false)")
     memory_write: bool = param(False, "write the slots at test time (off in every published figure)")
@@ -279,7 +280,6 @@ def _conflicts(c: "TrainConfig") -> list[str]:
             c.latent_dim % c.num_heads,
         f"patch_size must divide image_size: {c.image_size} is not a multiple of {c.patch_size}":
             c.image_encoder == "vit" and c.image_size % c.patch_size,
-        "memory_slots must be 0 (no memory) or at least 2: found 1": c.memory_slots == 1,
         f"warmup_epochs must be smaller than epochs: found {c.warmup_epochs} of {c.epochs}":
             0 < c.warmup_epochs >= c.epochs,
         f"chunk_size must not exceed batch_size: found {c.chunk_size} of {c.batch_size}":

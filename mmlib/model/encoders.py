@@ -31,7 +31,7 @@ from torch import nn
 from mmlib.config import ParameterError, TrainConfig
 from mmlib.data.augment import PIXEL_MEAN, PIXEL_STD
 from mmlib.files import nearest
-from mmlib.model.network import DualEncoder, MemoryNetwork
+from mmlib.model.network import CosineMemoryNetwork, DualEncoder, MemoryNetwork
 
 Block = tuple[str, list[nn.Parameter]]
 
@@ -267,11 +267,12 @@ def build_model(
     )
     image.set_tune(config.image_tune)
     text.set_tune(config.text_tune)
-    if not config.memory_slots:
+    if config.memory == "none":
         return DualEncoder(image, text)
-    return MemoryNetwork(image, text, config)
+    return MEMORIES[config.memory](image, text, config)
 
 
+MEMORIES = {"published": MemoryNetwork, "cosine": CosineMemoryNetwork}
 # Every encoder that is trained from scratch, by its name in the config.
 IMAGE_ENCODERS: dict[str, Callable[[Any], Encoder]] = {"vit": ImageEncoder}
 TEXT_ENCODERS: dict[str, Callable[[Any, int], Encoder]] = {

@@ -1,5 +1,7 @@
 """The multimodal memory network: both modalities end in one central latent, compared by cosine.
 
+As published (`MemoryNetwork`):
+
 Image → ViT → image memory ┐
                            ├→ fusion (presence bits, type embeddings) → central memory → feedback → latent
 Caption → text → text memory ┘
@@ -7,14 +9,16 @@ Caption → text → text memory ┘
 An absent modality enters the fusion as a zero vector with presence bit 0, so images alone,
 captions alone, and pairs all pass through the same weights.
 
-Without a memory the two encoders stand alone (`DualEncoder`), to measure what the memory is worth.
+With a memory that is read sharply (`CosineMemoryNetwork`) both encoders read one `CosineMemory`, and nothing
+else follows.  Without a memory the two encoders stand alone (`DualEncoder`), to measure what one is worth.
 
 An encoder around a pretrained backbone ends in a trained head (`build_head`).
 
-Shapes: B items, D latent width, S slots, K slots written at once, F feature channels, P positions,
-Q queries.
+Shapes: B items, D latent width, S slots, H heads, E = D / H, K slots written at once, F feature channels,
+P positions, Q queries.
 """
 
+import math
 from collections import OrderedDict
 from typing import Any
 
@@ -24,6 +28,7 @@ from torch.nn import functional as F
 
 WRITE_RATE = 0.1  # eta of the gated step, as in the reference experiment
 CENTRAL_WRITE_TOP, MODALITY_WRITE_TOP = 8, 4  # slots changed by one test-time write (reference)
+COSINE_TEMPERATURE = 0.05  # of a cosine memory's first reads; half of the entropy is gone at 128 slots
 MODALITIES = ("image", "text")
 LEAST_DEVIATION = 0.1  # of a channel, over the mean deviation of all
 QUERIES = 4  # of the attention pooling: a few, so that one vector can hold several things of a picture
@@ -57,16 +62,16 @@ class MemoryBlock(nn.Module):
         return self.read(item_BD)[0]
 
     def read(self, item_BD: torch.Tensor, weights: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Like `forward`, with the attention on the slots, mean over heads, (B, S) if `weights`.
+        """Like `forward`, with the attention of each head on the slots, (B, H, S) if `weights`.
 
         The slots are the same for every item, so the batch is passed as one sequence of B queries:
         the same numbers as B sequences of one query, with the slots projected once.
         """
         slots_1SD = self.slots_SD.unsqueeze(0)
-        attended_1BD, weight_1BS = self.attention(
-            item_BD.unsqueeze(0), slots_1SD, slots_1SD, need_weights=weights
+        attended_1BD, weight_1HBS = self.attention(
+            item_BD.unsqueeze(0), slots_1SD, slots_1SD, need_weights=weights, average_attn_weights=False
         )
-        return self.norm(attended_1BD[0] + item_BD), weight_1BS[0] if weights else None
+        return self.norm(attended_1BD[0] + item_BD), weight_1HBS[0].transpose(0, 1) if weights else None
 
     @torch.no_grad()
     def write(self, content_BD: torch.Tensor) -> torch.Tensor:
@@ -91,6 +96,43 @@ class MemoryBlock(nn.Module):
         step_KD = WRITE_RATE * gate_KD
         self.slots_SD[top_K] = slot_KD * (1 - step_KD) + step_KD * self.write_content(pair_KE)
         return top_K
+
+
+class CosineMemory(nn.Module):
+    """`slots` learned keys and values; an item reads the values whose keys point where its query does.
+
+    The published memory cannot learn what to read: its keys start near 0, so every item reads every slot
+    alike, and even attention gives the keys hardly any gradient.  Here queries and keys have unit length and
+    a small temperature, so that reads differ between items from the first step on; and what is read is added
+    to the item with a gain that starts at 0, so that a memory that is worth nothing costs nothing.
+
+    Args:
+        slots: S.
+        width: D.
+        heads: H; must divide D.  Each has its own part of queries, keys and values.
+    """
+
+    def __init__(self, slots: int, width: int, heads: int):
+        super().__init__()
+        self.query = nn.Linear(width, width, bias=False)
+        self.key_SHE = nn.Parameter(torch.randn(slots, heads, width // heads))
+        self.value_SHE = nn.Parameter(torch.randn(slots, heads, width // heads))
+        self.output = nn.Linear(width, width, bias=False)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(COSINE_TEMPERATURE)))
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, item_BD: torch.Tensor) -> torch.Tensor:
+        """item + gain · read, (B, D)."""
+        read_BHE = torch.einsum("bhs,she->bhe", self.attention(item_BD), self.value_SHE)
+        return item_BD + self.gain * self.output(read_BHE.flatten(1))
+
+    def attention(self, item_BD: torch.Tensor) -> torch.Tensor:
+        """What each head reads of each slot, (B, H, S); sums to 1 over the slots."""
+        query_BHE = self.query(item_BD).view(len(item_BD), *self.key_SHE.shape[1:])
+        cosine_BHS = torch.einsum(
+            "bhe,she->bhs", F.normalize(query_BHE, dim=-1), F.normalize(self.key_SHE, dim=-1)
+        )
+        return (cosine_BHS / self.log_temperature.exp()).softmax(-1)
 
 
 class DualEncoder(nn.Module):
@@ -128,6 +170,44 @@ class DualEncoder(nn.Module):
 
     def _embed(self, modality: str, encoded_BD: torch.Tensor, write: bool) -> torch.Tensor:
         return encoded_BD
+
+    def slot_reads(self, modality: str, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """How images or captions read the slots, for analysis.
+
+        Args:
+            modality: `image` or `text`.
+            inputs: of its encoder.
+
+        Returns:
+            For each memory that they read, attention of each item on its slots, (B, H, S): `image` or
+            `text` (their modality's own memory) and `central_image` or `central_text`.  Empty without a
+            memory.
+        """
+        encoder = self.image_encoder if modality == "image" else self.text_encoder
+        with torch.no_grad():
+            return self._reads(modality, encoder(*inputs))
+
+    def _reads(self, modality: str, encoded_BD: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {}
+
+
+class CosineMemoryNetwork(DualEncoder):
+    """Two encoders and one memory that both read.
+
+    Args:
+        image_encoder, text_encoder: as of `DualEncoder`.
+        config: `latent_dim` (D), `memory_slots` (S) and `num_heads` of the reads, which divide D.
+    """
+
+    def __init__(self, image_encoder: nn.Module, text_encoder: nn.Module, config: Any):
+        super().__init__(image_encoder, text_encoder)
+        self.central_memory = CosineMemory(config.memory_slots, config.latent_dim, config.num_heads)
+
+    def _embed(self, modality: str, encoded_BD: torch.Tensor, write: bool) -> torch.Tensor:
+        return self.central_memory(encoded_BD)
+
+    def _reads(self, modality: str, encoded_BD: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {f"central_{modality}": self.central_memory.attention(encoded_BD)}
 
 
 class MemoryNetwork(DualEncoder):
@@ -179,22 +259,11 @@ class MemoryNetwork(DualEncoder):
         bits_2 = present.new_tensor([m in item_BD for m in MODALITIES])
         return self.fusion(torch.cat([*parts, bits_2.expand(len(present), 2)], dim=-1))
 
-    @torch.no_grad()
-    def slot_reads(self, modality: str, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """How images or captions read the slots, for analysis.
-
-        Args:
-            modality: `image` or `text`.
-            inputs: of its encoder.
-
-        Returns:
-            Attention of each item on the slots of its modality's memory and, in the first read after
-            fusion, on those of the central memory: (B, S // 2) and (B, S).
-        """
-        encoder = self.image_encoder if modality == "image" else self.text_encoder
-        item_BD, modality_BS = self.modality_memory[modality].read(encoder(*inputs), weights=True)
-        _, central_BS = self.central_memory.read(self._fuse({modality: item_BD}), weights=True)
-        return modality_BS, central_BS
+    def _reads(self, modality: str, encoded_BD: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The central memory's is the first read after fusion."""
+        item_BD, modality_BHS = self.modality_memory[modality].read(encoded_BD, weights=True)
+        _, central_BHS = self.central_memory.read(self._fuse({modality: item_BD}), weights=True)
+        return {modality: modality_BHS, f"central_{modality}": central_BHS}
 
 
 class Standardise(nn.Module):

@@ -55,10 +55,10 @@ def ablation_table(record: dict) -> Table:
             of_images, of_captions = (_direction_row(arm["metrics"], record["scope"], d) for d in DIRECTIONS)
             rows += [of_images | _arm_row(arm, complete, number), of_captions]
         for run in failed:
-            said = f"failed: {run['reason']}"
+            said = f"{run['state']}: {run['reason']}"
             rows.append({"arm": arm["name"], "seeds": f"{run['seed']}", "direction": said})
         if not arm["runs"]:
-            said = "failed: it diverged with every value that was tried"
+            said = "failed: it diverged or collapsed with every value that was tried"
             rows.append({"arm": arm["name"], "direction": said})
     tuned = any(arm["tried"] for arm in record["arms"])
     frame = pd.DataFrame(rows, columns=[name for name in COLUMNS if tuned or name != "tuned"]).fillna("")
@@ -109,7 +109,7 @@ def tuning_table(record: dict) -> Table | str:
     for arm in record["arms"]:
         for run in arm["tried"]:
             complete = run["state"] == "complete"
-            found = f"{percent(run['validation'])} %" if complete else f"failed: {run['reason']}"
+            found = f"{percent(run['validation'])} %" if complete else f"{run['state']}: {run['reason']}"
             rows.append(
                 {
                     "arm": arm["name"],
@@ -181,9 +181,10 @@ def ablation_checks(record: dict) -> Table:
     # An arm of which all tried values diverged has no final run.
     gone = [arm for arm in arms if arm["tried"] and all(run["state"] != "complete" for run in arm["tried"])]
     seeds = {arm["name"]: [] if arm in gone else record["seeds"] for arm in arms}
-    states = {run["run"]: run["state"] for run in runs}
+    # The folder of a run that collapsed says that its training went to the end.
+    states = {run["run"]: run["state"].replace("collapsed", "complete") for run in runs}
     checks = [
-        ("every planned run is complete or diverged", states, {run: run_state(run)[0] for run in states}),
+        ("every planned run has ended", states, {run: run_state(run)[0] for run in states}),
         (
             "each arm has a final run for every seed",
             seeds,
@@ -194,8 +195,13 @@ def ablation_checks(record: dict) -> Table:
         ("the results are those of the kept ranks", [], other_ranks),
         ("no other run was evaluated on test", [], sorted(saw_test)),
     ]
-    diverged = [run for run, state in states.items() if state != "complete"]
-    caption = f"Diverged, and kept as failed: {', '.join(diverged)}." if diverged else ""
+    gone_wrong = {run["run"]: run["state"] for run in runs if run["state"] != "complete"}
+    words = {"failed": "Diverged", "collapsed": "Collapsed"}
+    caption = " ".join(
+        f"{word}: {', '.join(run for run, found in gone_wrong.items() if found == state)}."
+        for state, word in words.items()
+        if state in gone_wrong.values()
+    )
     return passed([(record["run"], *check) for check in checks], caption)
 
 

@@ -129,39 +129,39 @@ def slots_figure(slots: Mapping[str, np.ndarray], result: dict) -> Figure:
     """Mean attention of each memory slot, and the words whose captions read the top slots most.
 
     Args:
-        slots: arrays of `slots.npz`; for each block `<block>_weight` (S,), mean attention per slot
-            that sums to 1, and `<block>_top`, JSON: `[{"slot", "share", "read_by": [(word, lift)]}]`.
-            Empty for a run without a memory; the figure then says so.
+        slots: arrays of `slots.npz`, see `mmlib.analysis.slot_readers`, for some of the `BLOCKS`; empty for
+            a run without a memory, and the figure then says so.
         result: the run's `results.json`.
-
-    The number of slots in use is exp(entropy of the mean attention): S when all are read alike.
     """
     if not slots:
         return new_figure(
             "No memory, so no slots",
-            f"{result['run']} · memory_slots 0: the two encoders alone",
+            f"{result['run']} · memory none: the two encoders alone",
             "A title that says that this run has no memory.",
             height=0.8,
         )
+    blocks = {block: title for block, title in BLOCKS.items() if f"{block}_weight" in slots}
     figure = new_figure(
         "Which memory slots are read, and by what",
         f"{result['run']} · {result['data']['name']} · {result['split']} split"
         f" · {result_scope(result).rsplit(' · ', 1)[-1]}"
         " · a word's factor: attention of the items with that word over that of all",
-        "Four bar charts of mean attention per memory slot, sorted, each beside the words that go with its"
+        "Bar charts of mean attention per memory slot, sorted, each beside the words that go with its"
         " most read slots.",
-        height=2.0 * len(BLOCKS),
+        height=2.0 * len(blocks),
     )
-    grid = figure.add_gridspec(len(BLOCKS), 2, width_ratios=[1, 1.15])
-    for row, (block, title) in enumerate(BLOCKS.items()):
+    grid = figure.add_gridspec(len(blocks), 2, width_ratios=[1, 1.15])
+    for row, (block, title) in enumerate(blocks.items()):
         weight_S = np.sort(np.asarray(slots[f"{block}_weight"], dtype=np.float64))[::-1]
-        used = weight_S[weight_S > 0]
-        in_use = float(np.exp(-(used * np.log(used)).sum()))
+        said = f"{len(weight_S)} slots, most read first"
+        if f"{block}_sharpness" in slots:
+            entropy, live = slots[f"{block}_sharpness"]
+            said += f"; {live:.0f} are read; entropy of a read {entropy:.2f} of its maximum"
         axes = figure.add_subplot(grid[row, 0])
         axes.bar(np.arange(1, len(weight_S) + 1), 100 * weight_S, width=0.85, color=BAR)
         guide(axes, 100 / len(weight_S), "even reading")
         axes.set_title(title)
-        axes.set_xlabel(f"slots, most read first ({in_use:.0f} of {len(weight_S)} in use)")
+        axes.set_xlabel(said)
         axes.set_ylabel("attention (%)")
         axes.set_xlim(0.3, len(weight_S) + 0.7)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

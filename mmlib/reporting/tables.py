@@ -341,6 +341,7 @@ def health_table(history: list[dict]) -> Table:
                     "spread of images": _number(health["image_spread"], 3),
                     "spread of captions": _number(health["caption_spread"], 3),
                     "modality gap": _number(health["modality_gap"], 3),
+                    **_reads(health.get("memory")),
                 }
             )
     caption = (
@@ -348,9 +349,24 @@ def health_table(history: list[dict]) -> Table:
         " of the epoch's last step, before clipping. Spread: 1 − |mean unit embedding|² on the validation"
         " split, 0 if all lie at one point. Modality gap: distance between the means of images and captions."
     )
+    if any("slots read" in row for row in rows):
+        caption += (
+            " Entropy of reads: of a head's attention on the central memory's slots, by images and captions,"
+            " over its maximum: 1 if every slot is read alike. Slots read: given more than twice an even"
+            " share by some head of the first 250 images and captions."
+        )
     return (
         Table(pd.DataFrame(rows), caption, tuple(warnings)) if rows else Table(sentences=("Not recorded.",))
     )
+
+
+def _reads(memory: dict | None) -> dict[str, str]:
+    if memory is None:
+        return {}
+    return {
+        "entropy of reads": f"{memory['image_entropy']:.2f}, {memory['caption_entropy']:.2f}",
+        "slots read": f"{memory['live_slots']} of {memory['slots']}",
+    }
 
 
 def _number(value: float | None, decimals: int) -> str:

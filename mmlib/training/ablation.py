@@ -13,6 +13,7 @@ from mmlib.metrics import RetrievalRanks, summarise_seeds
 from mmlib.metrics.compare import ALPHA, check_comparable, compare_seeds, holm, measured_on
 from mmlib.metrics.summary import DIRECTIONS
 from mmlib.training.ablation_plan import PlannedRun, arms_of, candidates, plan_grid
+from mmlib.training.health import collapse_in
 from mmlib.training.runs import (
     open_run,
     read_history,
@@ -34,8 +35,8 @@ KS = (1, 5, 10)
 def run_grid(config: AblationConfig, log: Log = print) -> dict:
     """Trains what an ablation is missing, evaluates its final runs, and judges its claims.
 
-    Called again it goes on where it was stopped, and only shows what is complete.  A run that diverges
-    is a result: it is kept as failed, with its reason, and not tried again.
+    Called again it goes on where it was stopped, and only shows what is complete.  A run that diverges or
+    collapses is a result: it is kept with its reason, not tried again, and no claim rests on it.
 
     Args:
         config: the ablation; everything in it is checked before anything is started.
@@ -125,7 +126,7 @@ def _due(arms: dict[str, list[PlannedRun]]) -> Iterator[tuple[PlannedRun, bool]]
 
 def _line(run: PlannedRun, end: dict, final: bool) -> str:
     if end["state"] != "complete":
-        return f"failed, {end['reason']}"
+        return f"{end['state']}, {end['reason']}"
     line = (
         f"validation {run.config.select_by} {100 * end['validation']:.1f} % at epoch {end['epoch']},"
         f" {end['seconds']:.0f} s"
@@ -140,7 +141,8 @@ def _line(run: PlannedRun, end: dict, final: bool) -> str:
 def outcome(run: PlannedRun) -> dict | None:
     """How a run ended, as the record has it; None while something is left to train.
 
-    A run whose loss or weights were no longer finite has ended too: that is a result like any other.
+    A run whose loss or weights were no longer finite (`failed`), or whose embeddings ended at one point
+    (`collapsed`), has ended too: that is a result like any other.
 
     Raises:
         FileNotFoundError, ValueError: a file of the run is missing or damaged.
@@ -150,7 +152,10 @@ def outcome(run: PlannedRun) -> dict | None:
     if not (state == "complete" or diverged):
         return None
     by, history = run.config.select_by, read_history(run.name)
-    best = None if diverged else max(history, key=lambda row: row["val"][by])  # the earliest of equals
+    if not diverged and (collapse := collapse_in(history[-1])):
+        state, reason = "collapsed", collapse
+    # The earliest of equals.
+    best = max(history, key=lambda row: row["val"][by]) if state == "complete" else None
     return {
         "run": run.name,
         "seed": run.config.seed,
@@ -166,7 +171,7 @@ def outcome(run: PlannedRun) -> dict | None:
 def chosen_values(arm: list[PlannedRun]) -> dict[str, Any] | None:
     """The tuned values of the first seed that are best on validation, the earliest of equals.
 
-    None if all of them diverged, no values if nothing is tuned.  Expects that all have ended.
+    None if none of them ended well, no values if nothing is tuned.  Expects that all have ended.
     """
     tried = [(run, outcome(run)) for run in candidates(arm)]
     complete = [(run.tuned, end["validation"]) for run, end in tried if end["state"] == "complete"]

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mmlib.analysis import memory_health
 from mmlib.data import Tokenizer
 from mmlib.data.batches import SplitTensors
 from mmlib.metrics import RetrievalRanks, retrieval_ranks
-from mmlib.model import MemoryNetwork
+from mmlib.model import DualEncoder
 from mmlib.training.health import embedding_health
 from mmlib.training.processes import all_gather_objects
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def embed_split(
-    model: MemoryNetwork,
+    model: DualEncoder,
     data: SplitTensors,
     batch_size: int = 250,
     write: bool = False,
@@ -72,7 +73,7 @@ def _of_all(batches: Sequence[torch.Tensor], embed, fabric: "Fabric | None") -> 
 
 @torch.no_grad()
 def embed_captions(
-    model: MemoryNetwork,
+    model: DualEncoder,
     tokenizer: Tokenizer,
     captions: Sequence[str],
     max_tokens: int,
@@ -90,9 +91,17 @@ def embed_captions(
 
 
 def rank_split(
-    model: MemoryNetwork, data: SplitTensors, fabric: "Fabric | None" = None, batch_size: int = 250
-) -> tuple[RetrievalRanks, dict[str, float]]:
-    """Ranks of a split under the standard protocol and `embedding_health`, the same in every process."""
+    model: DualEncoder, data: SplitTensors, fabric: "Fabric | None" = None, batch_size: int = 250
+) -> tuple[RetrievalRanks, dict]:
+    """Ranks of a split under the standard protocol, and the health of its embeddings.
+
+    Returns:
+        The ranks; and `embedding_health` with `memory`, the `memory_health` (None without a memory).  The
+        same in every process.
+    """
     image_ND, text_MD = embed_split(model, data, batch_size, fabric=fabric)
     ranks = retrieval_ranks(image_ND, text_MD, data.split.image_of_caption_M)
-    return ranks, embedding_health(image_ND, text_MD)
+    was_training = model.training
+    memory = memory_health(model.eval(), data)
+    model.train(was_training)
+    return ranks, {**embedding_health(image_ND, text_MD), "memory": memory or None}

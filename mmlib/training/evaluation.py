@@ -25,7 +25,7 @@ from mmlib.metrics import RetrievalRanks, paired_ranks, retrieval_ranks, summari
 from mmlib.metrics.compare import held_out_fingerprint
 from mmlib.metrics.protocols import fold_ranks, protocols_of
 from mmlib.metrics.summary import summarise_folds
-from mmlib.model import DualEncoder, MemoryNetwork, build_model
+from mmlib.model import DualEncoder, build_model
 from mmlib.training.checkpoint import (
     check_fits,
     check_same_data,
@@ -187,11 +187,10 @@ def _evaluate_run(
         "wise_ft": config.wise_ft,
         "protocols": {r.protocol: summarise(r) for r in (ranks, paired)} | named,
     }
-    has_memory = isinstance(parts.model, MemoryNetwork)
     arrays = {
         "gallery": _gallery(dataset, data.split, ranks, image_ND, text_MD, config.gallery_queries),
         "neighbours": nearest_neighbours(dataset, config.split, image_ND, text_MD),
-        "slots": slot_readers(parts.model, data, config.eval_batch_size) if has_memory else {},
+        "slots": slot_readers(parts.model, data, config.eval_batch_size),
         "ranks": vars(ranks),
     }
     data_root = trained.folder if config.data_root is None else config.data_root

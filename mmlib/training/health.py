@@ -29,6 +29,17 @@ def embedding_health(image_ND: torch.Tensor, caption_MD: torch.Tensor) -> dict[s
     }
 
 
+def collapse_in(row: dict) -> str | None:
+    """Which embeddings of this epoch of a history lie at one point, in words; None if none do."""
+    if not (health := row.get("health")):
+        return None
+    spreads = {side: health[f"{side}_spread"] for side in ("image", "caption")}
+    side = min(spreads, key=spreads.get)
+    if spreads[side] >= COLLAPSED:
+        return None
+    return f"the {side} embeddings have collapsed to one point (spread {spreads[side]:.3f})"
+
+
 def health_warning(rows: list[dict]) -> str | None:
     """What is wrong after the last of these epochs, in words; None if nothing is.
 
@@ -38,13 +49,8 @@ def health_warning(rows: list[dict]) -> str | None:
     healths = [row.get("health") for row in rows]
     if not healths or healths[-1] is None:
         return None
-    spreads = {side: healths[-1][f"{side}_spread"] for side in ("image", "caption")}
-    if min(spreads.values()) < COLLAPSED:
-        side = min(spreads, key=spreads.get)
-        return (
-            f"the {side} embeddings have collapsed to one point (spread {spreads[side]:.3f}): nothing tells"
-            " them apart; try less dropout, a lower lr or a warm-up"
-        )
+    if collapse := collapse_in(rows[-1]):
+        return f"{collapse}: nothing tells them apart; try less dropout, a lower lr or a warm-up"
     last_two = [
         health is not None and health["chance_loss"] and row["train_loss"] >= GUESSING * health["chance_loss"]
         for row, health in zip(rows[-2:], healths[-2:])

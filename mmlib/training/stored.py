@@ -77,8 +77,10 @@ Environment = fields(
 )  # fmt: skip
 Choice = fields("select_by", select_by=Metric)
 Status = fields("reason", state=Literal["running", "complete", "failed", "interrupted", "killed"], reason=str)
+_Reads = fields(image_entropy=Number, caption_entropy=Number, live_slots=Count, slots=Count)
 Health = fields(
-    "gradient_norm chance_loss",
+    "gradient_norm chance_loss memory",
+    memory=_Reads | None,  # None without a memory; older runs did not record it
     **dict.fromkeys(
         ("image_spread", "caption_spread", "modality_gap", "gradient_norm", "chance_loss"), Number
     ),
@@ -166,7 +168,7 @@ def _ended(**kinds: Any) -> Any:
     """A run that is complete, or diverged."""
     kinds |= {"run": Name, "seed": Count, "epoch": Count | None}
     complete = fields(state=Literal["complete"], validation=Number, **kinds)
-    diverged = fields(state=Literal["failed"], reason=str | None, **kinds)
+    diverged = fields(state=Literal["failed", "collapsed"], reason=str | None, **kinds)
     return Annotated[complete | diverged, Field(discriminator="state")]
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmlib.model.network import MemoryBlock
+from mmlib.analysis.memory import read_sharpness
+from mmlib.model.network import COSINE_TEMPERATURE, CosineMemory, MemoryBlock
 
 S, D, HEADS, K = 6, 16, 2, 3
 
@@ -29,13 +30,15 @@ def test_a_read_equals_one_attention_per_item_over_the_slots_repeated(block):
     for item_D in item_BD:
         query_11D = item_D.view(1, 1, D)
         slots_1SD = block.slots_SD.repeat(1, 1, 1)
-        attended_11D, weight_11S = block.attention(query_11D, slots_1SD, slots_1SD)
+        attended_11D, weight_1H1S = block.attention(
+            query_11D, slots_1SD, slots_1SD, average_attn_weights=False
+        )
         expected.append(F.layer_norm(attended_11D[0, 0] + item_D, (D,), block.norm.weight, block.norm.bias))
-        expected_weights.append(weight_11S[0, 0])
-    read_BD, weight_BS = block.read(item_BD, weights=True)
+        expected_weights.append(weight_1H1S[0, :, 0])
+    read_BD, weight_BHS = block.read(item_BD, weights=True)
     torch.testing.assert_close(read_BD, torch.stack(expected))
-    torch.testing.assert_close(weight_BS, torch.stack(expected_weights))
-    torch.testing.assert_close(weight_BS.sum(1), torch.ones(5))
+    torch.testing.assert_close(weight_BHS, torch.stack(expected_weights))
+    torch.testing.assert_close(weight_BHS.sum(2), torch.ones(5, HEADS))
     torch.testing.assert_close(block(item_BD), read_BD)
     assert block.read(item_BD)[1] is None
 
@@ -103,3 +106,53 @@ def test_a_block_without_writing_networks_refuses_to_be_written():
     with pytest.raises(RuntimeError, match="build the model with memory_write=True"):
         block.write(torch.randn(3, D))
     assert torch.equal(block.slots_SD, before_SD)
+
+
+@pytest.fixture
+def cosine():
+    memory = CosineMemory(S, D, HEADS)
+    with torch.no_grad():
+        memory.gain.fill_(0.5)
+    return memory
+
+
+def test_a_cosine_memory_reads_by_its_formula(cosine):
+    item_BD = torch.randn(3, D)
+    query_BD = item_BD @ cosine.query.weight.T
+    heads, weights = [], []
+    for head, part in enumerate(torch.arange(D).chunk(HEADS)):
+        key_SE = cosine.key_SHE[:, head]
+        score_BS = F.cosine_similarity(query_BD[:, None, part], key_SE, dim=-1) / COSINE_TEMPERATURE
+        weights.append(score_BS.softmax(-1))
+        heads.append(weights[-1] @ cosine.value_SHE[:, head])
+    expected_BD = item_BD + 0.5 * torch.cat(heads, dim=1) @ cosine.output.weight.T
+    torch.testing.assert_close(cosine(item_BD), expected_BD)
+    torch.testing.assert_close(cosine.attention(item_BD), torch.stack(weights, dim=1))
+
+
+def test_a_cosine_memory_starts_as_if_it_were_not_there_and_learns_from_the_first_step():
+    memory, item_BD = CosineMemory(S, D, HEADS), torch.randn(4, D)
+    assert torch.equal(memory(item_BD), item_BD)
+    memory(item_BD).square().sum().backward()
+    assert memory.gain.grad.abs() > 0
+
+
+def test_the_reads_of_a_cosine_memory_are_sharp_and_differ_where_those_of_the_published_one_are_even():
+    torch.manual_seed(0)
+    item_BD = torch.randn(200, 64)
+    published_BHS = MemoryBlock(64, 64, 4).read(item_BD, weights=True)[1]
+    cosine_BHS = CosineMemory(64, 64, 4).attention(item_BD)
+    entropy, live = read_sharpness(published_BHS)
+    assert entropy > 0.999
+    assert live == 0
+    entropy, live = read_sharpness(cosine_BHS)
+    assert entropy < 0.7
+    assert live == 64
+    assert len(cosine_BHS[:, 0].argmax(-1).unique()) > 32
+
+
+def test_the_sharpness_of_known_reads():
+    one, even = torch.eye(4)[[1, 1, 3]].unsqueeze(1), torch.full((2, 3, 4), 0.25)
+    assert read_sharpness(one) == (0.0, 2)
+    assert read_sharpness(even) == (pytest.approx(1.0), 0)
+    assert read_sharpness(torch.cat([one.expand(3, 3, 4), even]))[0] == pytest.approx(2 / 5)

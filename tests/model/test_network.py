@@ -193,7 +193,7 @@ def test_a_config_builds_the_network_and_the_loss_that_it_names():
 
 
 def test_without_slots_the_encoders_stand_alone(network, batch):
-    model = network(memory_slots=0)
+    model = network(memory="none")
     assert type(model) is DualEncoder
     image_BD, text_BD = model(*batch)
     assert torch.equal(image_BD, model.image_encoder(batch[0]))

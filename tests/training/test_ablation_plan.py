@@ -32,7 +32,7 @@ def test_every_arm_is_planned_with_every_seed_and_its_own_parameters(base):
     assert [run.config.memory_slots for run in planned] == [4, 4, 0, 0]
     assert {(r.config.lr, r.config.device) for r in planned} == {(0.002, "cpu")}
     assert planned[0].config.latent_dim == 16  # of the base
-    assert planned[2].differs == {"memory_slots": 0}
+    assert planned[2].differs == {"memory": "none"}
 
 
 def test_the_grid_is_crossed_with_the_arms_and_names_come_from_values(base):
@@ -43,7 +43,7 @@ def test_the_grid_is_crossed_with_the_arms_and_names_come_from_values(base):
     ]  # fmt: skip
     planned = plan_grid(tiny_grid(base, arms={}, grid={"memory_slots": [0, 4]}))
     assert [run.arm for run in planned] == ["memory_slots0", "memory_slots4"]
-    assert planned[0].differs == {"memory_slots": 0}
+    assert planned[0].differs == {"memory": "none"}
 
 
 def test_tuned_values_of_all_arms_and_of_one(base):
@@ -56,7 +56,7 @@ def test_tuned_values_of_all_arms_and_of_one(base):
 
 
 def test_what_is_tuned_for_an_arm_holds_for_what_the_grid_makes_of_it_and_no_other(base):
-    arms = {"memory": {}, "memory-off": {"memory_slots": 0}}
+    arms = {"memory": {}, "memory-off": {"memory": "none"}}
     planned = plan_grid(
         tiny_grid(base, arms=arms, grid={"num_layers": [1, 2]}, tune={"memory": {"lr": [0.1, 0.2]}})
     )
@@ -112,7 +112,7 @@ def test_what_is_wrong_is_named(base, changes, expected):
 
 
 def test_what_all_arms_are_given_may_be_unread_in_some_of_them(base, tmp_path):
-    arms = {"bpe": {"tokenizer": "bpe"}, "word": {"tokenizer": "word"}, "no-memory": {"memory_slots": 0}}
+    arms = {"bpe": {"tokenizer": "bpe"}, "word": {"tokenizer": "word"}, "no-memory": {"memory": "none"}}
     planned = plan_grid(tiny_grid(base, arms=arms, changes={"bpe_vocabulary": 300, "min_word_count": 2}))
     assert {run.config.bpe_vocabulary for run in planned} == {300}
     sgd = write_base(tmp_path, optimizer="sgd", momentum=0.8)  # what the base reads may be changed away
