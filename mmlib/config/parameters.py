@@ -37,7 +37,6 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Tuned = Annotated[str, Field(pattern=r"^(all|none|last-[1-9][0-9]*)$")]
 
-
 DATASETS = ("shapes", "folder", "flickr8k", "flickr30k", "coco", "shards")
 _PHOTOS = ("folder", "flickr8k", "flickr30k", "coco")
 _TUNED, _ON = (OTHER_THAN, "none"), (OTHER_THAN, 0)
@@ -257,6 +256,7 @@ class PlaceConfig(RunConfig):
     checkpoint_steps: int = param(
         0, "steps between checkpoints, also at the end of an epoch; 0: by seconds", ge=0
     )
+    tracker: Literal["none", "csv", "tensorboard"] = param("none", "a log of the epochs in the run's folder")
 
 
 class TrainConfig(
