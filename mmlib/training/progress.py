@@ -16,6 +16,7 @@ from mmlib.training.runs import RunFolder, remove
 
 _KS = ("r1", "r5", "r10")
 _COLOURS = dict(zip(DIRECTIONS, ("#0072B2", "#D55E00")))  # as the pages' figures have them
+_AS_PRINTED = "margin:0;padding:0;font-size:var(--jp-code-font-size,inherit);line-height:1.3"
 _DASHES = dict(zip(DIRECTIONS, ("none", "5 3")))
 
 
@@ -134,12 +135,15 @@ class Progress:
         how_far = tqdm.format_meter(**bar | {"bar_format": "{n_fmt} of {total_fmt} steps, {remaining} left"})
         now = f"{bar['prefix']}: {how_far}"
         epochs = [row["epoch"] for row in self._rows]
-        loss = {("currentColor", "none", ""): [row["train_loss"] for row in self._rows]}
-        recalls = {
-            (_COLOURS[d], _DASHES[d], f"R@{k[1:]}"): [100 * row["val"][d][k]["value"] for row in self._rows]
-            for d in DIRECTIONS
+        loss = [("currentColor", "none", "", [row["train_loss"] for row in self._rows])]
+        recalls = [
+            (
+                _COLOURS[direction], _DASHES[direction], f"R@{k[1:]}" if direction == "i2t" else "",
+                [100 * row["val"][direction][k]["value"] for row in self._rows],
+            )
+            for direction in DIRECTIONS
             for k in _KS
-        }
+        ]  # fmt: skip
         charts = (
             _chart("training loss", epochs, self._last_epoch, loss),
             _chart(
@@ -149,8 +153,9 @@ class Progress:
         done = f'<progress value="{bar["n"]}" max="{bar["total"]}" style="width:16em"></progress>'
         return {
             "text/plain": f"{now}\n{text}".rstrip(),
-            "text/html": f"<div>{done} {html.escape(now)}</div><div>{''.join(charts)}</div>"
-            f"<pre>{html.escape(text)}</pre>",
+            "text/html": f'<div style="font-size:13px">{done} {html.escape(now)}</div>'
+            f"<div>{''.join(charts)}</div>"
+            f'<pre style="{_AS_PRINTED}">{html.escape(text)}</pre>',
         }
 
     def _track(self, rows: list[dict]) -> None:
@@ -207,17 +212,17 @@ def _explained(place: Path):
             raise (error.__cause__ if isinstance(error.__cause__, OSError) else error) from None
 
 
-def _chart(title: str, epochs: list[int], last: int, curves: dict[tuple[str, str, str], list[float]]) -> str:
+def _chart(title: str, epochs: list[int], last: int, curves: list[tuple[str, str, str, list[float]]]) -> str:
     """A small SVG of curves over the epochs, from 0 up, in the colour of the page's text.
 
     Args:
         title: what stands above.
         epochs: E of them.
         last: the last one planned, where the axis ends.
-        curves: colour, dashes and the name at its end, of each curve → its E values.
+        curves: of each its colour, dashes, the name at its end, and E values.
     """
     left, right, top, bottom = 34, 320, 22, 130
-    high = 1.05 * max((max(values, default=0) for values in curves.values()), default=0) or 1
+    high = 1.05 * max((max(values, default=0) for *_, values in curves), default=0) or 1
     first = min(epochs, default=1)
     labels = (
         (left, 12, "start", html.escape(title)), (left - 4, top + 4, "end", f"{high:.3g}"),
@@ -225,7 +230,7 @@ def _chart(title: str, epochs: list[int], last: int, curves: dict[tuple[str, str
         (right, bottom + 14, "middle", last), ((left + right) / 2, bottom + 14, "middle", "epoch"),
     )  # fmt: skip
     parts = [f'<text x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>' for x, y, anchor, text in labels]
-    for (colour, dashes, name), values in curves.items():
+    for colour, dashes, name, values in curves:
         points = [
             (
                 round(left + (right - left) * (epoch - first) / max(last - first, 1), 1),

@@ -200,7 +200,7 @@ def test_what_is_shown_is_text(cell):
     show = Progress(tiny_config(), None, print, True)
     show.start([], 1)
     show.log("<b>\x1b[31m & a name")
-    assert "<b>" not in cell.shown[-1]["text/html"].split("<pre>")[1]
+    assert "<b>" not in cell.shown[-1]["text/html"].split("<pre")[1]
 
 
 def code_of(run: str, runs: Path, cache: Path) -> str:
