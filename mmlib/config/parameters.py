@@ -241,8 +241,8 @@ class OptimConfig(RunConfig):
         "auto", "compile the model; auto: on a GPU, where the run is long enough to gain by it"
     )
     seed: int = param(0, "seed of weights, data order and dropout", ge=0, lt=2**32)
-    select_by: Literal["rsum", "mean_r1"] = param(
-        "rsum", "validation metric that chooses the best epoch, standard protocol"
+    select_by: Literal["rsum", "mean_r1", "last"] = param(
+        "rsum", "validation metric that chooses the best epoch, standard protocol; last: the last epoch"
     )
 
 

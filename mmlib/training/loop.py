@@ -158,7 +158,7 @@ class Learner:
     progress: Progress
     compiled: bool = False
     position: Position = field(init=False)
-    # The best epoch of this phase by the selecting validation metric.
+    # The best epoch of this phase by the selecting validation metric, or the last one.
     best: dict = field(default_factory=lambda: {"epoch": 0, "value": -1.0})
     saved_at: float = field(default_factory=time.monotonic)
     unwritten: dict | None = None  # the best epoch's content, if the disk does not have it yet
@@ -243,9 +243,11 @@ class Learner:
             "seconds": round(seconds, 3),
             "pairs_per_s": round(position.pairs / trained, 1),
         }
-        improved = val[self.config.select_by] > self.best["value"]
+        by = self.config.select_by
+        value = position.epoch if by == "last" else val[by]
+        improved = value > self.best["value"]
         if improved:
-            self.best = {"epoch": position.epoch, "value": val[self.config.select_by]}
+            self.best = {"epoch": position.epoch, "value": value}
         due = position.epoch == self.last_epoch or self.config.checkpoint_steps or self._checkpoint_is_due()
         due = self.fabric.broadcast(bool(due))
         self.position = Position(position.epoch + 1)
@@ -254,7 +256,7 @@ class Learner:
         if improved or due:
             self.save(best=improved, last=due)
         if is_main:
-            self.progress.log(epoch_line(row, self.last_epoch, improved))
+            self.progress.log(epoch_line(row, self.last_epoch, improved and by != "last"))
             rows = [other for other in read_history(self.config.run) if other["phase"] == self.phase]
             if warning := health_warning(rows):
                 self.progress.log(f"WARNING: {warning}")
