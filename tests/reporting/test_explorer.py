@@ -10,7 +10,7 @@ from browser import needs_browser, open_page
 from tiny_runs import TINY, tiny_evaluate, tiny_train
 
 from mmlib import files
-from mmlib.analysis.neighbours import nearest_neighbours
+from mmlib.analysis.diagnosis import nearest_neighbours
 from mmlib.data import load_dataset
 from mmlib.metrics import RetrievalRanks
 from mmlib.reporting.explorer import explorer_page
@@ -76,7 +76,7 @@ def test_a_split_of_many_images_and_runs_of_before_have_no_explorer(place, monke
         assert [run["name"] for run in data_of(explorer_page("tiny", ["one", "two"])[1])["runs"]] == ["two"]
     finally:
         path.with_suffix(".away").rename(path)
-    monkeypatch.setattr("mmlib.analysis.neighbours.MAX_IMAGES", 3)
+    monkeypatch.setattr("mmlib.analysis.diagnosis.MAX_IMAGES", 3)
     from mmlib.config import TrainConfig, build
 
     dataset = load_dataset(build(TrainConfig, TINY))
