@@ -8,7 +8,6 @@ import os
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -51,7 +50,7 @@ print([photos[i].name for i in best])
 """
 
 
-def export_onnx(run: str, folder: str | os.PathLike) -> dict[str, Any]:
+def export_onnx(run: str, folder: str | os.PathLike) -> Path:
     """Write `image.onnx`, `text.onnx`, `model.json` and `README.md` into a folder.
 
     The towers take uint8 pixels (B, H, W, 3), and token ids (B, L) with lengths (B,); they give
@@ -62,7 +61,7 @@ def export_onnx(run: str, folder: str | os.PathLike) -> dict[str, Any]:
         folder: made if it is missing; files of these names in it are replaced.
 
     Returns:
-        What `model.json` says.
+        The folder.
 
     Raises:
         ModuleNotFoundError: the extra `onnx` is not installed.
@@ -113,7 +112,7 @@ def export_onnx(run: str, folder: str | os.PathLike) -> dict[str, Any]:
         for kind, content in towers.items():
             write_bytes_atomic(out / f"{kind}.onnx", content)
         write_json(out / "model.json", model)
-    return model
+    return out
 
 
 def tower_bytes(model, kind: str, size: int, tokens: int, vocabulary: int) -> bytes:
@@ -155,7 +154,7 @@ def tower_bytes(model, kind: str, size: int, tokens: int, vocabulary: int) -> by
             )
             exported = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, input_names=names, output_names=["embeddings"],
-                verbose=False,
+                dynamic_shapes=tuple({0: "batch"} for _ in names), verbose=False,
             )  # fmt: skip
         content = exported.model_proto.SerializeToString()
     except Exception as error:  # torch, its compiler and onnxscript raise many kinds

@@ -169,11 +169,13 @@ def phases(history: list[dict]) -> list[list[dict]]:
 
 
 def best_row(rows: list[dict], by: str = "rsum") -> dict:
-    """The epoch with the highest validation metric, the earliest of equals.
+    """The epoch with the highest validation metric, the earliest of equals; by `last`, the last one.
 
     Raises:
         ValueError: the metric is not in the validation summary.
     """
+    if by == "last":
+        return rows[-1]
     for row in rows:
         if by not in row["val"]:
             raise ValueError(
@@ -287,7 +289,7 @@ def best_epochs_table(history: list[dict], dataset: str, best_by: str = "rsum") 
     Args:
         history: rows of `history.jsonl`.
         dataset: name of the data set.
-        best_by: validation metric that decides, `rsum` or `mean_r1`.
+        best_by: validation metric that decides, `rsum` or `mean_r1`, or `last`.
 
     Raises:
         ValueError: the history is empty or has no metric `best_by`.
@@ -308,9 +310,10 @@ def best_epochs_table(history: list[dict], dataset: str, best_by: str = "rsum") 
                 "training loss": f"{best['train_loss']:.3f}",
             }
         )
+    chosen = "last epoch" if best_by == "last" else f"best by {best_by}"
     return Table(
         pd.DataFrame(rows),
-        f"{scope(dataset, 'val', history[-1]['val'])} · best by {best_by} · 95 % intervals",
+        f"{scope(dataset, 'val', history[-1]['val'])} · {chosen} · 95 % intervals",
     )
 
 

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from mmlib.config import ParameterError
 from mmlib.data import Dataset
 from mmlib.data.tokenizers.pretrained import own_open_clip_tokenizer
 from mmlib.metrics.protocols import protocols_of
 from mmlib.model.backbones import create_open_clip, open_clip_tag
+from mmlib.output import progress
 
 BATCH = 64  # images or captions embedded at once
 OF_ANY_SPLIT = ("standard", "paired", "single_caption")  # protocols
@@ -92,9 +92,9 @@ class ZeroShot:
 
         image_parts, caption_parts = [], []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for names in tqdm(_batches(part.images), desc="images", disable=None):
+            for names in progress(_batches(part.images), desc="images", unit="step"):
                 image_parts.append(clip.encode_image(torch.stack([*pool.map(pixels, names)]).to(device)))
-        for captions in tqdm(_batches(part.captions), desc="captions", disable=None):
+        for captions in progress(_batches(part.captions), desc="captions", unit="step"):
             tokens = tokenizer([self.template.replace("{}", caption) for caption in captions])
             caption_parts.append(clip.encode_text(tokens.to(device)))
         image_ND, caption_MD = (

@@ -62,6 +62,12 @@ def test_best_epochs_table_has_a_row_a_phase(history):
     assert list(frame["run"]) == ["demo-train", "demo-continue"]
 
 
+def test_a_run_that_keeps_its_last_epoch_shows_that_one(history):
+    table = best_epochs_table(history, "shapes", "last")
+    assert list(table.frame["best epoch"]) == [6, 10]
+    assert "last epoch" in table.caption
+
+
 def test_small_recalls_keep_two_decimals():
     low, high = recall_interval([True] * 17 + [False] * 4983)
     text = recall_text({"value": 17 / 5000, "low": low, "high": high})
