@@ -51,7 +51,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         if commands.speaks():
             print("interrupted; the same command goes on where this stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError) as error:
+    except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, ModuleNotFoundError) as error:
         print(f"error: {printable(str(error)) or type(error).__name__}", file=sys.stderr)
         wrong_input = isinstance(error, ParameterError | FileNotFoundError | FileExistsError)
         return EXIT_USAGE if wrong_input else EXIT_FAILED
@@ -130,6 +130,11 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--top", type=int, default=20, metavar="K", help="how many (20)")
     search.add_argument("--html", type=Path, metavar="PAGE", help="writes a page that shows them")
     search.add_argument("--json", action="store_true", help="prints them as JSON")
+
+    meaning = "write both towers of a run as ONNX files that run without torch, and how to use them"
+    export = add("export", meaning)
+    export.add_argument("run", help="name of a complete run")
+    export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")
 
     meaning = "write the data set of a parameter file as webdataset shards, for training beyond memory"
     shard = add("shard", meaning, overrides)

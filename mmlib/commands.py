@@ -27,11 +27,7 @@ EXIT_FAILED = 1
 
 
 def _typed(path: str | Path) -> Path:
-    """What was typed, from the current folder.
-
-    Raises:
-        FileNotFoundError: that folder was deleted.
-    """
+    """What was typed, from the current folder."""
     try:
         return Path.cwd() / Path(path).expanduser()
     except FileNotFoundError:
@@ -46,11 +42,7 @@ def folder_of(text: str) -> str:
 
 
 def _read(typed: Path) -> dict[str, Any]:
-    """The parameters in a file that was typed: from the current folder, or from the root.
-
-    Raises:
-        FileNotFoundError: it is in neither.
-    """
+    """The parameters in a file that was typed: from the current folder, or from the root."""
     here, from_root = _typed(typed), files.from_root(typed)
     if not here.exists() and not from_root.exists() and here.resolve() != from_root:
         raise FileNotFoundError(
@@ -69,11 +61,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _require_notebooks(command: str) -> None:
-    """Passes in a clone of the repository.
-
-    Raises:
-        FileNotFoundError: the package was installed without it.
-    """
+    """Passes in a clone of the repository."""
     if not files.NOTEBOOKS.is_dir():
         raise FileNotFoundError(
             f"{command!r} needs the notebooks of mmlib's repository: expected the folder {files.NOTEBOOKS},"
@@ -303,6 +291,14 @@ def search(options: argparse.Namespace) -> int:
         images = retriever.images
         write_search_page(options.html, options.run, images, hits, options.text, options.image)
         print(shown(options.html), file=sys.stderr)
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    """The command `export`; returns its exit code."""
+    from mmlib.export import export_onnx
+
+    print(f"complete: {shown(export_onnx(options.run, _typed(options.out)))}")
     return 0
 
 

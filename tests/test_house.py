@@ -28,6 +28,7 @@ ORDER = (
     {"analysis"},
     {"training"},
     {"search"},
+    {"export"},
     {"reporting"},
     {"pipeline"},
     {"commands", "cli", "__main__"},
