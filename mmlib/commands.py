@@ -162,7 +162,7 @@ def _evaluate_model(options: argparse.Namespace, has_files: bool) -> int:
     _check_places(options)
     from mmlib.data import load_dataset
     from mmlib.model.pretrained import is_file
-    from mmlib.training.zero_shot import ZeroShot, check_protocol_of
+    from mmlib.training.embed import ZeroShot, check_protocol_of
 
     weights = "default" if options.weights is None else options.weights
     if is_file(weights) and _typed(weights).is_file():
