@@ -61,7 +61,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         if _speaks():
             print("interrupted; the same command goes on where this stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError) as error:
+    except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, ModuleNotFoundError) as error:
         print(f"error: {printable(str(error)) or type(error).__name__}", file=sys.stderr)
         wrong_input = isinstance(error, ParameterError | FileNotFoundError | FileExistsError)
         return EXIT_USAGE if wrong_input else EXIT_FAILED
@@ -138,6 +138,12 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--html", type=Path, metavar="PAGE", help="writes a page that shows them")
     search.add_argument("--json", action="store_true", help="prints them as JSON")
 
+    export = add(
+        _export, "write both towers of a run as ONNX files that run without torch, and how to use them"
+    )
+    export.add_argument("run", help="name of a complete run")
+    export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")
+
     meaning = "write the data set of a parameter file as webdataset shards, for training beyond memory"
     shard = add(_shard, meaning, overrides)
     shard.add_argument("params", type=Path, nargs="?", help="for example params/demo/01_train.yaml")
@@ -147,11 +153,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _typed(path: str | Path) -> Path:
-    """What was typed, from the current folder.
-
-    Raises:
-        FileNotFoundError: that folder was deleted.
-    """
+    """What was typed, from the current folder."""
     try:
         return Path.cwd() / Path(path).expanduser()
     except FileNotFoundError:
@@ -166,11 +168,7 @@ def _folder(text: str) -> str:
 
 
 def _read(typed: Path) -> dict[str, Any]:
-    """The parameters in a file that was typed: from the current folder, or from the root.
-
-    Raises:
-        FileNotFoundError: it is in neither.
-    """
+    """The parameters in a file that was typed: from the current folder, or from the root."""
     here, from_root = _typed(typed), files.from_root(typed)
     if not here.exists() and not from_root.exists() and here.resolve() != from_root:
         raise FileNotFoundError(
@@ -188,11 +186,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _require_notebooks(command: str) -> None:
-    """Passes in a clone of the repository.
-
-    Raises:
-        FileNotFoundError: the package was installed without it.
-    """
+    """Passes in a clone of the repository."""
     if not files.NOTEBOOKS.is_dir():
         raise FileNotFoundError(
             f"{command!r} needs the notebooks of mmlib's repository: expected the folder {files.NOTEBOOKS},"
@@ -415,6 +409,13 @@ def _search(options: argparse.Namespace) -> int:
         images = retriever.images
         write_search_page(options.html, options.run, images, hits, options.text, options.image)
         print(shown(options.html), file=sys.stderr)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from mmlib.export import export_onnx
+
+    print(f"complete: {shown(export_onnx(options.run, _typed(options.out)))}")
     return 0
 
 

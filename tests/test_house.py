@@ -28,6 +28,7 @@ ORDER = (
     {"analysis"},
     {"training"},
     {"search"},
+    {"export"},
     {"reporting"},
     {"pipeline"},
     {"cli", "__main__"},

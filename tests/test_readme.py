@@ -105,6 +105,7 @@ def test_commands_of_mmlib_reach_their_work(command, tmp_path, monkeypatch):
     monkeypatch.setattr("mmlib.training.zero_shot.ZeroShot.embed", lambda *given: note(*given) or embedded)
     monkeypatch.setattr("mmlib.search.Retriever.load", lambda run: Reached(note))
     monkeypatch.setattr("mmlib.reporting.explorer.write_search_page", note)
+    monkeypatch.setattr("mmlib.export.export_onnx", lambda run, out: note(run) or out)
     monkeypatch.setattr("mmlib.pipeline.render_again", lambda name: note(name) or tmp_path)
     monkeypatch.setattr("mmlib.metrics.embeddings.results_text", lambda *given: note(*given) and "")
     monkeypatch.chdir(tmp_path)
