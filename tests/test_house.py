@@ -31,7 +31,7 @@ ORDER = (
     {"export"},
     {"reporting"},
     {"pipeline"},
-    {"cli", "__main__"},
+    {"commands", "cli", "__main__"},
 )
 MODULES = {
     ".".join(part for part in path.relative_to(files.ROOT).with_suffix("").parts if part != "__init__"): path

@@ -102,7 +102,7 @@ def test_commands_of_mmlib_reach_their_work(command, tmp_path, monkeypatch):
     split = SimpleNamespace(images=range(3))
     data = SimpleNamespace(name="data", identity={}, split=lambda name: split)
     monkeypatch.setattr("mmlib.data.load_dataset", lambda config: note(config) or data)
-    monkeypatch.setattr("mmlib.training.zero_shot.ZeroShot.embed", lambda *given: note(*given) or embedded)
+    monkeypatch.setattr("mmlib.training.embed.ZeroShot.embed", lambda *given: note(*given) or embedded)
     monkeypatch.setattr("mmlib.search.Retriever.load", lambda run: Reached(note))
     monkeypatch.setattr("mmlib.reporting.explorer.write_search_page", note)
     monkeypatch.setattr("mmlib.export.export_onnx", lambda run, out: note(run) or out)

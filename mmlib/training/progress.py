@@ -50,7 +50,8 @@ class Progress:
     """What a person sees of one training while it runs, beside the history that it leaves.
 
     A line for each epoch goes to `log`.  Where the caller has left that to be `print` and `is_watched`, the
-    lines stand in one output of the cell, under a bar and the curves so far; at the end the lines alone stay.
+    lines stand in one output of the cell, under a bar and the curves so far; at the end the lines alone stay,
+    also of a training that fails.  Only a kernel that is killed leaves what it showed last.
 
     A tracker's log lies in the run's folder, `csv/` or `tensorboard/`.  It is made anew from the history
     whenever the run goes on: no epoch is there twice, and none is missing.
@@ -243,7 +244,7 @@ def _chart(title: str, epochs: list[int], last: int, curves: list[tuple[str, str
             parts.append(
                 f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.6"'
                 f' stroke-dasharray="{dashes}"/><circle cx="{x}" cy="{y}" r="2.2" fill="{colour}"/>'
-                f'<text x="{x + 4}" y="{y}" fill="{colour}">{name}</text>'
+                f'<text x="{x + 4}" y="{y}">{name}</text>'
             )
     return (
         f'<svg role="img" aria-label="{html.escape(title)}, by epoch" width="360" height="150"'
