@@ -242,7 +242,7 @@ class OptimConfig(RunConfig):
     )
     seed: int = param(0, "seed of weights, data order and dropout", ge=0, lt=2**32)
     select_by: Literal["rsum", "mean_r1", "last"] = param(
-        "rsum", "validation metric that chooses the best epoch, standard protocol; last: the last epoch"
+        "rsum", "validation metric that chooses the best epoch; last: it is the last one"
     )
 
 
