@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from mmlib.arrays import read_npz
 from mmlib.config import ParameterError
@@ -26,6 +25,7 @@ from mmlib.data.dataset import file_sha256
 from mmlib.data.decoding import MAX_BYTES, decode_image, resize_image
 from mmlib.data.own_photos import walk_images
 from mmlib.files import explained, parse_json, printable, read_bounded, shown
+from mmlib.output import progress
 from mmlib.training.runs import open_run, require_complete, run_folder
 
 BATCH = 64  # images embedded at once
@@ -180,7 +180,7 @@ class Retriever:
                 return str(error)
 
         batches = [names[first : first + BATCH] for first in range(0, len(names), BATCH)]
-        bar = tqdm(total=len(names), desc="images", unit="image", disable=None, delay=1)
+        bar = progress(total=len(names), desc="images", unit="image", delay=1)
         with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
             ahead = pool.map(load, batches[0] if batches else ())
             for batch, following in zip_longest(batches, batches[1:], fillvalue=()):

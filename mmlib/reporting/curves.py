@@ -68,12 +68,13 @@ def recall_curves(history: list[dict], dataset: str, best_by: str = "rsum") -> F
     Args:
         history: rows of `history.jsonl`.
         dataset: name of the data set, for the title.
-        best_by: validation metric whose best epoch is marked in each phase, `rsum` or `mean_r1`.
+        best_by: validation metric whose best epoch is marked in each phase, `rsum` or `mean_r1`, or `last`.
 
     Raises:
         ValueError: the history is empty or has no metric `best_by`.
     """
     best = [best_row(rows, best_by) for rows in phases(history)]
+    chosen = "epoch that is kept: the last" if best_by == "last" else f"best epoch of the phase, by {best_by}"
     runs = _phase_names(history)
     figure = new_figure(
         "Validation recall by epoch",
@@ -84,7 +85,7 @@ def recall_curves(history: list[dict], dataset: str, best_by: str = "rsum") -> F
         legend=[
             *legend(markersize=3.2, linewidth=1.9, **_marks(history)),
             Patch(color=SOFT, alpha=0.2, linewidth=0, label="95 % interval"),
-            Line2D([], [], **_STAR, markersize=10, label=f"best epoch of the phase, by {best_by}"),
+            Line2D([], [], **_STAR, markersize=10, label=chosen),
         ],
     )
     epoch = [row["epoch"] for row in history]

@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from mmlib.analysis.neighbours import COLUMNS, THUMBNAIL, TOP_K
+from mmlib.analysis.diagnosis import COLUMNS, THUMBNAIL, TOP_K
 from mmlib.data.decoding import MAX_BYTES, decode_image
 from mmlib.files import printable, read_bounded, write_text_atomic
 from mmlib.metrics import RetrievalRanks

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import io
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from IPython.display import display
 from PIL import Image
 
-from mmlib.files import checked_name
+from mmlib.files import checked_name, printable
 from mmlib.reporting.tables import DIRECTION_NAMES, MARK, percent
 
 # matplotlib reads a matplotlibrc of the current folder before any other, and modules can be imported from
@@ -24,6 +25,7 @@ with contextlib.chdir(Path(__file__).parent / "templates"):
     from matplotlib.colors import to_hex, to_rgb, to_rgba_array
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.text import Text
 
 WIDTH = 8.0  # inches; the width of a report's text column
 DPI = 160  # twice a screen's, so that figures stay sharp on dense displays
@@ -230,10 +232,18 @@ def _darken(figure: Figure) -> None:
 
 @styled
 def _png(figure: Figure) -> bytes:
-    """The figure with 256 colours: a third of the bytes, and no difference that an eye finds."""
+    """The figure with 256 colours: a third of the bytes, and no difference that an eye finds.
+
+    Foreign text in it is made printable; a letter that the font lacks, as an emoji, is a box.
+    """
+    for text in figure.findobj(Text):
+        if (shown := printable(text.get_text())) != text.get_text():
+            text.set_text(shown)
     # The figure's own resolution: matplotlib's default is the one that it was made with.
     drawn, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=figure.dpi)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(drawn, format="png", dpi=figure.dpi)
     with Image.open(drawn) as image:
         image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
     return small.getvalue()

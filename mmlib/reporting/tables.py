@@ -172,11 +172,13 @@ def phases(history: list[dict]) -> list[list[dict]]:
 
 
 def best_row(rows: list[dict], by: str = "rsum") -> dict:
-    """The epoch with the highest validation metric, the earliest of equals.
+    """The epoch with the highest validation metric, the earliest of equals; by `last`, the last one.
 
     Raises:
         ValueError: the metric is not in the validation summary.
     """
+    if by == "last":
+        return rows[-1]
     for row in rows:
         if by not in row["val"]:
             raise ValueError(
@@ -295,7 +297,7 @@ def best_epochs_table(history: list[dict], dataset: str, best_by: str = "rsum") 
     Args:
         history: rows of `history.jsonl`.
         dataset: name of the data set.
-        best_by: validation metric that decides, `rsum` or `mean_r1`.
+        best_by: validation metric that decides, `rsum` or `mean_r1`, or `last`.
 
     Raises:
         ValueError: the history is empty or has no metric `best_by`.
@@ -305,7 +307,8 @@ def best_epochs_table(history: list[dict], dataset: str, best_by: str = "rsum") 
         best = best_row(part, best_by)
         i2t, t2i = best["val"]["i2t"], best["val"]["t2i"]
         sentences = [
-            f"{best['run']} was best after epoch {best['epoch']} of {part[-1]['epoch']}:"
+            f"{best['run']} {'ended' if best_by == 'last' else 'was best'} after epoch {best['epoch']} of"
+            f" {part[-1]['epoch']}:"
             f" {percent(i2t['r1']['value'])} % of {i2t['n']:,} images find a caption of theirs first,"
             f" {percent(t2i['r1']['value'])} % of {t2i['n']:,} captions their image"
             f" (by chance {percent(t2i['r1']['chance'])} %)."
@@ -325,10 +328,12 @@ def best_epochs_table(history: list[dict], dataset: str, best_by: str = "rsum") 
                 "training loss": f"{best['train_loss']:.3f}",
             }
         )
+    chosen = (
+        "last epoch" if best_by == "last" else f"best by {best_by}, which flatters a little: quote the test"
+    )
     return Table(
         pd.DataFrame(rows),
-        f"{scope(dataset, 'val', history[-1]['val'])} · best by {best_by} · 95 % intervals · this split chose"
-        " the epoch, which flatters a little: quote the test split",
+        f"{scope(dataset, 'val', history[-1]['val'])} · {chosen} · 95 % intervals",
         tuple(sentences),
     )
 

@@ -150,14 +150,15 @@ def outcome(run: PlannedRun) -> dict | None:
     if not (state == "complete" or diverged):
         return None
     by, history = run.config.select_by, read_history(run.name)
-    best = None if diverged else max(history, key=lambda row: row["val"][by])  # the earliest of equals
+    # the earliest of equals
+    best = None if diverged else history[-1] if by == "last" else max(history, key=lambda row: row["val"][by])
     return {
         "run": run.name,
         "seed": run.config.seed,
         "state": state,
         "reason": reason,
         "epoch": best and best["epoch"],
-        "validation": best and best["val"][by],
+        "validation": best and best["val"]["rsum" if by == "last" else by],
         "trainable_weights": stored_environment(run.name)["trainable_weights"],
         "seconds": round(sum(row["seconds"] for row in history), 1),
     }

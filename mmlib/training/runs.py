@@ -340,11 +340,11 @@ def open_run(run: str, overwrite: bool = False) -> Iterator[RunFolder]:
             doomed = [*(folder / name for name in first), *folder.iterdir()]
         for path in doomed:
             if path.name != ".lock":
-                _remove(path)
+                remove(path)
         yield RunFolder(folder, check)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Removes a file or a folder; of a link, the link alone."""
     with files.explained(path):
         if path.is_dir() and not path.is_symlink():

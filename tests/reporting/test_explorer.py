@@ -10,7 +10,7 @@ from browser import needs_browser, open_page
 from tiny_runs import TINY, tiny_evaluate, tiny_train
 
 from mmlib import files
-from mmlib.analysis.neighbours import nearest_neighbours
+from mmlib.analysis.diagnosis import nearest_neighbours
 from mmlib.data import load_dataset
 from mmlib.metrics import RetrievalRanks
 from mmlib.reporting.explorer import explorer_page
@@ -76,7 +76,7 @@ def test_a_split_of_many_images_and_runs_of_before_have_no_explorer(place, monke
         assert [run["name"] for run in data_of(explorer_page("tiny", ["one", "two"])[1])["runs"]] == ["two"]
     finally:
         path.with_suffix(".away").rename(path)
-    monkeypatch.setattr("mmlib.analysis.neighbours.MAX_IMAGES", 3)
+    monkeypatch.setattr("mmlib.analysis.diagnosis.MAX_IMAGES", 3)
     from mmlib.config import TrainConfig, build
 
     dataset = load_dataset(build(TrainConfig, TINY))
@@ -158,10 +158,13 @@ def test_keys_go_through_the_list_and_the_address_names_the_query(opened):
 
 @needs_browser
 def test_it_fits_a_phone_and_has_names_for_all_its_parts(opened):
-    page, _ = opened
-    for width in (400, 1280):
-        page.resize(width)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page, address = opened
+    for place in ("#q=3", "#d=i2t&q=3", "#d=i2t&a=one&b=two&q=3"):
+        page.open(address + place)
+        page.evaluate("data.images = data.images.map(name => name + '_d3e9c21170'.repeat(9)); read()")
+        for width in (400, 1280):
+            page.resize(width)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
     named = "e.innerText || e.labels?.length || e.querySelector('[aria-label]')"
     parts = "[...document.querySelectorAll('button, select, input')]"
     assert page.evaluate(f"{parts}.filter(e => !({named})).length") == 0

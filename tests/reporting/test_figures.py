@@ -173,3 +173,10 @@ def test_a_persons_settings_of_matplotlib_change_no_figure(history):
     }
     with matplotlib.rc_context(wild | {"savefig.transparent": True, "axes.prop_cycle": "cycler(color='y')"}):
         assert _png(loss_curves(history, "shapes")) == plain
+
+
+def test_foreign_text_is_drawn_as_text_and_what_the_font_lacks_as_a_box():
+    figure = Figure()
+    text = figure.text(0, 0, "red \x1b[31m and \u202e \N{BALLOON}")
+    _png(figure)  # a warning would be an error
+    assert text.get_text() == r"red \x1b[31m and \u202e " + "\N{BALLOON}"

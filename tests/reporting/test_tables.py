@@ -77,6 +77,12 @@ def test_values_are_words_and_no_python():
     assert value_text(value) == said
 
 
+def test_a_run_that_keeps_its_last_epoch_shows_that_one(history):
+    table = best_epochs_table(history, "shapes", "last")
+    assert list(table.frame["best epoch"]) == [6, 10]
+    assert "last epoch" in table.caption
+
+
 def test_small_recalls_keep_two_decimals():
     low, high = recall_interval([True] * 17 + [False] * 4983)
     text = recall_text({"value": 17 / 5000, "low": low, "high": high})

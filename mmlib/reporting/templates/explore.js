@@ -71,7 +71,7 @@ function drawList() {
   const more = listed.length > SHOWN ? `, the first ${SHOWN} shown` : "";
   $("count").textContent = `${listed.length.toLocaleString("en")} of ${total.toLocaleString("en")} queries${more}`;
   $("list").replaceChildren(...shown.map(({ q, note }) => {
-    const label = state.d === "t2i" ? [text(q)] : [thumbnail(q), data.images[q]];
+    const label = state.d === "t2i" ? [text(q)] : [thumbnail(q), element("span", { textContent: data.images[q] })];
     const button = element("button", { type: "button", onclick: () => go({ q }) },
       ...label, element("span", { className: "rank", textContent: note }));
     button.dataset.q = q;
