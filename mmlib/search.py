@@ -28,7 +28,7 @@ from mmlib.files import explained, parse_json, printable, read_bounded, shown
 from mmlib.output import progress
 from mmlib.training.runs import open_run, require_complete, run_folder
 
-BATCH = 64  # images embedded at once
+BATCH = 16  # images embedded at once; on a CPU, 64 cost twice the time in fresh memory
 FOLDER = "search"  # of a run, with one file for each indexed folder
 _OF_MODEL = ("config.json", "tokenizer.json", "best.pt")
 

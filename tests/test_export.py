@@ -7,14 +7,18 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny_runs import tiny_config, tiny_evaluate, tiny_train
+from tiny_runs import tiny_evaluate
 
 from mmlib import export, files
 from mmlib.cli import main
-from mmlib.config import TrainConfig, build
+from mmlib.config import TrainConfig, build, read_yaml
 from mmlib.data import load_dataset
 from mmlib.export import tower_bytes
+from mmlib.metrics import RetrievalRanks
 from mmlib.model import build_model
+from mmlib.reporting.explorer import explorer_page
+from mmlib.search import Retriever
+from mmlib.training import train
 from mmlib.training.runs import read_arrays, read_queries
 
 sys.path.insert(0, str(files.ROOT / "tests" / "model"))
@@ -88,39 +92,79 @@ def test_backbones_of_texts_are_torchs(tmp_path):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A trained and evaluated run, its test images as PNG files, and its towers as ONNX files."""
+    """The demo on few training images, evaluated; its test images as PNG files; its towers as ONNX files."""
     patch = pytest.MonkeyPatch()
     root = tmp_path_factory.mktemp("export")
     patch.setattr(files, "RUNS", root / "runs")
     patch.setattr(files, "CACHE", root / "cache")
-    tiny_train(shapes_test=30)
-    tiny_evaluate()
-    dataset = load_dataset(tiny_config(shapes_test=30))
+    given = read_yaml(files.PARAMS / "demo" / "01_train.yaml")
+    few = {
+        "run": "demo",
+        "epochs": 1,
+        "warmup_epochs": 0,
+        "shapes_train": 60,
+        "shapes_val": 10,
+        "device": "cpu",
+    }
+    config = build(TrainConfig, given | few)
+    train(config, log=lambda line: None)
+    tiny_evaluate("demo")
+    dataset, whole = load_dataset(config), load_dataset(build(TrainConfig, given))
+    split = dataset.split("test")
+    assert (len(split.images), len(split.captions)) == (250, 1250)
+    assert split.captions == whole.split("test").captions
     out = root / "onnx"
     (out / "photos").mkdir(parents=True)
-    for number, name in enumerate(dataset.split("test").images):
-        dataset.source.load(name, 16).save(out / "photos" / f"{number:02d}.png")
-    assert main(["export", "tiny", "--out", str(out)]) == 0
+    for number, name in enumerate(split.images):
+        dataset.source.load(name, config.image_size).save(out / "photos" / f"{number:03d}.png")
+    assert main(["export", "demo", "--out", str(out)]) == 0
+    assert main(["index", "demo", str(out / "photos")]) == 0
     yield out
     patch.undo()
 
 
+def assert_same_hits(similarity_MK: np.ndarray, found_MK: np.ndarray) -> None:
+    """The evaluation's own first five images of each caption; rounding may turn what is equal to 1e-6."""
+    arrays = read_arrays("demo", "neighbours")
+    value_MK, expected_MK = arrays["t2i_similarity"][:, :5], arrays["t2i_top"][:, :5]
+    np.testing.assert_allclose(similarity_MK, value_MK, atol=1e-5)
+    for value_K, found_K, first_K in zip(arrays["t2i_similarity"], found_MK, arrays["t2i_top"]):
+        value = dict(zip(first_K, value_K))
+        near = [value.get(image, value_K[-1]) for image in found_K]
+        np.testing.assert_allclose(near, value_K[:5], atol=1e-6)
+    assert (found_MK != expected_MK).mean() < 0.02
+
+
+def test_a_search_gives_the_evaluations_first_five_for_every_caption_of_the_demo(place):
+    retriever, captions = Retriever.load("demo"), read_queries("demo")["captions"]
+    hits = [retriever.search(text=caption, top=5) for caption in captions]
+    assert len(hits) == 1250
+    found_MK = np.array([[int(hit.file.stem) for hit in found] for found in hits])
+    assert_same_hits(np.array([[hit.similarity for hit in found] for found in hits]), found_MK)
+
+
+def test_the_explorer_lists_what_the_evaluation_found_for_every_caption_of_the_demo(place):
+    _, content = explorer_page("demo", ["demo"])
+    data = re.search(rb'<script type="application/json" id="data">(.*?)</script>', content, re.S)[1]
+    lists = json.loads(data)["runs"][0]["t2i"]
+    assert lists["top"] == read_arrays("demo", "neighbours")["t2i_top"].tolist()
+    ranks = RetrievalRanks.load(files.RUNS / "demo" / "ranks.npz")
+    assert lists["rank"] == ranks.t2i_M.tolist()
+    for top, rank, ties, own in zip(lists["top"], ranks.t2i_M, ranks.ties_t2i_M, ranks.image_of_text_M):
+        where = top.index(own) + 1 if own in top else 11
+        assert rank - ties <= where <= rank or (where == 11 and rank > 10)
+
+
 def test_the_example_beside_the_towers_finds_what_the_evaluation_found(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    queries, arrays = read_queries("tiny"), read_arrays("tiny", "neighbours")
+    queries = read_queries("demo")
     code = re.search(r"^```python\n(.*?)^```", (place / "README.md").read_text("utf-8"), re.M | re.S)[1]
     code = code.replace('["a dog runs on the beach"]', "captions").replace("*.jpg", "*.png")
     scope = {"captions": list(queries["captions"])}
     exec(code, scope)
     similarity_MN = scope["texts"] @ scope["images"].T
     first_MK = np.argsort(-similarity_MN, axis=1, kind="stable")[:, :5]
-    expected_MK, value_MK = arrays["t2i_top"][:, :5], arrays["t2i_similarity"][:, :5]
-    found_MK = np.take_along_axis(similarity_MN, first_MK, axis=1)
-    np.testing.assert_allclose(found_MK, value_MK, atol=1e-5)
-    others = first_MK != expected_MK  # only where two images are as similar as rounding can tell
-    own_MK = np.take_along_axis(similarity_MN, expected_MK, axis=1)
-    assert (np.abs(own_MK - found_MK)[others] < 1e-6).all()
-    assert others.mean() < 0.02
+    assert_same_hits(np.take_along_axis(similarity_MN, first_MK, axis=1), first_MK)
     assert len(json.loads(capsys.readouterr().out.replace("'", '"'))) == 10
 
 
@@ -130,18 +174,16 @@ def test_model_json_says_what_the_towers_take(place):
         session = onnxruntime.InferenceSession(place / said[kind]["file"])
         assert {i.name: list(i.shape) for i in session.get_inputs()} == said[kind]["inputs"]
         assert [o.name for o in session.get_outputs()] == ["embeddings"]
-    from mmlib.search import Retriever
-
-    assert said["weights"] == Retriever.load("tiny").model_digest
+    assert said["weights"] == Retriever.load("demo").model_digest
     assert said["text"]["tokenizer"] == json.loads(
-        (files.RUNS / "tiny" / "tokenizer.json").read_text("utf-8")
+        (files.RUNS / "demo" / "tokenizer.json").read_text("utf-8")
     )
-    assert (said["image"]["size"], said["image"]["resize"]) == (16, "squash")
+    assert (said["image"]["size"], said["image"]["resize"]) == (64, "squash")
 
 
 def test_without_the_extra_it_says_what_to_install(place, monkeypatch, capsys):
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
-    assert main(["export", "tiny", "--out", "x"]) == 1
+    assert main(["export", "demo", "--out", "x"]) == 1
     said = capsys.readouterr().err
     assert "export needs onnxscript, found none; install with pip install 'mmlib[onnx]'" in said
 
@@ -150,19 +192,19 @@ def test_what_cannot_be_exported_is_said(place, tmp_path, capsys, monkeypatch):
     assert main(["export", "absent", "--out", str(tmp_path / "x")]) == 2
     assert "no run 'absent' in" in capsys.readouterr().err
     (tmp_path / "file").write_text("kept")
-    assert main(["export", "tiny", "--out", str(tmp_path / "file")]) != 0
+    assert main(["export", "demo", "--out", str(tmp_path / "file")]) != 0
     assert "could not write" in capsys.readouterr().err
-    assert main(["export", "tiny", "--out", str(tmp_path / "file" / "x")]) != 0
+    assert main(["export", "demo", "--out", str(tmp_path / "file" / "x")]) != 0
     assert "A file lies where its folder should be" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "kept"
-    status = files.RUNS / "tiny" / "status.json"
+    status = files.RUNS / "demo" / "status.json"
     said = status.read_text()
     try:
         status.write_text(said.replace('"complete"', '"failed"'))
-        assert main(["export", "tiny", "--out", str(tmp_path / "x")]) == 1
+        assert main(["export", "demo", "--out", str(tmp_path / "x")]) == 1
     finally:
         status.write_text(said)
-    assert "run 'tiny' is not complete but failed" in capsys.readouterr().err
+    assert "run 'demo' is not complete but failed" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
