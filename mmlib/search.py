@@ -146,8 +146,9 @@ class Retriever:
         if before is None or before.model != self.model_digest:
             before = _Index(root, self.model_digest, {}, np.empty((0, 0), np.float32), {})
         kept = [name for name, stamp in before.stamps.items() if there.get(name) == stamp]
-        unreadable = {n: known for n, known in before.unreadable.items() if there.get(n) == known[:2]}
-        new = [name for name in there if name not in unreadable and name not in set(kept)]
+        unreadable = {n: of for n, of in before.unreadable.items() if there.get(n) == of[:2]}
+        known = unreadable.keys() | set(kept)
+        new = [name for name in there if name not in known]
         removed = len(before.stamps) - len(kept)
         rows = {name: row for row, name in enumerate(before.stamps)}
         parts = [before.unit_ND[[rows[name] for name in kept]]] if kept else []
@@ -163,7 +164,7 @@ class Retriever:
                 unit_ND = np.concatenate(parts) if parts else before.unit_ND[:0]
                 self._write(path, _Index(root, self.model_digest, stamps, unit_ND, unreadable))
                 self._indexes = None
-        reasons = {name: known[2] for name, known in unreadable.items()}
+        reasons = {name: of[2] for name, of in unreadable.items()}
         return Indexed(len(kept) + len(done), len(done), removed, reasons, outside)
 
     def _embedded(
