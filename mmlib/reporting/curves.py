@@ -33,9 +33,9 @@ def loss_curves(history: list[dict], dataset: str, batch_size: int | None = None
         "Training loss by epoch",
         f"{dataset} · training split · mean over the batches of an epoch · {runs}",
         f"Line chart of the training loss by epoch on {dataset}; {runs}.",
-        height=2.7,
+        height=1.4,
     )
-    axes = _curve(figure, history, [row["train_loss"] for row in history], "contrastive loss (nats)")
+    axes = _curve(figure, history, [row["train_loss"] for row in history], "loss (nats)")
     if batch_size:
         guide(axes, math.log(batch_size), f"guessing, ln {batch_size}", below=True)
     axes.set_ylim(bottom=0)
@@ -54,7 +54,7 @@ def lr_curve(history: list[dict]) -> Figure:
         "Learning rate by epoch",
         f"at the first step of each epoch · {runs}",
         f"Line chart of the learning rate at the first step of each epoch; {runs}.",
-        height=2.0,
+        height=1.6,
     )
     axes = _curve(figure, history, [row["lr"] for row in history], "learning rate")
     axes.set_ylim(0, 1.08 * max(row["lr"] for row in history))
@@ -81,7 +81,7 @@ def recall_curves(history: list[dict], dataset: str, best_by: str = "rsum") -> F
         f"{scope(dataset, 'val', history[-1]['val'])} · {runs}",
         f"Line charts of validation recall at 1, 5, 10 by epoch on {dataset}, image to text solid and text to"
         f" image dashed, with interval bands, the chance level, and the best epoch of each phase; {runs}.",
-        height=2.75,
+        height=1.95,
         legend=[
             *legend(markersize=3.2, linewidth=1.9, **_marks(history)),
             Patch(color=SOFT, alpha=0.2, linewidth=0, label="95 % interval"),

@@ -18,6 +18,11 @@ from mmlib.reporting.tables import DIRECTION_NAMES, Table, p_text, passed, perce
 from mmlib.training.runs import read_queries, read_result, run_folder
 
 RECALLS = {f"{d}_r{k}": f"R@{k} {name}" for k in (1, 5, 10) for d, name in DIRECTION_NAMES.items()}
+_CHANGED = ("query", "rank before", "rank after")
+CHANGES_HEADING = (
+    "### What changed\n\nQueries that the last phase answered differently from the first: a gain of a few"
+    " points is the balance of many that were won and many that were lost."
+)
 METRICS = {"mean_r1": "mean R@1", **RECALLS, "rsum": "rsum"}
 
 
@@ -95,11 +100,17 @@ def protocols_of_results(results: list[dict]) -> list[str]:
 
 
 def results_section(results: list[dict]) -> None:
-    """Displays `results_table` for each of `protocols_of_results`, under the definition of the protocol.
+    """Displays a sentence on the last run, and `results_table` for each of `protocols_of_results`.
 
     Raises:
         ValueError: as `results_table`.
     """
+    run, best = results[-1]["run"], summary_of(results[-1], "standard")
+    i2t, t2i = (f"{percent(best[d]['r1']['value'])} % of {best[d]['n']:,}" for d in DIRECTIONS)
+    said = (
+        f"{run} finds a caption of theirs first for {i2t} images, and their image first for {t2i} captions."
+    )
+    display(Table(sentences=(said,)))
     for protocol in protocols_of_results(results):
         display(Markdown(f"**{protocol}**: {PROTOCOLS[protocol].definition}"))
         display(results_table(results, protocol))
@@ -253,6 +264,16 @@ def _read(*runs: str) -> tuple[list[dict], list[RetrievalRanks]]:
     return results, [RetrievalRanks.load(run_folder(run) / "ranks.npz") for run in runs]
 
 
+def changes_section(before: str, after: str) -> None:
+    """Displays which queries a run wins and loses against another; nothing for a run and itself.
+
+    Args and errors are those of `changed_queries_list`.
+    """
+    if before != after:
+        display(Markdown(CHANGES_HEADING), changed_queries_table(before, after))
+        display(changed_queries_list(before, after, "t2i"))
+
+
 def changed_queries_table(before: str, after: str, k: int = 1) -> Table:
     """How many queries a run wins and loses against another, standard protocol, with two tests.
 
@@ -293,7 +314,7 @@ def changed_queries_table(before: str, after: str, k: int = 1) -> Table:
     )
 
 
-def changed_queries_list(before: str, after: str, direction: str, k: int = 1, top: int = 8) -> Table:
+def changed_queries_list(before: str, after: str, direction: str, k: int = 1, top: int = 5) -> Table:
     """The queries won and lost with the largest change of rank, with their captions.
 
     Private (kept out of the page that can be shared) unless the data set may be passed on.
@@ -331,8 +352,9 @@ def changed_queries_list(before: str, after: str, direction: str, k: int = 1, to
     ]
     numbers = " and ".join(f"{min(top, len(q)):,} of {len(q):,} {word}" for word, q in kinds.items())
     return Table(
-        pd.DataFrame(rows, columns=["", "query", "rank before", "rank after"]),
+        None,
         f"{after} against {before} · {result_scope(results[1])} · {DIRECTION_NAMES[direction]} · {numbers},"
         " the largest changes of rank first",
+        folded=("the queries themselves", pd.DataFrame(rows, columns=["", *_CHANGED])),
         private="" if queries["redistributable"] else "changed-queries",
     )

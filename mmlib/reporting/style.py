@@ -1,5 +1,6 @@
 """The look of all figures, their dots and legends, and how a notebook shows them."""
 
+import base64
 import contextlib
 import io
 import textwrap
@@ -20,6 +21,8 @@ with contextlib.chdir(Path(__file__).parent / "templates"):
     import matplotlib.pyplot as plt
     from matplotlib import rc_context, rcParamsDefault
     from matplotlib.axes import Axes
+    from matplotlib.collections import Collection
+    from matplotlib.colors import to_hex, to_rgb, to_rgba_array
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.text import Text
@@ -34,6 +37,7 @@ SHADE = "#f3f5f7"
 HIT = "#00845a"
 MISS = "#b8c0c8"
 BAR = "#6b8fb3"
+EDGE = "#9aa5b1"
 
 # Okabe and Ito's palette, told apart with every common colour vision; line style and marker say
 # the same again, so that colour is never the only carrier.
@@ -42,6 +46,12 @@ DIRECTIONS = {
     "t2i": {"color": "#D55E00", "linestyle": (0, (4, 2)), "marker": "s"},
 }
 
+# What these become on a dark page; every other colour, a photo's too, stays as it is.
+_DARK = {
+    "#ffffff": "#14181d", INK: "#e4e8ec", SOFT: "#9aa7b3", GRID: "#2a323a", SHADE: "#1c2229", EDGE: "#66727d",
+    HIT: "#4fc497", MISS: "#56616b", "#0072b2": "#5cb3f0", "#d55e00": "#f08a4b",
+}  # fmt: skip
+
 # A person's own settings change no figure: all that is not set here is as matplotlib brings it.
 _RC = {name: value for name, value in rcParamsDefault.items() if not name.startswith("backend")} | {
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so figures agree on every machine
@@ -49,7 +59,7 @@ _RC = {name: value for name, value in rcParamsDefault.items() if not name.starts
     "text.color": INK,
     "text.parse_math": False,  # a dollar in a person's name for something is no formula
     "axes.labelcolor": INK,
-    "axes.edgecolor": "#9aa5b1",
+    "axes.edgecolor": EDGE,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 9.5,
@@ -175,7 +185,7 @@ def legend(line: str = "chance", **look) -> list[Line2D]:
 
 
 def show(figure: Figure, name: str, private: bool = False) -> None:
-    """Displays a figure as a PNG with alt text and closes it.
+    """Displays a figure as a PNG with alt text and closes it; beside it lies one for dark pages.
 
     The text form names the figure and describes it without measured numbers, so that
     `pytest --nbval`, which never compares pixels, still sees that the figure is there.
@@ -197,12 +207,27 @@ def show(figure: Figure, name: str, private: bool = False) -> None:
             " with figure.set_label('…'), without measured numbers"
         )
     png = _png(figure)
+    _darken(figure)
+    dark = base64.b64encode(_png(figure)).decode()
     plt.close(figure)
     display(
         {"image/png": png, "text/plain": f"[figure: {name} — {alt}]"},
         raw=True,
-        metadata={"image/png": {"alt": alt}, MARK: {"name": name, "private": bool(private)}},
+        metadata={"image/png": {"alt": alt}, MARK: {"name": name, "private": bool(private), "dark": dark}},
     )
+
+
+def _darken(figure: Figure) -> None:
+    """Gives all that was drawn the colours of a dark page."""
+    axes = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+    ticks = [part for axis in axes for tick in axis.majorTicks for part in tick.findobj()]  # kept ones too
+    for artist in (*figure.findobj(), *ticks):
+        for part in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
+            if hasattr(artist, f"get_{part}") and hasattr(artist, f"set_{part}"):
+                old = to_rgba_array(getattr(artist, f"get_{part}")())
+                new = [(*to_rgb(_DARK.get(to_hex(rgba), to_hex(rgba))), rgba[3]) for rgba in old]
+                if new:
+                    getattr(artist, f"set_{part}")(new if isinstance(artist, Collection) else new[0])
 
 
 @styled

@@ -163,7 +163,7 @@ def test_tuning_shows_what_was_tried_chosen_and_lost(ablation):
     assert list(table.frame["chosen"][1:]) == ["", ""]
     assert "seed 0 alone" in table.caption
     nothing = ablation | {"arms": [arm | {"tried": []} for arm in ablation["arms"]]}
-    assert tuning_table(nothing) == "nothing was tuned"
+    assert tuning_table(nothing).sentences == ("Nothing was tuned: all values were fixed before.",)
     assert "tuned" not in ablation_table(nothing).frame
 
 

@@ -8,14 +8,8 @@ import pytest
 import reporting_samples as samples
 from matplotlib.figure import Figure
 
-from mmlib.reporting import (
-    gallery_figures,
-    loss_curves,
-    lr_curve,
-    recall_curves,
-    results_figure,
-    slots_figure,
-)
+from mmlib.reporting import gallery_figures, loss_curves, lr_curve, recall_curves, results_figure
+from mmlib.reporting.gallery import slots_figure
 from mmlib.reporting.published import published_figure
 from mmlib.reporting.style import DIRECTIONS, _png, show
 
@@ -119,11 +113,6 @@ def test_slots_are_sorted_and_their_words_named(figures):
     assert heights == sorted(heights, reverse=True)
     assert sum(heights) == pytest.approx(100)
     assert "red ×3.20,  circle ×2.10" in texts(figures["slots"])
-
-
-def test_slots_in_use_is_their_number_when_all_are_read_alike(result):
-    even = samples.slots(8) | {"image_weight": np.full(8, 1 / 8)}
-    assert "(8 of 8 in use)" in texts(slots_figure(even, result))
 
 
 def rows_of(figure) -> list[str]:
