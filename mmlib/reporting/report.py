@@ -154,6 +154,7 @@ def _record(
             "epochs": run.history[-1]["epoch"] if run.history else 0,
             "best_by": run.best_by,
             "best": [{key: row[key] for key in _ROW} for row in best],
+            "curve": [round(row["val"]["mean_r1"], 4) for row in run.history],
             "test": run.result,
         }
         report["provenance"][name] = {key: v for key, v in run.environment.items() if key != "data"}
