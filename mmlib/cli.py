@@ -105,11 +105,14 @@ def _parser() -> argparse.ArgumentParser:
     arrays.add_argument("--data", metavar="TEXT", help="data set and split, to stand beside the numbers")
     arrays.add_argument("--out", type=Path, metavar="JSON", help="writes the result")
     arrays.add_argument("--ranks", type=Path, metavar="NPZ", help="writes the rank of every query")
-    better = "ranks of another model on the same queries: is this better?"
-    arrays.add_argument("--compare", type=Path, metavar="NPZ", help=better)
+    better = "ranks of other models on the same queries, or names of evaluated runs: is this better?"
+    arrays.add_argument("--compare", nargs="+", metavar="NPZ|RUN", help=better)
+    arrays.add_argument("--html", type=Path, metavar="PAGE", help="writes a page of the result")
 
     compare = add("compare", "say of every pair of evaluated runs, whatever their lineage, which is better")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="names of evaluated runs")
+    page = "writes a page: results, differences, curves, queries that differ"
+    compare.add_argument("--html", type=Path, metavar="PAGE", help=page)
 
     report = add(
         "report", "render the report of an experiment again, and the index over all; execute nothing"

@@ -99,7 +99,7 @@ def speaks() -> bool:
 def evaluate(options: argparse.Namespace) -> int:
     """The command `evaluate`; returns its exit code."""
     given = {name: getattr(options, name) for name in ("images", "texts", "image_of_text")}
-    extras = [options.protocol, options.data, options.out, options.ranks, options.compare]
+    extras = [options.protocol, options.data, options.out, options.ranks, options.compare, options.html]
     if options.model is not None:
         return _evaluate_model(options, any(given.values()))
     of_model = [name for name in ("weights", "template", "split") if getattr(options, name) is not None]
@@ -187,11 +187,10 @@ def _check_places(options: argparse.Namespace) -> None:
         raise ParameterError(
             f"{asked}: protocol {way.name!r} ranks in folds, which have no file of ranks; leave it out"
         )
-    if options.compare and not options.compare.is_file():
-        raise FileNotFoundError(
-            f"expected ranks to compare with in {options.compare}, found no such file; another call writes it"
-            " with --ranks"
-        )
+    _check_page(options.html)
+    for other in options.compare or ():
+        if not Path(other).is_file():
+            _check_evaluated(other)
     for name, place in (("--out", options.out), ("--ranks", options.ranks)):
         if place and (place.is_symlink() or (place.exists() and not place.is_file())):
             raise ParameterError(
@@ -200,36 +199,101 @@ def _check_places(options: argparse.Namespace) -> None:
             )
 
 
+def _check_evaluated(other: str) -> None:
+    """Passes if what `--compare` names is an evaluated run."""
+    from mmlib.training.runs import evaluated_file
+
+    try:
+        evaluated_file(other, "ranks.npz")
+    except (FileNotFoundError, ValueError) as error:
+        why = str(error) if files.is_name(other) else "its name cannot be that of a run"
+        raise FileNotFoundError(
+            f"expected ranks to compare with in {other}, found no such file and no such evaluated run"
+            f" ({why}); another call writes ranks with --ranks"
+        ) from None
+
+
+def _check_page(page: Path | None) -> None:
+    """Passes if a page can be written there: known before minutes of work.
+
+    Raises:
+        FileNotFoundError: its folder does not exist.
+        ParameterError: it is a folder, a link or a device.
+    """
+    if page is None:
+        return
+    if not page.parent.is_dir():
+        raise FileNotFoundError(
+            f"--html {page}: expected a page in a folder that exists, found no folder {page.parent}; make it"
+            " or name another"
+        )
+    if page.is_symlink() or (page.exists() and not page.is_file()):
+        raise ParameterError(
+            f"--html {page}: expected the name of a file, which is replaced as a whole; found a folder, a"
+            " link, or a device"
+        )
+
+
 def _evaluate_arrays(
     options: argparse.Namespace, arrays: list, where: str, data: str, source: dict[str, Any]
 ) -> int:
-    from mmlib.metrics.embeddings import compare_with, evaluate_embeddings, results_text
+    from mmlib.metrics.embeddings import evaluate_embeddings, results_text
+    from mmlib.reporting.comparison import compared_with, write_evaluation
 
     protocol = options.protocol or "standard"
+    found, known = {}, True
     try:
         ranks, summary = evaluate_embeddings(*arrays, protocol=protocol)
-        comparison = compare_with(options.compare, ranks) if options.compare else None
+        if options.compare:
+            facts = _facts_of(summary, source) if "identity" in source else None
+            found, known = compared_with(options.compare, ranks, facts)
     except ValueError as error:
         raise ParameterError(f"{error} ({where})") from error
+    unsure = "sizes and map agree; that images and captions are the same, files of ranks do not show"
     try:
         if options.ranks:
             ranks.save(options.ranks)
         if options.out:
-            result = {"data": data, **source, "summary": summary, "comparison": comparison}
+            only = next(iter(found.values())) if len(found) == 1 else {}
+            only = {k: v for k, v in only.items() if k not in ("better", "p_holm")} or None
+            result = {"data": data, **source, "summary": summary, "comparison": only, "comparisons": found}
             write_json(options.out, result)
+        if options.html:
+            name = where if "identity" in source else "Embeddings of files"
+            write_evaluation(options.html, name, data, summary, found, "" if known else f"{unsure}.")
     finally:  # what cannot be saved can still be seen
         print(results_text(summary, data))
-        if comparison:
-            print(f"against {options.compare}: {comparison['verdict']}")
-            print("(sizes and map agree; that images and captions are the same, files of ranks do not show)")
+        for other, comparison in found.items():
+            print(f"against {other}: {comparison['verdict']}")
+        if len(found) > 1:
+            print(f"(p of the verdicts: corrected over {len(found)} comparisons by Holm)")
+        if not known:
+            print(f"({unsure})")
     return 0
+
+
+def _facts_of(summary: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
+    """What a pretrained model was measured on, as `measured_on` says it of a run."""
+    from mmlib.metrics.compare import measured_on
+
+    result = {
+        "data": source["identity"],
+        "split": source["split"],
+        "protocols": {summary["protocol"]: summary},
+    }
+    return measured_on(result, summary["protocol"])
 
 
 def compare(options: argparse.Namespace) -> int:
     """The command `compare`; returns its exit code."""
-    from mmlib.reporting.results import comparison_table
+    _check_page(options.html)
+    from mmlib.reporting.comparison import comparison_table, write_comparison
 
-    print(repr(comparison_table(*options.runs)))
+    if options.html:
+        print(repr(write_comparison(options.html, *options.runs)))
+        print(shown(options.html), file=sys.stderr)
+    else:
+        print(repr(comparison_table(*options.runs)))
     return 0
 
 

@@ -98,7 +98,7 @@ def test_commands_of_mmlib_reach_their_work(command, tmp_path, monkeypatch):
         monkeypatch.setattr(f"mmlib.{work}", note)
     for work in ("data.shards.write_shards", "pipeline.run_experiment"):
         monkeypatch.setattr(f"mmlib.{work}", note)
-    monkeypatch.setattr("mmlib.reporting.results.comparison_table", note)
+    monkeypatch.setattr("mmlib.reporting.comparison.comparison_table", note)
     split = SimpleNamespace(images=range(3))
     data = SimpleNamespace(name="data", identity={}, split=lambda name: split)
     monkeypatch.setattr("mmlib.data.load_dataset", lambda config: note(config) or data)

@@ -8,11 +8,15 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from mmlib.files import printable
 from mmlib.reporting.style import DIRECTIONS, INK, SHADE, SOFT, guide, legend, new_figure, styled
 from mmlib.reporting.tables import best_row, phases, scope
 
 _MANY = 40  # epochs from which single points are no longer marked
 _STAR = {"marker": "*", "color": "#ffd23f", "markeredgecolor": INK, "linestyle": "none"}
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#6b6b6b")
+_STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)), "-.")
 
 
 @styled
@@ -141,3 +145,36 @@ def _epoch_axis(axes: Axes, history: list[dict], short: bool = False) -> None:
 
 def _phase_names(history: list[dict]) -> str:
     return ", ".join(f"phase {rows[0]['phase']}: {rows[0]['run']}" for rows in phases(history))
+
+
+@styled
+def compared_curves(histories: dict[str, list[dict]], data: str, what: str) -> Figure:
+    """Training loss or validation mean R@1 of several runs by epoch.
+
+    Args:
+        histories: rows of `history.jsonl` by run, of one data set.
+        data: its name.
+        what: `loss` or `recall`.
+    """
+    runs = ", ".join(histories)
+    if what == "loss":
+        title, where, label = "Training loss by epoch", f"{data} · training split", "loss (nats)"
+    else:
+        last = next(iter(histories.values()))[-1]
+        title, where = "Validation recall by epoch", scope(data, "val", last["val"])
+        label = "mean R@1 (%)"
+    figure = new_figure(title, where, f"Line chart, {title.lower()}, of {runs}.", height=2.7)
+    axes = figure.subplots()
+    for number, (run, rows) in enumerate(histories.items()):
+        values = [row["train_loss"] if what == "loss" else 100 * row["val"]["mean_r1"] for row in rows]
+        axes.plot(
+            [row["epoch"] for row in rows], values, label=printable(run),
+            color=_COLOURS[number % len(_COLOURS)], linestyle=_STYLES[number % len(_STYLES)],
+            marker="o" if len(rows) < 3 else None,
+        )  # fmt: skip
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), labelcolor=SOFT)
+    return figure

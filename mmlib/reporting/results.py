@@ -1,16 +1,13 @@
 """Results side by side: of runs under each protocol, one against another, and their checks."""
 
-import itertools
-
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from mmlib.analysis import changed_queries
-from mmlib.config import ParameterError
 from mmlib.metrics import RetrievalRanks, compare_runs, summarise
-from mmlib.metrics.compare import ALPHA, check_comparable, holm, mcnemar, measured_on
+from mmlib.metrics.compare import check_comparable, mcnemar, measured_on
 from mmlib.metrics.protocols import PROTOCOLS
 from mmlib.metrics.resampling import sign_flip_test
 from mmlib.reporting.style import DIRECTIONS, draw_dots, guide, legend, new_figure, styled
@@ -179,26 +176,13 @@ def change_between(before: str, after: str) -> Table:
     """
     if before == after:
         return Table(sentences=(f"{after} stands alone: there is no other phase to compare it with",))
-    results, ranks = _read(before, after)
+    results, ranks = read_evaluated(before, after)
     a, b = (measured_on(result) for result in results)
     comparison = compare_runs(*ranks, provenance_a=a, provenance_b=b)
     verdict = (f"{after} against {before}: {comparison['verdict']}",)
     if not comparison["comparable"]:
         return Table(sentences=verdict)
-    rows = []
-    for name, words in METRICS.items():
-        metric = comparison["metrics"][name]
-        change, low, high = (f"{100 * metric[part]:+.2f}" for part in ("difference", "low", "high"))
-        rows.append(
-            {
-                "metric": words,
-                "before": f"{100 * metric['a']:.2f} %",
-                "after": f"{100 * metric['b']:.2f} %",
-                "change, points (95 %)": f"{change} ({low} to {high})",
-                "p": p_text(metric["p"]),
-                "p, Holm": p_text(metric.get("p_holm")),
-            }
-        )
+    rows = change_rows(comparison)
     caption = (
         f"{result_scope(results[0])}. Interval: bootstrap over images, 10,000 resamples; p: permutation by"
         " image; Holm: corrected over the six R@K."
@@ -206,60 +190,33 @@ def change_between(before: str, after: str) -> Table:
     return Table(pd.DataFrame(rows), caption, verdict)
 
 
-def comparison_table(*runs: str) -> Table:
-    """Every pair of runs under the standard protocol, whatever their lineage: who is better, and by how much.
-
-    Decided by the mean R@1 of both directions; p is corrected by Holm over all pairs that can be compared.
-
-    Args:
-        runs: names of two or more evaluated runs.
-
-    Raises:
-        ParameterError: fewer than two runs, or one twice.
-        FileNotFoundError: a run was not evaluated.
-        ValueError: its files are damaged.
-    """
-    if len(runs) < 2 or len(set(runs)) < len(runs):
-        raise ParameterError(
-            f"expected two or more different runs to compare, found {', '.join(runs)}; name each once"
-        )
-    results, ranks = _read(*runs)
-    measured = [measured_on(result) for result in results]
-    compared, rows, refused, runs_of = [], [], [], {}
-    for a, b in itertools.combinations(range(len(runs)), 2):
-        found = compare_runs(ranks[a], ranks[b], provenance_a=measured[a], provenance_b=measured[b])
-        if found["comparable"]:
-            compared.append((a, b, found["metrics"]["mean_r1"]))
-        else:
-            refused.append(f"{runs[b]} against {runs[a]}: {found['verdict']}")
-    for (a, b, metric), p in zip(compared, holm([metric["p"] for *_, metric in compared])):
-        change, low, high = metric["difference"], metric["low"], metric["high"]
-        better = runs[b] if change > 0 else runs[a]
-        # Pairs of several data sets can stand in one table: each run is named with its own.
-        runs_of.setdefault(result_scope(results[a]), {}).update({runs[a]: None, runs[b]: None})
+def change_rows(comparison: dict) -> list[dict]:
+    """A row for each metric of a comparison that `compare_runs` made."""
+    rows = []
+    for name, words in METRICS.items():
+        metric = comparison["metrics"][name]
+        change, low, high = (f"{100 * metric[part]:+.2f}" for part in ("difference", "low", "high"))
+        corrected = comparison.get("p_holm") if name == "mean_r1" else metric.get("p_holm")
         rows.append(
             {
-                "run": runs[b],
-                "against": runs[a],
-                "mean R@1": f"{100 * metric['b']:.2f} % against {100 * metric['a']:.2f} %",
-                "points (95 %)": f"{100 * change:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})",
-                "p, Holm": p_text(float(p)),
-                "better": better if p < ALPHA and not low <= 0 <= high else "no evidence",
+                "metric": words,
+                "before": f"{100 * metric['a']:.2f} %",
+                "after": f"{100 * metric['b']:.2f} %",
+                "change, points (95 %)": f"{change} ({low} to {high})",
+                "p": p_text(metric["p"]),
+                "p, Holm": p_text(corrected),
             }
         )
-    if not rows:
-        return Table(sentences=tuple(refused))
-    scopes = [f"{', '.join(names)}: {scope}" for scope, names in runs_of.items()]
-    measured_here = "; ".join(scopes if len(scopes) > 1 else runs_of)
-    caption = (
-        f"{measured_here}. Interval: bootstrap over images, 10,000 resamples; p:"
-        f" permutation by image, corrected over {len(rows)} comparisons (Holm). Better: where both agree."
-        " What another seed of a training would change is not in these intervals; an ablation has it."
-    )
-    return Table(pd.DataFrame(rows), caption, tuple(refused))
+    return rows
 
 
-def _read(*runs: str) -> tuple[list[dict], list[RetrievalRanks]]:
+def read_evaluated(*runs: str) -> tuple[list[dict], list[RetrievalRanks]]:
+    """Results and standard ranks of evaluated runs.
+
+    Raises:
+        FileNotFoundError: there is no such run, or it was not evaluated.
+        ValueError: its files are damaged.
+    """
     results = [read_result(run) for run in runs]
     return results, [RetrievalRanks.load(run_folder(run) / "ranks.npz") for run in runs]
 
@@ -285,7 +242,7 @@ def changed_queries_table(before: str, after: str, k: int = 1) -> Table:
         FileNotFoundError: a run was not evaluated.
         ValueError: its files are damaged, or the runs were not evaluated on the same queries.
     """
-    results, ranks = _read(before, after)
+    results, ranks = read_evaluated(before, after)
     check_comparable(results, ranks=ranks)
     rows = []
     for direction in DIRECTIONS:
@@ -331,7 +288,7 @@ def changed_queries_list(before: str, after: str, direction: str, k: int = 1, to
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction: expected one of {', '.join(DIRECTIONS)}, found {direction!r}")
-    results, ranks = _read(before, after)
+    results, ranks = read_evaluated(before, after)
     check_comparable(results, ranks=ranks)
     queries = read_queries(after)
     texts = queries["captions" if direction == "t2i" else "images"]

@@ -206,9 +206,9 @@ def show(figure: Figure, name: str, private: bool = False) -> None:
             "this figure has no alt text: expected a description for readers who cannot see it; set it"
             " with figure.set_label('…'), without measured numbers"
         )
-    png = _png(figure)
+    png = figure_png(figure)
     _darken(figure)
-    dark = base64.b64encode(_png(figure)).decode()
+    dark = base64.b64encode(figure_png(figure)).decode()
     plt.close(figure)
     display(
         {"image/png": png, "text/plain": f"[figure: {name} — {alt}]"},
@@ -231,7 +231,7 @@ def _darken(figure: Figure) -> None:
 
 
 @styled
-def _png(figure: Figure) -> bytes:
+def figure_png(figure: Figure) -> bytes:
     """The figure with 256 colours: a third of the bytes, and no difference that an eye finds.
 
     Foreign text in it is made printable; a letter that the font lacks, as an emoji, is a box.

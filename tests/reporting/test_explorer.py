@@ -142,6 +142,21 @@ def test_a_person_searches_filters_and_compares(opened, place):
 
 
 @needs_browser
+def test_a_sentence_that_is_no_caption_is_said_to_need_the_model(opened):
+    page, address = opened
+    page.press("/")
+    page.type("circ")
+    assert page.evaluate("document.getElementById('own').hidden")
+    page.type(" zeppelin")
+    assert page.text("#count").startswith("0 of 150")
+    assert 'python -m mmlib search two "circ zeppelin"' in page.text("#own")
+    assert page.text("#query") == "nothing to show"
+    page.press("ArrowDown")
+    page.open(f"{address}#f=misses&s=zeppelin")
+    assert page.evaluate("document.querySelectorAll('#runs section').length") == 0
+
+
+@needs_browser
 def test_keys_go_through_the_list_and_the_address_names_the_query(opened):
     page, _ = opened
     first = page.evaluate("document.querySelector('#list [aria-current=true]').dataset.q")
