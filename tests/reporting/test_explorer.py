@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from browser import needs_browser, open_page
+from browser import needs_browser, open_page, serious_faults
 from tiny_runs import TINY, tiny_evaluate, tiny_train
 
 from mmlib import files
@@ -185,6 +185,16 @@ def test_it_fits_a_phone_and_has_names_for_all_its_parts(opened):
     assert page.evaluate(f"{parts}.filter(e => !({named})).length") == 0
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
     assert len(ids) == len(set(ids))
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault_in_either_scheme(opened, scheme):
+    page, address = opened
+    page.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    for place in ("#q=3", "#d=i2t&a=one&b=two&q=3", "#s=zeppelin"):
+        page.open(address + place)
+        assert serious_faults(page) == []
 
 
 @needs_browser
