@@ -8,7 +8,7 @@ import traceback
 
 from benchmarks import tables
 
-SECTIONS = ("images", "training", "reference", "ranks", "cold", "scaling")
+SECTIONS = ("images", "training", "reference", "ranks", "cold", "index", "scaling")
 
 
 def main(arguments: list[str] | None = None) -> int:

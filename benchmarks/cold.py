@@ -1,16 +1,24 @@
 """Cold starts: importing, the first epoch in a fresh process, opening the images."""
 
+import csv
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from benchmarks.harness import ROOT, Contender, child_environment, compare
-from benchmarks.places import environment
+from benchmarks.places import environment, scratch
 
 SMALL = {
     "image_size": 32, "patch_size": 8, "latent_dim": 32, "num_layers": 1, "num_heads": 2, "memory_slots": 8,
     "max_tokens": 16, "batch_size": 64, "dropout": 0.0, "tokenizer": "word",
 }  # fmt: skip
+# As the reference trains: all five captions of each image, from photo-sized files, the network of the demo.
+REAL = {
+    "dataset": "folder", "image_size": 64, "batch_size": 64, "dropout": 0.0, "captions_per_image": "all",
+    "run": "first-epoch", "overwrite": True, "epochs": 1, "lr": 1e-3, "device": "cpu",
+}  # fmt: skip
+REAL_IMAGES = {True: (100, 20), False: (800, 100)}  # by `quick`: of training and of validation
 STORE_IMAGES = {True: 200, False: 1000}  # by `quick`
 
 # What the first cell of notebook 01 imports.
@@ -37,6 +45,40 @@ FIRST_EPOCH = {
         " textbook_epoch(m, o, DataLoader(p, c.batch_size, shuffle=True, num_workers=2), c, 'cpu')"
     ),
 }
+REAL_EPOCH = {
+    "ours": (
+        "from benchmarks.steps import *; import shutil; from mmlib import files\n"
+        "shutil.rmtree(files.CACHE, ignore_errors=True)\n"
+        "train(build(TrainConfig, {values}), log=lambda line: None)"
+    ),
+    "textbook": (
+        "from benchmarks.steps import *\n"
+        "if __name__ == '__main__':\n"
+        " c = build(TrainConfig, {values}); p = PictureFiles(c, pathlib.Path(c.data_root))\n"
+        " m = build_model(c, p.vocabulary); o = torch.optim.AdamW(m.parameters(), lr=c.lr)\n"
+        " textbook_epoch(m, o, DataLoader(p, c.batch_size, shuffle=True, num_workers=2), c, 'cpu')"
+    ),
+}
+
+
+def captioned_photos(train: int, val: int) -> Path:
+    """A folder of JPEG files of 500 px with `captions.csv`, as a person's own photos lie."""
+    from benchmarks.steps import PHOTO, picture_path
+    from mmlib.data.shapes import load_shapes
+
+    folder = scratch() / f"captioned-{train}"
+    folder.mkdir()
+    rows = [("image", "caption", "split")]
+    dataset = load_shapes(0, train, val, val, 64)
+    for name, split in dataset.splits.items():
+        for image in split.images:
+            picture = dataset.source.load(image, 64).resize((PHOTO, PHOTO))
+            picture.save(picture_path(folder, image), quality=90)
+        files = [picture_path(folder, split.images[i]).name for i in split.image_of_caption_M]
+        rows += [(file, caption, name) for file, caption in zip(files, split.captions)]
+    with open(folder / "captions.csv", "w", newline="", encoding="utf-8") as table:
+        csv.writer(table).writerows(rows)
+    return folder
 
 
 def script(code: str) -> Callable[[], None]:
@@ -78,7 +120,7 @@ def decode_all(config: dict) -> Callable[[], None]:
 
 
 def _dataset(config: dict):
-    from benchmarks.steps import config_of, scratch
+    from benchmarks.steps import config_of
     from mmlib.data import load_dataset
 
     scratch()
@@ -88,7 +130,7 @@ def _dataset(config: dict):
 
 def rows(quick: bool, device: str = "cpu") -> list[dict]:
     """Imports; the first epoch's end; the images of a training split."""
-    from benchmarks.steps import config_of, write_pictures
+    from benchmarks.steps import PHOTO, config_of, write_pictures
 
     repetitions = 3 if quick else 5
     found = compare(
@@ -115,6 +157,18 @@ def rows(quick: bool, device: str = "cpu") -> list[dict]:
         repetitions=repetitions, memory=False,
         notes={"textbook loop": "neither validates nor saves"},
     )  # fmt: skip
+    train, val = REAL_IMAGES[quick]
+    values = {**REAL, "data_root": str(captioned_photos(train, val))}
+    codes = {name: "import pathlib\n" + code.format(values=values) for name, code in REAL_EPOCH.items()}
+    found += compare(
+        "first epoch's end, from photos", Contender("mmlib train", script, {"code": codes["ours"]}),
+        [Contender("textbook loop", script, {"code": codes["textbook"]})],
+        work=f"a fresh Python, no cache, {5 * train:,} pairs of {train:,} JPEG files of {PHOTO} px at 64 px,"
+        " the demo's network; ours with packing, validation and checkpoints",
+        repetitions=3, memory=False,
+        notes={"textbook loop": "two workers decode an image for each pair; neither validates nor saves"},
+    )  # fmt: skip
+    values = {**SMALL, "device": "cpu"}
     data = {"config": {**values, "image_size": 64, "shapes_train": STORE_IMAGES[quick]}}
     return found + compare(
         "all training images", Contender("open_store", open_packed, data),

@@ -1,10 +1,52 @@
-"""Standard streams that cannot fail a command."""
+"""Standard streams that cannot fail a command, and how far long work is."""
 
 import contextlib
+import io
 import os
+import sys
+from collections.abc import Iterable
 from typing import TextIO
 
+from tqdm import tqdm
+
 from mmlib.files import printable
+
+LINE_SECONDS = 30  # between the lines that say how far long work is, where no terminal shows a bar
+
+
+def progress(work: Iterable | None = None, **options) -> tqdm:
+    """The work, or a bar to `update`, that says how far it is.
+
+    In a terminal that is a bar; in a file or a notebook, a line each `LINE_SECONDS`, so that short work
+    leaves nothing there.  Lines go to the error stream; from a notebook's kernel to the other one, which
+    those who run notebooks pass on.
+
+    Args:
+        work: is iterated over; None if the caller updates.
+        options: of tqdm; `desc`, `unit` and `total` are in the lines.
+    """
+    if sys.stderr is not None and sys.stderr.isatty():
+        return tqdm(work, **options)
+    return _Lines(work, **options | {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS})
+
+
+class _Lines(tqdm):
+    """A bar for what is no terminal: a line now and then."""
+
+    monitor_interval = 0  # no thread of its own
+
+    def __init__(self, work, **options):
+        super().__init__(work, file=io.StringIO(), miniters=1, leave=False, **options)
+
+    def display(self, msg=None, pos=None) -> None:
+        """Writes a line; tqdm asks for it."""
+        if msg is None and self.n:
+            look = self.format_dict | {
+                "bar_format": "{desc}: {n_fmt} of {total_fmt} {unit}s, {remaining} left"
+            }
+            ipython = sys.modules.get("IPython")
+            in_kernel = ipython and hasattr(ipython.get_ipython(), "kernel")
+            print(self.format_meter(**look), file=sys.stdout if in_kernel else sys.stderr, flush=True)
 
 
 class Output:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from mmlib.arrays import read_npz
 from mmlib.config import ParameterError
@@ -26,9 +25,10 @@ from mmlib.data.dataset import file_sha256
 from mmlib.data.decoding import MAX_BYTES, decode_image, resize_image
 from mmlib.data.own_photos import walk_images
 from mmlib.files import explained, parse_json, printable, read_bounded, shown
+from mmlib.output import progress
 from mmlib.training.runs import open_run, require_complete, run_folder
 
-BATCH = 64  # images embedded at once
+BATCH = 16  # images embedded at once; on a CPU, 64 cost twice the time in fresh memory
 FOLDER = "search"  # of a run, with one file for each indexed folder
 _OF_MODEL = ("config.json", "tokenizer.json", "best.pt")
 
@@ -146,8 +146,9 @@ class Retriever:
         if before is None or before.model != self.model_digest:
             before = _Index(root, self.model_digest, {}, np.empty((0, 0), np.float32), {})
         kept = [name for name, stamp in before.stamps.items() if there.get(name) == stamp]
-        unreadable = {n: known for n, known in before.unreadable.items() if there.get(n) == known[:2]}
-        new = [name for name in there if name not in unreadable and name not in set(kept)]
+        unreadable = {n: of for n, of in before.unreadable.items() if there.get(n) == of[:2]}
+        known = unreadable.keys() | set(kept)
+        new = [name for name in there if name not in known]
         removed = len(before.stamps) - len(kept)
         rows = {name: row for row, name in enumerate(before.stamps)}
         parts = [before.unit_ND[[rows[name] for name in kept]]] if kept else []
@@ -163,7 +164,7 @@ class Retriever:
                 unit_ND = np.concatenate(parts) if parts else before.unit_ND[:0]
                 self._write(path, _Index(root, self.model_digest, stamps, unit_ND, unreadable))
                 self._indexes = None
-        reasons = {name: known[2] for name, known in unreadable.items()}
+        reasons = {name: of[2] for name, of in unreadable.items()}
         return Indexed(len(kept) + len(done), len(done), removed, reasons, outside)
 
     def _embedded(
@@ -180,7 +181,7 @@ class Retriever:
                 return str(error)
 
         batches = [names[first : first + BATCH] for first in range(0, len(names), BATCH)]
-        bar = tqdm(total=len(names), desc="images", unit="image", disable=None, delay=1)
+        bar = progress(total=len(names), desc="images", unit="image", delay=1)
         with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
             ahead = pool.map(load, batches[0] if batches else ())
             for batch, following in zip_longest(batches, batches[1:], fillvalue=()):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import urllib.request
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,11 @@ class Page:
         """Types into what has the focus."""
         self.send("Input.insertText", text=text)
 
+    def prefer(self, scheme: str) -> None:
+        """Asks pages for a `light` or a `dark` scheme."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.send("Emulation.setEmulatedMedia", features=features)
+
     def resize(self, width: int, height: int = 900) -> None:
         """Gives the window a size, pixels."""
         self.send(
@@ -97,6 +103,20 @@ class Page:
             deviceScaleFactor=1,
             mobile=False,
         )
+
+
+def serious_faults(page: Page) -> list[str]:
+    """What axe-core calls serious or critical on a page: rule and place."""
+    page.evaluate(
+        (Path(find_spec("axe_core_python").origin).parent / "axe.min.js").read_text(encoding="utf-8")
+    )
+    found = page.evaluate("axe.run().then(found => found.violations)")
+    return [
+        f"{fault['id']}: {node['html'][:200]}"
+        for fault in found
+        if fault["impact"] in ("serious", "critical")
+        for node in fault["nodes"]
+    ]
 
 
 @contextlib.contextmanager

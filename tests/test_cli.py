@@ -146,7 +146,7 @@ def test_a_missing_parameter_file_ends_with_2(capsys):
 def test_paths_are_found_from_the_current_folder_and_from_the_root(tmp_path, monkeypatch, capsys):
     """`cd params/demo` and the bare file name work; what is in neither place is shown with both."""
     read, ran = [], []
-    monkeypatch.setattr(cli, "read_yaml", lambda path: read.append(path) or {"epochs": -1})
+    monkeypatch.setattr(cli.commands, "read_yaml", lambda path: read.append(path) or {"epochs": -1})
     monkeypatch.setattr("mmlib.pipeline.run_experiment", lambda name, *_: ran.append(name) or 0)
     demo = files.PARAMS / "demo"
     for folder, text in ((files.ROOT, "params/demo/01_train.yaml"), (demo, "01_train.yaml")):

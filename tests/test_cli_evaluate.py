@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from mmlib import cli
 from mmlib.metrics import RetrievalRanks, compare_runs
+from mmlib.metrics.compare import holm
 
 IMAGES, PER_IMAGE, WIDTH = 40, 5, 16
 COMMAND = ["evaluate", "--images", "images.npy", "--texts", "texts.npy", "--image-of-text", "map.npy"]
@@ -110,6 +111,43 @@ def test_the_verdict_is_that_of_compare_runs(capsys, files):
     assert "against b.npz: worse by " in capsys.readouterr().out
 
 
+def test_several_are_compared_and_corrected_together_and_a_page_shows_it(capsys, files):
+    for name in ("texts", "similar"):
+        assert evaluate("--ranks", f"{name}.npz", texts=f"{name}.npy") == 0
+    capsys.readouterr()
+    words = ["--compare", "texts.npz", "similar.npz", "--out", "b.json", "--html", "page.html"]
+    assert evaluate(*words, "--data", "<b>mine</b>, test", texts="better.npy") == 0
+    said, page = capsys.readouterr().out, (files / "page.html").read_text()
+    result = json.loads((files / "b.json").read_text())
+    alone = [compare_runs(RetrievalRanks.load(f"{n}.npz"), result_ranks()) for n in ("texts", "similar")]
+    expected = holm([comparison["metrics"]["mean_r1"]["p"] for comparison in alone])
+    assert [found["p_holm"] for found in result["comparisons"].values()] == list(expected)
+    assert result["comparison"] is None
+    assert "corrected over 2 comparisons by Holm" in said
+    assert "files of ranks do not show" in page
+    assert "<b>mine" not in page
+    assert "&lt;b&gt;mine&lt;/b&gt;, test" in page
+    for name, found in result["comparisons"].items():
+        assert f"Against {name}: better by " in page
+        assert found["better"] == "this"
+    assert f"{result['summary']['i2t']['r1']['hits']:,}/40" in page
+
+
+def result_ranks():
+    assert evaluate("--ranks", "mine.npz", texts="better.npy") == 0
+    return RetrievalRanks.load("mine.npz")
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [("no/page.html", "found no folder no; make it"), (".", "expected the name of a file")],
+)
+def test_a_page_that_cannot_be_written_is_said_before_the_work(page, said, capsys):
+    assert evaluate("--html", page, "--out", "x.json") == 2
+    assert said in capsys.readouterr().err
+    assert not os.path.exists("x.json")
+
+
 # --- wrong commands
 
 
@@ -125,7 +163,10 @@ def test_the_verdict_is_that_of_compare_runs(capsys, files):
         (COMMAND[:5], "found no --image-of-text; correct the command"),
         (COMMAND[:3], "found no --texts, --image-of-text"),
         ([*COMMAND, "-p", "split", "val"], "found -p, which is for parameter files"),
-        ([*COMMAND, "--compare", "no.npz"], "expected ranks to compare with in no.npz, found no such file"),
+        (
+            [*COMMAND, "--compare", "no.npz"],
+            "expected ranks to compare with in no.npz, found no such file",
+        ),
         ([*COMMAND, "--protocol", "best"], "protocol: expected one of standard, paired,"),
         ([*COMMAND, "--protocol", "flickr30k_1k"], "expected standard ranks of 1,000 images, found"),
     ],

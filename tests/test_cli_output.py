@@ -13,7 +13,7 @@ import pytest
 import yaml
 from tiny_runs import TINY
 
-from mmlib import cli
+from mmlib import cli, output
 from mmlib.metrics import RetrievalRanks
 from mmlib.output import Output
 
@@ -33,6 +33,21 @@ def folder(tmp_path, monkeypatch):
     np.save("m.npy", np.repeat(np.arange(6), 2))
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(TINY | {"epochs": 1}))
     return tmp_path
+
+
+def test_long_work_says_how_far_it_is_line_by_line_where_no_terminal_is(monkeypatch, capsys):
+    monkeypatch.setattr(output, "LINE_SECONDS", 0)
+    with output.progress(total=40, desc="features", unit="row") as bar:
+        for _ in range(4):
+            bar.update(10)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"features: {n} of 40 rows" for n in (10, 20, 30, 40)]
+    assert lines[0].endswith(" left")
+
+
+def test_short_work_leaves_no_line(capsys):
+    assert list(output.progress(range(3), desc="features")) == [0, 1, 2]
+    assert capsys.readouterr() == ("", "")
 
 
 def pipe_without_a_reader() -> int:

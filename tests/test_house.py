@@ -20,7 +20,7 @@ WITH_PARAMETERS = [path for path in NOTEBOOKS if path.stem in CONFIG_OF_NOTEBOOK
 EXPERIMENTS = sorted(path.name for path in files.PARAMS.iterdir() if path.is_dir())
 # Each room may import those of its own line and the lines above; metrics needs the first line alone.
 ORDER = (
-    {"arrays", "files"},
+    {"arrays", "files", "output"},
     {"config"},
     {"metrics"},
     {"data"},
@@ -28,9 +28,10 @@ ORDER = (
     {"analysis"},
     {"training"},
     {"search"},
+    {"export"},
     {"reporting"},
     {"pipeline"},
-    {"cli", "output", "__main__"},
+    {"commands", "cli", "__main__"},
 )
 MODULES = {
     ".".join(part for part in path.relative_to(files.ROOT).with_suffix("").parts if part != "__init__"): path

@@ -257,3 +257,40 @@ def test_a_run_that_is_not_complete_is_refused(photos):
             Retriever.load("tiny")
     finally:
         status.write_text(said)
+
+
+def test_what_is_skipped_and_long_hostile_sentences_stay_text(photos, tmp_path, capsys):
+    (photos / "bad\x1b[31m\u202e<i>.jpg").write_bytes(b"no image")
+    folder = photos / ("\u202e" + "sub\x1b[2J" + "e" * 200)
+    folder.mkdir()
+    (photos / "00.png").rename(folder / "00.png")
+    assert main(["index", "tiny", str(photos)]) == 0
+    sentence = " ".join(["a red circle \x1b[31m \u202e שלום 🎈 <i>"] * 80)
+    assert len(sentence.split()) >= 500
+    page = tmp_path / "long.html"
+    assert main(["search", "tiny", sentence, "--top", "99", "--html", str(page)]) == 0
+    assert main(["search", "tiny", sentence, "--top", "99", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "skipped: bad" in printed.err
+    for said in (printed.out, printed.err, page.read_text(encoding="utf-8")):
+        assert not {"\x1b", "\u202e"} & set(said)
+    hits = json.loads(printed.out[printed.out.index("[\n") :])
+    assert str((folder / "00.png").resolve()) in {hit["file"] for hit in hits}
+    assert "<i>" not in page.read_text(encoding="utf-8")
+
+
+def test_an_index_of_nothing_readable_and_a_folder_of_one_photo(photos, tmp_path, capsys):
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / "only.jpg").write_bytes(b"no image")
+    assert main(["index", "tiny", str(one)]) == 0
+    assert "0 images can be searched" in capsys.readouterr().out
+    assert main(["search", "tiny", "a circle"]) == 2
+    assert "has no index to search" in capsys.readouterr().err
+    Image.new("L", (30, 20)).save(one / "only.jpg")
+    assert main(["index", "tiny", str(one)]) == 0
+    assert main(["search", "tiny", "a circle"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("only.jpg")
+    (one / "only.jpg").unlink()
+    assert main(["index", "tiny", str(one)]) == 1
+    assert "expected images (JPEG" in capsys.readouterr().err

@@ -243,8 +243,8 @@ class OptimConfig(RunConfig):
         "auto", "compile the model; auto: on a GPU, where the run is long enough to gain by it"
     )
     seed: int = param(0, "seed of weights, data order and dropout", ge=0, lt=2**32)
-    select_by: Literal["rsum", "mean_r1"] = param(
-        "rsum", "validation metric that chooses the best epoch, standard protocol"
+    select_by: Literal["rsum", "mean_r1", "last"] = param(
+        "rsum", "validation metric that chooses the best epoch; last: it is the last one"
     )
 
 
@@ -258,6 +258,7 @@ class PlaceConfig(RunConfig):
     checkpoint_steps: int = param(
         0, "steps between checkpoints, also at the end of an epoch; 0: by seconds", ge=0
     )
+    tracker: Literal["none", "csv", "tensorboard"] = param("none", "a log of the epochs in the run's folder")
 
 
 class TrainConfig(

@@ -86,7 +86,10 @@ def read_csv(path: Path) -> list[tuple[str, dict[str, str]]]:
     """
     content = read_bounded(path)
     is_utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-    text = content.decode("utf-16", "replace") if is_utf16 else read_text(path)
+    try:
+        text = content.decode("utf-16", "replace") if is_utf16 else read_text(path)
+    except ValueError as error:
+        raise ValueError(f"{error} (in Excel: Save As, CSV UTF-8)") from None
     first, _, rest = text.partition("\n")
     if first.lower().startswith("sep=") and len(first.strip()) == 5:  # Excel's own mark
         separator, text = first.strip()[4], rest

@@ -20,11 +20,11 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 from pydantic import TypeAdapter
-from tqdm import tqdm
 
 from mmlib.config import ParameterError
 from mmlib.data.decoding import MAX_BYTES, decode_image
 from mmlib.files import printable, read_bounded, shown, write_text_atomic
+from mmlib.output import progress
 
 SPLITS = ("train", "val", "test")
 
@@ -238,9 +238,8 @@ def file_digests(paths: Sequence[Path], cache_file: Path) -> list[str]:
     if stale:
         latest_ns = time.time_ns() - SETTLED_NS
         with ThreadPoolExecutor(THREADS) as pool:
-            digests = tqdm(
-                pool.map(file_sha256, stale), total=len(stale), desc="fingerprint", unit="file", disable=None
-            )
+            digests = pool.map(file_sha256, stale)
+            digests = progress(digests, total=len(stale), desc="fingerprint", unit="file")
             cached |= {key: (*marks[key], digest) for key, digest in zip(stale, digests)}
         unsettled = {key for key in stale if marks[key][2] > latest_ns or _mark(key) != marks[key]}
         kept = {key: entry for key, entry in cached.items() if key not in unsettled}

@@ -2,10 +2,13 @@
 
 import hashlib
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import numpy as np
 
 from mmlib import files
 from mmlib.config import DataConfig
@@ -46,13 +49,15 @@ def load_folder(config: DataConfig) -> Dataset:
     root = files.from_root(config.folder)
     if not root.is_dir():
         raise FileNotFoundError(
-            f"expected a folder of photos at {shown(root)}, found none; name it: -p data_root /path/to/photos"
+            f"expected a folder of photos at {shown(root)}, found {'a file' if root.exists() else 'none'};"
+            " name it: -p data_root /path/to/photos"
         )
     there, outside = walk_images(root)
     if not there:
+        links = f" but {count(outside, 'link')} out of it, which are not followed" if outside else ""
         raise FileNotFoundError(
-            f"expected images (JPEG, PNG, WebP, GIF, BMP or TIFF) in {shown(root)}, found none; put photos"
-            " there"
+            f"expected images (JPEG, PNG, WebP, GIF, BMP or TIFF) in {shown(root)}, found none{links}; put"
+            " photos there"
         )
     source, rows = _find_captions(root, there)
     captions, split_of, notes = _by_photo(source, rows, there)
@@ -60,12 +65,22 @@ def load_folder(config: DataConfig) -> Dataset:
         notes.append(f"Left out: {count(len(unused), 'photo')} without captions: {first_of(unused)}.")
     if outside:
         notes.append(f"Left out: {count(outside, 'link')} that lead out of the folder.")
+    if len(captions) < len(SPLITS):
+        raise ValueError(
+            f"{shown(source)}: expected captions of at least {len(SPLITS)} photos, one for each of"
+            f" {', '.join(SPLITS)}, found {len(captions)}; add photos"
+        )
     splits, how = _splits(config, sorted(captions), split_of)
     sizes = ", ".join(f"{split} {len(names):,}" for split, names in splits.items())
     if empty := [split for split in SPLITS if not splits[split]]:
         raise ValueError(
             f"expected photos in each of {', '.join(SPLITS)}, found none in {' and '.join(empty)} ({sizes};"
-            f" {how}); add photos there, or, where splits are drawn, choose other fractions or split_seed"
+            f" {how}); {_remedy(config, sorted(captions)) if how.startswith('drawn') else 'add photos there'}"
+        )
+    if elsewhere := sorted(captions.keys() - {name for names in splits.values() for name in names}):
+        notes.append(
+            f"Left out: {count(len(elsewhere), 'photo')} outside the folders of the splits:"
+            f" {first_of(elsewhere)}."
         )
     notes = [f"Photos by split: {sizes} ({how}).", *notes]
     return build_dataset(
@@ -103,7 +118,7 @@ Row = tuple[str, str, list[str], str | None]
 
 def _find_captions(root: Path, there: Iterable[str]) -> tuple[Path, list[Row]]:
     """The file or folder that the captions come from, and its rows."""
-    tables = [root / name for name in TABLES if (root / name).is_file()]
+    tables = _tables(root)
     if len(tables) > 1:
         raise ValueError(
             f"expected one table of captions in {shown(root)}, found"
@@ -111,11 +126,10 @@ def _find_captions(root: Path, there: Iterable[str]) -> tuple[Path, list[Row]]:
         )
     if not tables:
         tables = [
-            folder / name
+            table
             for folder in sorted(root.iterdir())
             if folder.name.lower() in SPLIT_WORDS and folder.is_dir()
-            for name in TABLES
-            if (folder / name).is_file()
+            for table in _tables(folder)
         ]
     if tables:
         rows = [row for path in tables for row in _table_rows(path, path.parent.relative_to(root))]
@@ -124,18 +138,29 @@ def _find_captions(root: Path, there: Iterable[str]) -> tuple[Path, list[Row]]:
     for name in there:
         text = (root / name).with_suffix(".txt")
         if text.is_file():
-            rows.append((shown(text), name, read_text(text).splitlines(), None))
+            rows.append(
+                (shown(text), name, [line for line in read_text(text).splitlines() if line.strip()], None)
+            )
     if not rows:
+        endings = (".csv", ".tsv", ".txt", ".xlsx", ".xls", ".ods", ".json", ".jsonl", ".parquet")
+        others = sorted(path.name for path in root.iterdir() if path.name.lower().endswith(endings))
+        found = f"{first_of(others)}; save it as captions.csv" if others else "none; write captions.csv"
         raise FileNotFoundError(
             f"expected captions of the photos in {shown(root)}: {', '.join(TABLES)}, or a .txt beside each"
-            " photo, found none; write captions.csv with the columns image and caption"
+            f" photo, found {found} with the columns image and caption"
         )
     return root, rows
 
 
+def _tables(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.lower() in TABLES and path.is_file())
+
+
 def _table_rows(path: Path, folder: Path) -> list[Row]:
-    records = _RECORDS[path.suffix](path)
-    columns = {str(name).strip().casefold(): name for _, record in records for name in record}
+    records = _RECORDS[path.suffix.lower()](path)
+    columns = {
+        re.sub(r"[\s-]+", "_", str(name).strip().casefold()): name for _, record in records for name in record
+    }
     image = _column(path, columns, IMAGE_COLUMNS, "the image's name")
     text = _column(path, columns, TEXT_COLUMNS, "the caption")
     split = columns.get(SPLIT_COLUMN)
@@ -144,10 +169,11 @@ def _table_rows(path: Path, folder: Path) -> list[Row]:
         name, said, part = record.get(image), record.get(text), record.get(split)
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"{where}: expected the name of an image, found {name!r}; correct the row")
-        said = [said] if isinstance(said, str) or said is None else list(said)
+        # a list in JSON, an array of parquet; what is not there is None, or NaN in a table of pandas
+        said = [None if one != one else one for one in (said if np.ndim(said) == 1 else [said])]
         if wrong := [caption for caption in said if not isinstance(caption, str | None)]:
             raise ValueError(f"{where}: expected a text, found {wrong[0]!r}; correct the row")
-        part = None if part is None else SPLIT_WORDS.get(str(part).strip().lower(), part)
+        part = None if part is None or part != part else SPLIT_WORDS.get(str(part).strip().lower(), part)
         if part not in (None, *SPLITS):
             raise ValueError(
                 f"{where}: expected a split of {', '.join(SPLIT_WORDS)}, found {str(part)[:80]!r}; correct it"
@@ -163,7 +189,7 @@ def _column(path: Path, columns: Mapping[str, str], known: tuple[str, ...], what
         near = "".join(filter(None, (nearest(name, known) for name in columns)))
         raise ValueError(
             f"{shown(path)}: expected a column with {what}, called {' or '.join(known[:2])}, found"
-            f" {', '.join(map(repr, columns)) or 'none'}{near}; name the column so"
+            f" {', '.join(map(repr, columns)) or 'none'}{near}; name it so in the first line"
         )
     return found[0]
 
@@ -218,6 +244,8 @@ def _by_photo(
     captions = {file: tuple(said) for file, said in captions.items() if said}
     names = list(dict.fromkeys(name for _, name, _, _ in rows))
     missing = [name for name in names if name not in file_of]
+    if not captions and empty and len(missing) < len(names):
+        raise ValueError(f"{shown(source)}: expected captions, found only empty ones; fill the column in")
     if not captions:
         raise ValueError(
             f"{shown(source)}: expected captions of the photos, found none for any: it names"
@@ -274,8 +302,17 @@ def _splits(
     return {split: tuple(name for name in names if chosen[name] == split) for split in SPLITS}, how
 
 
-def _drawn(config: DataConfig, name: str) -> str:
-    digest = hashlib.sha256(f"{config.split_seed}/{normal_form(name)}".encode()).digest()
+def _remedy(config: DataConfig, names: list[str]) -> str:
+    """What to do about drawn splits without photos: the first seed that gives each split some."""
+    for seed in range(1000):
+        if {_drawn(config, name, seed) for name in names} == set(SPLITS):
+            return f"use split_seed {seed}, or add photos"
+    return "add photos, or raise val_fraction and test_fraction"
+
+
+def _drawn(config: DataConfig, name: str, seed: int | None = None) -> str:
+    seed = config.split_seed if seed is None else seed
+    digest = hashlib.sha256(f"{seed}/{normal_form(name)}".encode()).digest()
     uniform = int.from_bytes(digest[:8]) / 2**64
     if uniform < config.test_fraction:
         return "test"

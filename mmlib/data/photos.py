@@ -445,4 +445,4 @@ def count(number: int, noun: str) -> str:
 def first_of(names: list[str]) -> str:
     """The first of several names, and how many more there are."""
     more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-    return f"{printable(names[0])}{more}"
+    return f"{printable(names[0][:200])}{more}"

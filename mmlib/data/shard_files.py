@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from mmlib import files
 from mmlib.data.dataset import file_digests, file_sha256
@@ -43,6 +42,7 @@ from mmlib.files import (
     write_text_atomic,
     written_whole,
 )
+from mmlib.output import progress
 
 logger = logging.getLogger(__name__)
 
@@ -247,7 +247,7 @@ def index_shards(shards: Sequence[str]) -> list[Tar]:
     digests = dict(zip(map(str, local), file_digests(local, files.CACHE / "shards-digests.json")))
     with ThreadPoolExecutor(WORKERS) as pool:
         found = pool.map(lambda where: _index(where, digests.get(where)), shards)
-        return list(tqdm(found, total=len(shards), desc="shards", unit="shard", disable=None, delay=2))
+        return list(progress(found, total=len(shards), desc="shards", unit="shard", delay=2))
 
 
 def _index(where: str, sha256: str | None) -> Tar:

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from mmlib import files
 from mmlib.config import DataConfig
@@ -39,6 +38,7 @@ from mmlib.data.shard_files import (
     shard_name,
 )
 from mmlib.files import from_root, is_name, printable, shown, write_text_atomic, written_whole
+from mmlib.output import progress
 
 MOST_BROKEN = 0.01  # share of broken samples that is still passed over
 MAX_SHARDS = 1_000_000  # that one pattern may stand for
@@ -370,9 +370,7 @@ def write_shards(
             f" in {shown(folder)}; choose another folder, or delete them"
         )
     listed = {}
-    for name, (split, rows) in tqdm(
-        shards.items(), desc=f"writing {dataset.name}", unit="shard", disable=None
-    ):
+    for name, (split, rows) in progress(shards.items(), desc=f"writing {dataset.name}", unit="shard"):
         _write_shard(folder / name, dataset, split, rows, captions[split.name])
         listed[name] = {
             "split": split.name,

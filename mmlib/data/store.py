@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from tqdm import tqdm
 
 from mmlib import files
 from mmlib.data.dataset import Dataset
 from mmlib.data.decoding import Resize, resize_image
 from mmlib.files import explained, printable, replace_flushed, shown
+from mmlib.output import progress
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def _make(
     done = max(0, part.stat().st_size - start) // row_bytes // batch * batch
     if done:
         logger.info("%s continues at row %s of %s", shown(path), f"{done:,}", f"{shape[0]:,}")
-    bar = tqdm(total=shape[0], initial=done, desc=label, unit="row", disable=None)
+    bar = progress(total=shape[0], initial=done, desc=label, unit="row")
     try:
         # A plain write: on a full disk, writing through a memory map kills the process (SIGBUS).
         with bar, explained(path), open(part, "r+b") as file:

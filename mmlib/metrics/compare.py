@@ -131,7 +131,7 @@ def compare_runs(
         `{"comparable", "verdict"}` and, if comparable, `metrics` (by name: `a`, `b`,
         `difference`, `differences` (a list of one), `low`, `high`, `p`, `p_holm`; no p for median ranks,
         which are no mean over images), `r1` (by direction: `n`, `hits_a`, `hits_b`, and McNemar's
-        `only_a`, `only_b`, `p`) and `level`.
+        `only_a`, `only_b`, `p`), `evidence` in words, and `level`.
     """
     if reasons := why_not_comparable(provenance_a, provenance_b, ranks_a, ranks_b):
         return {"comparable": False, "verdict": f"not comparable: {'; '.join(reasons)}"}
@@ -150,7 +150,44 @@ def compare_runs(
     )
     main = metrics["mean_r1"]
     verdict = verdict_in_words(main["difference"], main["low"], main["high"], main["p"], evidence)
-    return {"comparable": True, "verdict": verdict, "level": LEVEL, "metrics": metrics, "r1": r1}
+    return {
+        "comparable": True, "verdict": verdict, "evidence": evidence, "level": LEVEL, "metrics": metrics,
+        "r1": r1,
+    }  # fmt: skip
+
+
+def compare_pairs(
+    runs: list[tuple[RetrievalRanks, dict | None]], pairs: list[tuple[int, int]], **given
+) -> list[dict]:
+    """`compare_runs` of several pairs, judged together.
+
+    Args:
+        runs: of each its ranks and what they were measured on, see `why_not_comparable`.
+        pairs: places in `runs`, the second of which is judged against the first.
+        given: `resamples` and `seed` of `compare_runs`.
+
+    Returns:
+        For each pair what `compare_runs` gives, and `p_holm`: that of the mean R@1, corrected by Holm over
+        all pairs that can be compared, which decides the verdict; `better`: the place of the better run, None
+        where there is no evidence or no comparison.
+    """
+    found = []
+    for a, b in pairs:
+        (ranks_a, facts_a), (ranks_b, facts_b) = runs[a], runs[b]
+        found.append(
+            compare_runs(ranks_a, ranks_b, provenance_a=facts_a, provenance_b=facts_b, **given)
+            | {"better": None, "p_holm": None}
+        )
+    compared = [(pair, result) for pair, result in zip(pairs, found) if result["comparable"]]
+    corrected = holm([result["metrics"]["mean_r1"]["p"] for _, result in compared])
+    for ((a, b), result), p in zip(compared, corrected):
+        main = result["metrics"]["mean_r1"]
+        result["p_holm"] = float(p)
+        change, low, high = main["difference"], main["low"], main["high"]
+        result["verdict"] = verdict_in_words(change, low, high, float(p), result["evidence"])
+        if p < ALPHA and not low <= 0 <= high:
+            result["better"] = b if change > 0 else a
+    return found
 
 
 def compare_seeds(

@@ -3,16 +3,14 @@
 Shapes: N images, M captions, D embedding width.
 """
 
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 
 from mmlib.arrays import npz_names, open_npy, read_npz, refused
-from mmlib.metrics.compare import compare_runs
 from mmlib.metrics.protocols import first_captions, fold_ranks, protocol_named
-from mmlib.metrics.ranks import RetrievalRanks, checked_map, paired_ranks, retrieval_ranks
+from mmlib.metrics.ranks import checked_map, paired_ranks, retrieval_ranks
 from mmlib.metrics.resampling import bootstrap_intervals
 from mmlib.metrics.summary import DIRECTIONS, summarise, summarise_folds
 
@@ -93,28 +91,6 @@ def evaluate_embeddings(
         if not re.fullmatch("(i2t|t2i)_r[0-9]+", name)
     }
     return ranks, summary | {"width": image_ND.shape[1], "intervals": intervals}
-
-
-def compare_with(path: str | os.PathLike, ranks: RetrievalRanks | None) -> dict:
-    """`compare_runs` of these ranks, the second run, against those in a file, the first.
-
-    A file of ranks does not say of which images and captions it is: what can be seen is compared
-    (protocol, sizes, and the map of captions to images), the rest is for the caller to know.
-
-    Args:
-        path: as written by `RetrievalRanks.save`.
-        ranks: from `evaluate_embeddings`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no ranks, as under a protocol of folds; no file of ranks; ranks of other queries.
-    """
-    if ranks is None:
-        raise ValueError("expected ranks to compare, found folds, which have none; compare under standard")
-    comparison = compare_runs(RetrievalRanks.load(path), ranks)
-    if not comparison["comparable"]:
-        raise ValueError(f"{path}: {comparison['verdict']}; evaluate both models on the same queries")
-    return comparison
 
 
 def results_text(summary: dict, data: str) -> str:

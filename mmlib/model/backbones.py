@@ -147,7 +147,7 @@ def _read_torchvision(model: nn.Module, image_BCHW: torch.Tensor, positions: boo
 
     if isinstance(model, models.VisionTransformer):
         patch_BPF = model._process_input(image_BCHW)
-        class_B1F = model.class_token.expand(len(patch_BPF), -1, -1)
+        class_B1F = model.class_token.expand(patch_BPF.shape[0], -1, -1)
         x_BPF = model.encoder(torch.cat([class_B1F, patch_BPF], dim=1))
         return x_BPF if positions else x_BPF[:, 0]
     x = model._transform_input(image_BCHW) if hasattr(model, "_transform_input") else image_BCHW
@@ -293,7 +293,7 @@ def _read_open_clip_text(
     L, project = tokens_BL.shape[1], text.text_projection
     x_BLF = text.token_embedding(tokens_BL) + text.positional_embedding[:L]
     x_BLF = text.ln_final(text.transformer(x_BLF, attn_mask=text.attn_mask[:L, :L]))
-    end_BF = x_BLF[torch.arange(len(x_BLF), device=x_BLF.device), length_B - 1]
+    end_BF = x_BLF[torch.arange(x_BLF.shape[0], device=x_BLF.device), length_B - 1]
     if project is None:
         return end_BF
     return project(end_BF) if isinstance(project, nn.Linear) else end_BF @ project

@@ -149,7 +149,7 @@ class ImageEncoder(Encoder):
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         """Normalised images (B, 3, H, W) → (B, D)."""
         patch_BPD = self.patch(image_BCHW).flatten(2).transpose(1, 2)
-        class_B1D = self.class_token_11D.expand(len(patch_BPD), -1, -1)
+        class_B1D = self.class_token_11D.expand(patch_BPD.shape[0], -1, -1)
         x_BPD = torch.cat([class_B1D, patch_BPD], dim=1) + self.position_1PD
         for layer in self.layers.layers[:-1]:
             x_BPD = layer(x_BPD)

@@ -257,7 +257,7 @@ class MemoryNetwork(DualEncoder):
         absent_BD = torch.zeros_like(present)
         parts = [item_BD.get(m, absent_BD) + type_D for m, type_D in zip(MODALITIES, self.type_2D)]
         bits_2 = present.new_tensor([m in item_BD for m in MODALITIES])
-        return self.fusion(torch.cat([*parts, bits_2.expand(len(present), 2)], dim=-1))
+        return self.fusion(torch.cat([*parts, bits_2.expand(present.shape[0], 2)], dim=-1))
 
     def _reads(self, modality: str, encoded_BD: torch.Tensor) -> dict[str, torch.Tensor]:
         """The central memory's is the first read after fusion."""
@@ -322,7 +322,7 @@ class AttentionHead(nn.Module):
     def forward(self, feature_BPF: torch.Tensor) -> torch.Tensor:
         """(B, P, F) → (B, D)."""
         position_BPD = self.position(self.dropout(self.standardise(feature_BPF)))
-        query_BQD = self.query_QD.expand(len(feature_BPF), -1, -1)
+        query_BQD = self.query_QD.expand(feature_BPF.shape[0], -1, -1)
         read_BQD, _ = self.attention(query_BQD, position_BPD, position_BPD, need_weights=False)
         joined_BE = self.dropout(self.read_norm(read_BQD)).flatten(1)
         return self.out_norm(self.project(joined_BE))

@@ -15,19 +15,17 @@ from mmlib.reporting.ablation import (
 )
 from mmlib.reporting.curves import loss_curves, lr_curve, recall_curves
 from mmlib.reporting.diagnosis import (
-    agreement_table,
     calibration_figure,
     hubness_table,
-    human_aware_table,
+    people_section,
     recall_by_group_figure,
     similarity_figure,
 )
-from mmlib.reporting.gallery import gallery_figures, samples_figure, slots_figure
-from mmlib.reporting.published import published_section
+from mmlib.reporting.gallery import gallery_figures, samples_figure, slots_section
+from mmlib.reporting.published import published_section, reference_section
 from mmlib.reporting.results import (
     change_between,
-    changed_queries_list,
-    changed_queries_table,
+    changes_section,
     evaluation_checks,
     results_figure,
     results_section,

@@ -10,7 +10,16 @@ from matplotlib.lines import Line2D
 from mmlib.metrics import RetrievalRanks, summarise
 from mmlib.metrics.compare import held_out_fingerprint, measured_on, p_in_words, why_not_comparable
 from mmlib.reporting.style import DIRECTIONS, SHADE, SOFT, draw_dots, guide, legend, new_figure, styled
-from mmlib.reporting.tables import DIRECTION_NAMES, SPLIT_NAMES, Table, passed, percent, recall_text, scope
+from mmlib.reporting.tables import (
+    DIRECTION_NAMES,
+    SPLIT_NAMES,
+    Table,
+    passed,
+    percent,
+    recall_text,
+    scope,
+    value_text,
+)
 from mmlib.training.ablation import members
 from mmlib.training.ablation_plan import PlannedRun, arms_of, candidates
 from mmlib.training.runs import read_result, run_folder, run_state, stored_environment
@@ -102,7 +111,7 @@ def _arm_row(arm: dict, complete: list[dict], number: int) -> dict:
     }
 
 
-def tuning_table(record: dict) -> Table | str:
+def tuning_table(record: dict) -> Table:
     """What was tried on the validation split, and what was chosen; a sentence if nothing was tuned."""
     by = record["select_by"]
     rows = []
@@ -120,7 +129,7 @@ def tuning_table(record: dict) -> Table | str:
                 }
             )
     if not rows:
-        return "nothing was tuned"
+        return Table(sentences=("Nothing was tuned: all values were fixed before.",))
     return Table(
         pd.DataFrame(rows),
         f"Validation split, seed {record['seeds'][0]} alone, best epoch of each run; the highest {by} is"
@@ -138,7 +147,7 @@ def ablation_scope(record: dict) -> str:
 
 
 def _parameters(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+    return ", ".join(f"{name} {value_text(value)}" for name, value in values.items())
 
 
 def _chosen(run: dict, tried: list[dict]) -> str:

@@ -8,11 +8,15 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from mmlib.files import printable
 from mmlib.reporting.style import DIRECTIONS, INK, SHADE, SOFT, guide, legend, new_figure, styled
 from mmlib.reporting.tables import best_row, phases, scope
 
 _MANY = 40  # epochs from which single points are no longer marked
 _STAR = {"marker": "*", "color": "#ffd23f", "markeredgecolor": INK, "linestyle": "none"}
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#6b6b6b")
+_STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)), "-.")
 
 
 @styled
@@ -33,9 +37,9 @@ def loss_curves(history: list[dict], dataset: str, batch_size: int | None = None
         "Training loss by epoch",
         f"{dataset} · training split · mean over the batches of an epoch · {runs}",
         f"Line chart of the training loss by epoch on {dataset}; {runs}.",
-        height=2.7,
+        height=1.4,
     )
-    axes = _curve(figure, history, [row["train_loss"] for row in history], "contrastive loss (nats)")
+    axes = _curve(figure, history, [row["train_loss"] for row in history], "loss (nats)")
     if batch_size:
         guide(axes, math.log(batch_size), f"guessing, ln {batch_size}", below=True)
     axes.set_ylim(bottom=0)
@@ -54,7 +58,7 @@ def lr_curve(history: list[dict]) -> Figure:
         "Learning rate by epoch",
         f"at the first step of each epoch · {runs}",
         f"Line chart of the learning rate at the first step of each epoch; {runs}.",
-        height=2.0,
+        height=1.6,
     )
     axes = _curve(figure, history, [row["lr"] for row in history], "learning rate")
     axes.set_ylim(0, 1.08 * max(row["lr"] for row in history))
@@ -68,23 +72,24 @@ def recall_curves(history: list[dict], dataset: str, best_by: str = "rsum") -> F
     Args:
         history: rows of `history.jsonl`.
         dataset: name of the data set, for the title.
-        best_by: validation metric whose best epoch is marked in each phase, `rsum` or `mean_r1`.
+        best_by: validation metric whose best epoch is marked in each phase, `rsum` or `mean_r1`, or `last`.
 
     Raises:
         ValueError: the history is empty or has no metric `best_by`.
     """
     best = [best_row(rows, best_by) for rows in phases(history)]
+    chosen = "epoch that is kept: the last" if best_by == "last" else f"best epoch of the phase, by {best_by}"
     runs = _phase_names(history)
     figure = new_figure(
         "Validation recall by epoch",
         f"{scope(dataset, 'val', history[-1]['val'])} · {runs}",
         f"Line charts of validation recall at 1, 5, 10 by epoch on {dataset}, image to text solid and text to"
         f" image dashed, with interval bands, the chance level, and the best epoch of each phase; {runs}.",
-        height=2.75,
+        height=1.95,
         legend=[
             *legend(markersize=3.2, linewidth=1.9, **_marks(history)),
             Patch(color=SOFT, alpha=0.2, linewidth=0, label="95 % interval"),
-            Line2D([], [], **_STAR, markersize=10, label=f"best epoch of the phase, by {best_by}"),
+            Line2D([], [], **_STAR, markersize=10, label=chosen),
         ],
     )
     epoch = [row["epoch"] for row in history]
@@ -140,3 +145,36 @@ def _epoch_axis(axes: Axes, history: list[dict], short: bool = False) -> None:
 
 def _phase_names(history: list[dict]) -> str:
     return ", ".join(f"phase {rows[0]['phase']}: {rows[0]['run']}" for rows in phases(history))
+
+
+@styled
+def compared_curves(histories: dict[str, list[dict]], data: str, what: str) -> Figure:
+    """Training loss or validation mean R@1 of several runs by epoch.
+
+    Args:
+        histories: rows of `history.jsonl` by run, of one data set.
+        data: its name.
+        what: `loss` or `recall`.
+    """
+    runs = ", ".join(histories)
+    if what == "loss":
+        title, where, label = "Training loss by epoch", f"{data} · training split", "loss (nats)"
+    else:
+        last = next(iter(histories.values()))[-1]
+        title, where = "Validation recall by epoch", scope(data, "val", last["val"])
+        label = "mean R@1 (%)"
+    figure = new_figure(title, where, f"Line chart, {title.lower()}, of {runs}.", height=2.7)
+    axes = figure.subplots()
+    for number, (run, rows) in enumerate(histories.items()):
+        values = [row["train_loss"] if what == "loss" else 100 * row["val"]["mean_r1"] for row in rows]
+        axes.plot(
+            [row["epoch"] for row in rows], values, label=printable(run),
+            color=_COLOURS[number % len(_COLOURS)], linestyle=_STYLES[number % len(_STYLES)],
+            marker="o" if len(rows) < 3 else None,
+        )  # fmt: skip
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), labelcolor=SOFT)
+    return figure

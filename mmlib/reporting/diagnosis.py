@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -16,6 +17,12 @@ KINDS = {
 }
 _WORDS = 16  # rows of the panel of words
 _RULES = {4.0: "or rated 4 (no errors)", 3.0: "or rated 3 and above"}
+PEOPLE_HEADING = (
+    "### Agreement with people\n\nFlickr8k comes with judgements of how well captions fit images, by experts"
+    " (1–4) and by a crowd (share of yes): Kendall's τ between them and similarity, as CLIPScore computes it."
+    " Human-aware recall also counts a result that experts found to fit: few pairs were judged, so it rises"
+    " little, and shows how many misses are misses of the protocol."
+)
 _PEOPLE = {"expert": "three experts, 1–4", "crowdflower": "CrowdFlower, share of yes"}
 
 
@@ -182,18 +189,25 @@ def hubness_table(diagnosis: dict) -> Table:
     )
 
 
-NO_JUDGEMENTS = Table(sentences=("People's judgements do not come with these data.",))
-
-
-def agreement_table(diagnosis: dict) -> Table:
-    """Kendall's tau between the model's scores and people's ratings; a sentence without judgements.
+def people_section(diagnosis: dict) -> None:
+    """Displays how far the model agrees with people, where their judgements come with the data; else nothing.
 
     Args:
         diagnosis: from `mmlib.training.read_diagnosis`.
     """
+    if people := diagnosis["people"]:
+        display(Markdown(PEOPLE_HEADING), agreement_table(diagnosis))
+        if people["human_aware"]:
+            display(human_aware_table(diagnosis))
+
+
+def agreement_table(diagnosis: dict) -> Table:
+    """Kendall's tau between the model's scores and people's ratings.
+
+    Args:
+        diagnosis: from `mmlib.training.read_diagnosis`, with people's judgements.
+    """
     people = diagnosis["people"]
-    if people is None:
-        return NO_JUDGEMENTS
     rows, notes = [], []
     for name, who in _PEOPLE.items():
         if (found := people[name]) is None:
@@ -222,14 +236,12 @@ def agreement_table(diagnosis: dict) -> Table:
 
 
 def human_aware_table(diagnosis: dict) -> Table:
-    """Recall where pairs that experts rate well count as hits, beside the standard; a sentence without them.
+    """Recall where pairs that experts rate well count as hits, beside the standard.
 
     Args:
-        diagnosis: from `mmlib.training.read_diagnosis`.
+        diagnosis: from `mmlib.training.read_diagnosis`, with experts' judgements.
     """
     people = diagnosis["people"]
-    if people is None or people["human_aware"] is None:
-        return NO_JUDGEMENTS
     by_rule = {"own captions (standard)": diagnosis["standard"]}
     by_rule |= {_RULES[found["threshold"]]: found for found in people["human_aware"]}
     rows = []

@@ -5,7 +5,6 @@ scripts run.
 """
 
 import base64
-import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -15,11 +14,11 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from mmlib.analysis.neighbours import COLUMNS, THUMBNAIL, TOP_K
+from mmlib.analysis.diagnosis import COLUMNS, THUMBNAIL, TOP_K
 from mmlib.data.decoding import MAX_BYTES, decode_image
 from mmlib.files import printable, read_bounded, write_text_atomic
 from mmlib.metrics import RetrievalRanks
-from mmlib.reporting.pages import TEMPLATES, page_from
+from mmlib.reporting.pages import TEMPLATES, page_from, policy_for
 from mmlib.reporting.tables import percent
 from mmlib.search import Hit
 from mmlib.training.runs import evaluated_file, read_arrays, read_queries, read_result
@@ -69,7 +68,7 @@ def explorer_page(experiment: str, runs: Sequence[str]) -> tuple[str, bytes] | N
     result = read_result(explored[-1])
     html = page_from(
         "explore.html.j2",
-        _policy(scripts),
+        policy_for(*scripts),
         experiment=experiment,
         split=queries["split"],
         data_name=result["data"]["name"],
@@ -134,16 +133,6 @@ def _sheets(arrays: dict[str, np.ndarray]) -> list[dict]:
         address = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
         sheets.append({"address": address, "width": width, "height": height})
     return sheets
-
-
-def _policy(scripts: Sequence[str]) -> str:
-    """The page may run these scripts and show pictures that lie in it; nothing else."""
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    return (
-        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed};"
-        " base-uri 'none'; form-action 'none'"
-    )
 
 
 def _table(data: dict, ranks: RetrievalRanks) -> list[dict]:

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Mapping
 
 import numpy as np
+from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
@@ -12,11 +13,16 @@ from matplotlib.ticker import MaxNLocator
 
 from mmlib.data import Dataset
 from mmlib.reporting.results import result_scope
-from mmlib.reporting.style import BAR, HIT, INK, MISS, SOFT, guide, new_figure, styled
-from mmlib.reporting.tables import DIRECTION_NAMES
+from mmlib.reporting.style import BAR, HIT, INK, MISS, SOFT, guide, new_figure, show, styled
+from mmlib.reporting.tables import DIRECTION_NAMES, Table
 
 PICTURE_DPI = 110  # pictures weigh much and gain little from a sharper page
 SAMPLE_PIXELS = 160  # side at which a data set that draws its images draws a sample
+EVEN = 0.99  # entropy over its maximum from which a block reads all slots alike
+SLOTS_HEADING = (
+    "### What the memory is read for\n\nAttention of images and captions on the slots of each memory, and the"
+    " words whose items read a slot more than others do (1.0 is the average)."
+)
 BLOCKS = {
     "image": "image memory, read by images",
     "text": "text memory, read by captions",
@@ -76,7 +82,7 @@ def _gallery_figure(direction: str, query: str, answers: str, rows: int, result:
         f"{DIRECTION_NAMES[direction].capitalize()}: {query} and {answers}",
         f"{result['run']} · {result_scope(result)} · {rows} of the queries; a tick and green mark a match",
         f"Gallery of queries: {query} on the left, {answers} by rank on the right, matches ticked.",
-        height=1.32 * rows,
+        height=0.85 * rows,
     )
     figure.set_dpi(PICTURE_DPI)
     return figure
@@ -124,23 +130,48 @@ def samples_figure(dataset: Dataset, count: int = 8) -> Figure:
     return figure
 
 
+def slots_section(slots: Mapping[str, np.ndarray], result: dict) -> None:
+    """Displays what a memory is read for: a figure of the blocks that are not read evenly, and a sentence.
+
+    Nothing for a run without a memory.
+
+    Args:
+        slots: see `slots_figure`.
+        result: the run's `results.json`.
+    """
+    if not slots:
+        return
+    blocks = [block for block in BLOCKS if f"{block}_weight" in slots]
+    even = [BLOCKS[block] for block in blocks if _evenness(slots, block) >= EVEN]
+    display(Markdown(SLOTS_HEADING))
+    if len(even) < len(blocks):
+        show(slots_figure(slots, result), "slots")
+    if even:
+        said = f"Read evenly, slot by slot, and so the same for everything: {'; '.join(even)}."
+        display(Table(sentences=(said,)))
+
+
+def _evenness(slots: Mapping[str, np.ndarray], block: str) -> float:
+    """Mean entropy of a read over its maximum; for older runs that of the mean attention."""
+    if f"{block}_sharpness" in slots:
+        return float(slots[f"{block}_sharpness"][0])
+    weight_S = np.asarray(slots[f"{block}_weight"], dtype=np.float64)
+    used = weight_S[weight_S > 0]
+    return float(-(used * np.log(used)).sum() / np.log(len(weight_S)))
+
+
 @styled
 def slots_figure(slots: Mapping[str, np.ndarray], result: dict) -> Figure:
     """Mean attention of each memory slot, and the words whose captions read the top slots most.
 
+    Blocks that read all slots alike are left out.
+
     Args:
-        slots: arrays of `slots.npz`, see `mmlib.analysis.slot_readers`, for some of the `BLOCKS`; empty for
-            a run without a memory, and the figure then says so.
+        slots: arrays of `slots.npz`, see `mmlib.analysis.slot_readers`, for some of the `BLOCKS`.
         result: the run's `results.json`.
     """
-    if not slots:
-        return new_figure(
-            "No memory, so no slots",
-            f"{result['run']} · memory none: the two encoders alone",
-            "A title that says that this run has no memory.",
-            height=0.8,
-        )
-    blocks = {block: title for block, title in BLOCKS.items() if f"{block}_weight" in slots}
+    blocks = [block for block in BLOCKS if f"{block}_weight" in slots]
+    blocks = [block for block in blocks if _evenness(slots, block) < EVEN] or blocks
     figure = new_figure(
         "Which memory slots are read, and by what",
         f"{result['run']} · {result['data']['name']} · {result['split']} split"
@@ -148,19 +179,18 @@ def slots_figure(slots: Mapping[str, np.ndarray], result: dict) -> Figure:
         " · a word's factor: attention of the items with that word over that of all",
         "Bar charts of mean attention per memory slot, sorted, each beside the words that go with its"
         " most read slots.",
-        height=2.0 * len(blocks),
+        height=1.6 * len(blocks),
     )
     grid = figure.add_gridspec(len(blocks), 2, width_ratios=[1, 1.15])
-    for row, (block, title) in enumerate(blocks.items()):
+    for row, block in enumerate(blocks):
         weight_S = np.sort(np.asarray(slots[f"{block}_weight"], dtype=np.float64))[::-1]
-        said = f"{len(weight_S)} slots, most read first"
+        said = f"{len(weight_S)} slots, most read first; entropy {_evenness(slots, block):.2f} of its maximum"
         if f"{block}_sharpness" in slots:
-            entropy, live = slots[f"{block}_sharpness"]
-            said += f"; {live:.0f} are read; entropy of a read {entropy:.2f} of its maximum"
+            said += f"; {slots[f'{block}_sharpness'][1]:.0f} are read"
         axes = figure.add_subplot(grid[row, 0])
         axes.bar(np.arange(1, len(weight_S) + 1), 100 * weight_S, width=0.85, color=BAR)
         guide(axes, 100 / len(weight_S), "even reading")
-        axes.set_title(title)
+        axes.set_title(BLOCKS[block])
         axes.set_xlabel(said)
         axes.set_ylabel("attention (%)")
         axes.set_xlim(0.3, len(weight_S) + 0.7)

@@ -1,11 +1,15 @@
-"""A notebook as a page: foreign HTML is cleaned, and a policy forbids the page everything active."""
+"""A notebook as a page: foreign HTML is cleaned, and a policy lets no script run but ours."""
 
 import base64
+import hashlib
+import json
 import re
+import shlex
 import warnings
+from collections.abc import Mapping
 from functools import cache
 from html import unescape
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 
 import jinja2
@@ -17,9 +21,23 @@ from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
 from mmlib.reporting.notebooks import Page, mark_of, read_notebook
+from mmlib.reporting.tables import MARK
 
-# The browser's own refusal, should anything slip through: no script, nothing from elsewhere.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+TEMPLATES = Path(__file__).parent / "templates"
+SCRIPT = (TEMPLATES / "report.js").read_text(encoding="utf-8").strip()  # sorts tables; nothing needs it
+
+
+def policy_for(*scripts: str) -> str:
+    """The browser's own refusal of all that slips through: no script but these, nothing from elsewhere."""
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed};"
+        " base-uri 'none'; form-action 'none'"
+    )
+
+
+POLICY = policy_for(SCRIPT)
 
 _TAGS = frozenset({
     "a", "abbr", "b", "blockquote", "br", "caption", "cite", "code", "col", "colgroup", "dd", "del",
@@ -30,7 +48,7 @@ _TAGS = frozenset({
 _ATTRIBUTES = {
     "img": {"alt", "title"},
     "abbr": {"title"},
-    "td": {"colspan", "rowspan", "align"},
+    "td": {"colspan", "rowspan", "align", "data-label"},
     "th": {"colspan", "rowspan", "align", "scope"},
     "ol": {"start"},
 }
@@ -87,17 +105,25 @@ def _is_allowed(tag: str, name: str, value: str) -> bool:
     return name == "style" or name in _ATTRIBUTES.get(tag, ())
 
 
-TEMPLATES = Path(__file__).parent / "templates"
-
 _SHOWN = ["text/html", "text/markdown", "image/png", "text/plain"]  # nothing that runs or loads anything
 _PAPERMILL_MARK = "papermill-error-cell-tag"  # its red error cells; the page has its own banner
 _NO_PICTURE = "[a picture that is no PNG is left out]"
 
 
+# Cells with these tags stand first on a page, in this order: what came out, then how it came about.
+_FRONT = ("first", "second", "third")
+_HEADING = re.compile(r"<h2[^>]*>(.*?)</h2>", re.DOTALL)
+_CONTENTS = "<!--contents-->"  # ours alone: the cleaner leaves no comment
+
+
 def render_notebook(
-    executed_ipynb: Path, experiment: str, pages: tuple[Page, ...] = (), explorer: str | None = None
+    executed_ipynb: Path,
+    experiment: str,
+    pages: tuple[Page, ...] = (),
+    explorer: str | None = None,
+    environments: Mapping[str, dict] | None = None,
 ) -> dict[str, bytes]:
-    """Renders an executed notebook as a page that runs nothing and loads nothing from anywhere.
+    """Renders an executed notebook as a page that loads nothing, and runs nothing but our sorting of tables.
 
     Outputs that are marked private (`mmlib.reporting.style`) are replaced by a sentence that says
     why; if there are any, a second page shows them, which stays on this machine.  Pictures are encoded
@@ -109,6 +135,7 @@ def render_notebook(
         pages: all pages of the experiment, for navigation and state; a notebook that is not among
             them counts as complete.
         explorer: file of the explorer, for navigation; None if there is none.
+        environments: `environment.json` of the runs behind the page, by name.
 
     Returns:
         Contents by file name in the report's folder: the pages, `<notebook>.html` and
@@ -129,12 +156,16 @@ def render_notebook(
         for output in (output for output in outputs if "image/png" in output.get("data", {})):
             figure, png = mark_of(output)[0], _png(output.data["image/png"])
             output.data["image/png"] = base64.b64encode(png).decode()
+            mark = output.metadata.get(MARK, {})
+            mark["dark"] = base64.b64encode(_png(str(mark.get("dark", "")))).decode()
             if not png:
                 output.data = {"text/plain": _NO_PICTURE}
             elif figure:
                 made[f"{'private' if output in private else 'figures'}/{name}-{figure}.png"] = png
         shown = {"title": _take_title(notebook) or name, "experiment": experiment, "page": page}
-        shown["explorer"] = explorer
+        shown |= {"explorer": explorer, "command": _command(notebook, name)}
+        shown["origins"] = _origins(environments or {})
+        notebook.cells = _in_order(notebook.cells)
         if private:
             made[f"{name}.private.html"] = _exported(notebook, shown | {"pages": pages, "private": True})
         for output in private:
@@ -146,6 +177,57 @@ def render_notebook(
     return made
 
 
+def _in_order(cells: list) -> list:
+    """The cells as a page shows them: those that say what came out, then the others as they were run."""
+
+    def place(cell) -> int:
+        return next((n for n, tag in enumerate(_FRONT) if tag in cell.metadata.get("tags", [])), len(_FRONT))
+
+    front = [cell for cell in cells if place(cell) < len(_FRONT)]
+    if not any(cell.get("outputs") for cell in front):  # it was stopped before
+        return cells
+    made = nbformat.v4.new_markdown_cell("## How it was made")
+    return [*sorted(front, key=place), made, *(cell for cell in cells if cell not in front)]
+
+
+def _command(notebook: nbformat.NotebookNode, name: str) -> str:
+    """What runs this notebook alone, with its parameters."""
+    given = notebook.metadata.get("papermill", {}).get("parameters") or {}
+    words = ["papermill", f"notebooks/{name}.ipynb", "out.ipynb"]
+    for key, value in given.items():
+        flat = isinstance(value, str | int | float)
+        words += ["-p", key, str(value)] if flat else ["-y", json.dumps({key: value}, ensure_ascii=False)]
+    return shlex.join(words)
+
+
+def _origins(environments: Mapping[str, dict]) -> list[dict]:
+    """Commit, data and packages of runs; those that agree in them stand together."""
+    found: dict[str, dict] = {}
+    for run, known in environments.items():
+        data, versions = known.get("data") or {}, known.get("versions") or {}
+        origin = {
+            "commit": f"{known.get('commit') or '–'}{', with changes' if known.get('dirty') else ''}",
+            "data": f"{data.get('name', '–')}, fingerprint {data.get('fingerprint', '–')}",
+            "device": str(known.get("device", "–")),
+            "packages": ", ".join(f"{package} {version}" for package, version in versions.items()),
+        }
+        found.setdefault(json.dumps(origin), origin | {"runs": []})["runs"].append(run)
+    return list(found.values())
+
+
+def _with_contents(page: str) -> str:
+    """The page with a number on each heading of its second level, and links to them at its top."""
+    links, number = [], count(1)
+
+    def named(heading: re.Match) -> str:
+        place = f"part-{next(number)}"
+        links.append(f'<a href="#{place}">{re.sub("<[^>]*>", "", heading[1])}</a>')
+        return f'<h2 id="{place}">{heading[1]}</h2>'
+
+    page = _HEADING.sub(named, page)
+    return page.replace(_CONTENTS, f'<nav class="toc" aria-label="contents">{" ".join(links)}</nav>', 1)
+
+
 def _exported(notebook: nbformat.NotebookNode, shown: dict) -> bytes:
     exporter = HTMLExporter(
         template_name="report",
@@ -155,9 +237,9 @@ def _exported(notebook: nbformat.NotebookNode, shown: dict) -> bytes:
     )
     exporter.register_filter("harmless_html", harmless_html)
     with warnings.catch_warnings(action="ignore"):  # of outputs that no page can show
-        shown = shown | {"css": _stylesheet(), "policy": POLICY}
+        shown = shown | {"css": _stylesheet(), "policy": POLICY, "script": SCRIPT, "contents": _CONTENTS}
         page, _ = exporter.from_notebook_node(notebook, resources={"page": shown})
-    return page.encode("utf-8", "replace")  # JSON can hold halves of characters
+    return _with_contents(page).encode("utf-8", "replace")  # JSON can hold halves of characters
 
 
 def _png(text: str) -> bytes:
@@ -181,7 +263,7 @@ def page_from(template: str, policy: str = POLICY, **shown) -> str:
 
 def _stylesheet() -> str:
     """The CSS of all pages, code colours for light and dark included."""
-    light = HtmlFormatter(style="friendly").get_style_defs(".highlight")
+    light = HtmlFormatter(style="default").get_style_defs(".highlight")
     dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
     ours = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{ours}"

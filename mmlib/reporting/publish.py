@@ -2,6 +2,9 @@
 
 import base64
 import dataclasses
+import itertools
+import json
+import math
 import os
 import re
 import shutil
@@ -12,12 +15,13 @@ from IPython.display import Markdown
 from markupsafe import Markup
 
 from mmlib import files
+from mmlib.metrics.compare import measured_on, why_not_comparable
 from mmlib.reporting.ablation import ablation_table, ablation_verdicts
 from mmlib.reporting.notebooks import report_folder
-from mmlib.reporting.pages import page_from
-from mmlib.reporting.report import FIGURES, overview
-from mmlib.reporting.results import protocols_of_results, result_rows, results_table
-from mmlib.reporting.tables import Table, plain_text, scope
+from mmlib.reporting.pages import SCRIPT, TEMPLATES, page_from, policy_for
+from mmlib.reporting.report import FIGURES, overview, results_of
+from mmlib.reporting.results import protocols_of_results, result_rows, result_scope, results_table
+from mmlib.reporting.tables import DIRECTION_NAMES, Table, plain_text, recall_cells, scope
 from mmlib.training.stored import Report, read_stored
 
 
@@ -41,7 +45,18 @@ def write_index(reports: Path | None = None) -> Path:
         if path.is_dir() and not path.name.startswith(".") and path != files.PUBLISHED
     ]
     link = os.path.relpath(published, reports) if published.is_file() and index != published else None
-    text = page_from("experiments.html.j2", experiments=[_card(folder) for folder in folders], published=link)
+    cards = sorted((_card(folder) for folder in folders), key=lambda card: card["made"], reverse=True)
+    runs = [run for card in cards for run in card["runs"]]
+    script = (TEMPLATES / "experiments.js").read_text(encoding="utf-8")
+    text = page_from(
+        "experiments.html.j2",
+        policy_for(SCRIPT, script),
+        experiments=cards,
+        published=link,
+        runs=[run["label"] for run in runs],
+        verdicts=Markup(json.dumps(_verdicts(runs)).replace("<", "\\u003c")),
+        scripts=[Markup(SCRIPT), Markup(script)],
+    )
     with files.explained(index):
         files.write_text_atomic(index, text)
     return index
@@ -50,10 +65,19 @@ def write_index(reports: Path | None = None) -> Path:
 def _card(folder: Path) -> dict:
     card = dict.fromkeys(("picture", "reason"), None)
     card |= {"name": files.printable(folder.name), "state": "unreadable", "shown": [], "links": [], "alt": ""}
+    card |= {"made": "", "runs": [], "best": None, "curve": ""}
     try:
         files.checked_name(folder.name, "experiment")
         report = read_stored(folder / "results.json", Report, "make the report again")
         card |= {"state": report["state"], "reason": report["reason"]}
+        card |= {"made": _made(report), "curve": _curve(report)}
+        tests = results_of(report | {"ablations": report.get("ablations") or {}})
+        card["runs"] = [{"label": f"{card['name']}: {test['run']}", "test": test} for test in tests]
+        if tests:
+            best = max(tests, key=lambda test: test["protocols"]["standard"]["mean_r1"])
+            card["best"] = {"run": best["run"], "scope": result_scope(best)}
+            for d in ("i2t", "t2i"):
+                card["best"][d] = recall_cells(best["protocols"]["standard"][d])["R@1"]
         # Where there is an ablation, its verdicts are the result.
         verdicts = [ablation_verdicts(record) for record in (report.get("ablations") or {}).values()]
         tables = [dataclasses.replace(table, caption="") for table in verdicts] or _numbers(report["metrics"])
@@ -72,6 +96,51 @@ def _card(folder: Path) -> dict:
     except (OSError, ValueError) as error:
         card |= {"state": "unreadable", "reason": str(error)}
     return card
+
+
+def _made(report: dict) -> str:
+    """When the last run of a report was started, ISO 8601; nothing if it does not say."""
+    provenance = report.get("provenance")
+    runs = provenance.values() if isinstance(provenance, dict) else ()
+    started = [run.get("started") for run in runs if isinstance(run, dict)]
+    return files.printable(max((text for text in started if isinstance(text, str)), default=""))[:19]
+
+
+def _curve(report: dict) -> str:
+    """Validation mean R@1 by epoch of the longest run, as points of a line in a box of 100 x 30."""
+    curves = [run.get("curve") for run in report["metrics"].values()]
+    numbers = (int, float)
+    curves = [c for c in curves if isinstance(c, list) and c and all(isinstance(v, numbers) for v in c)]
+    if not curves:
+        return ""
+    values = max(curves, key=len)
+    top, step = max([*values, 1e-9]), 100 / max(len(values) - 1, 1)
+    return " ".join(f"{step * i:.1f},{29 - 28 * max(v, 0) / top:.1f}" for i, v in enumerate(values))
+
+
+def _verdicts(runs: list[dict]) -> dict[str, str]:
+    """What is known of each pair of runs, by their two places.
+
+    From the results alone, so that it can be made on any clone: the difference of two independent recalls by
+    Newcombe's (1998) combination of their intervals, wider than one from the ranks.
+    """
+    verdicts = {}
+    for (i, a), (j, b) in itertools.combinations(enumerate(runs), 2):
+        if reasons := why_not_comparable(measured_on(a["test"]), measured_on(b["test"])):
+            verdicts[f"{i} {j}"] = f"Not comparable: {'; '.join(reasons)}."
+            continue
+        sentences = []
+        for d, name in DIRECTION_NAMES.items():
+            x, y = (run["test"]["protocols"]["standard"][d]["r1"] for run in (a, b))
+            change = y["value"] - x["value"]
+            low = change - math.hypot(y["value"] - y["low"], x["high"] - x["value"])
+            high = change + math.hypot(y["high"] - y["value"], x["value"] - x["low"])
+            better = a["label"] if high < 0 else b["label"] if low > 0 else None
+            numbers = f"{100 * change:+.2f} points, 95 % {100 * low:+.2f} to {100 * high:+.2f}"
+            verdict = f"{better} is better" if better else "no evidence of a difference"
+            sentences.append(f"{name} R@1: {verdict} ({numbers}).")
+        verdicts[f"{i} {j}"] = f"{b['label']} against {a['label']}. {' '.join(sentences)}"
+    return verdicts
 
 
 def _numbers(metrics: dict) -> list[Table]:

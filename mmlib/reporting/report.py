@@ -11,7 +11,7 @@ from mmlib.reporting.explorer import explorer_page
 from mmlib.reporting.notebooks import Page, RunFiles, experiment_pages, read_run, report_folder, worst
 from mmlib.reporting.pages import render_notebook
 from mmlib.reporting.results import protocols_of_results, results_table
-from mmlib.reporting.tables import Table, best_row, phases, plain_text
+from mmlib.reporting.tables import best_row, phases, plain_text
 from mmlib.training.ablation import members
 
 FIGURES = {  # that a reader wants first; those that a report lacks are left out
@@ -56,7 +56,7 @@ def write_report(experiment: str) -> Path:
             runs[run] = read
     evaluated = [run for run in mentioned if run in runs and runs[run].result]
     explorer, why_not = _explorer(experiment, evaluated)
-    pages, files = _rendered(experiment, pages, next(iter(explorer), None))
+    pages, files = _rendered(experiment, pages, next(iter(explorer), None), runs)
     files |= explorer
     report = _record(experiment, pages, ablations, runs)
     report["explorer"] = next(iter(explorer), None)
@@ -90,18 +90,27 @@ def _explorer(experiment: str, runs: list[str]) -> tuple[dict[str, bytes], list[
 
 
 def _rendered(
-    experiment: str, pages: tuple[Page, ...], explorer: str | None
+    experiment: str, pages: tuple[Page, ...], explorer: str | None, runs: dict[str, RunFiles]
 ) -> tuple[tuple[Page, ...], dict[str, bytes]]:
     """The pages as they turned out, and the files of those that can be shown."""
     files: dict[str, bytes] = {}
     for page in (page for page in pages if page.executed):
         try:
-            files |= render_notebook(page.executed, experiment, pages, explorer)
+            own = {
+                run: read.environment for run, read in runs.items() if _is_of(run, page) and read.environment
+            }
+            files |= render_notebook(page.executed, experiment, pages, explorer, own)
         except (OSError, ValueError) as error:
             lost = dataclasses.replace(page, state="failed", reason=str(error), executed=None)
             # Once more from the first, since each page says what became of the others.
-            return _rendered(experiment, tuple(lost if other is page else other for other in pages), explorer)
+            others = tuple(lost if other is page else other for other in pages)
+            return _rendered(experiment, others, explorer, runs)
     return pages, files
+
+
+def _is_of(run: str, page: Page) -> bool:
+    """Whether a page is about a run, or about the ablation that it belongs to."""
+    return any(run == name or run.startswith(f"{name}.") for name in page.runs)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -145,6 +154,7 @@ def _record(
             "epochs": run.history[-1]["epoch"] if run.history else 0,
             "best_by": run.best_by,
             "best": [{key: row[key] for key in _ROW} for row in best],
+            "curve": [round(row["val"]["mean_r1"], 4) for row in run.history],
             "test": run.result,
         }
         report["provenance"][name] = {key: v for key, v in run.environment.items() if key != "data"}
@@ -176,7 +186,8 @@ def overview(report: dict, files: list[str], place: str = "") -> str:
     for name, record in report["ablations"].items():
         tables = [ablation_verdicts(record), ablation_table(record), tuning_table(record)]
         lines += ["", f"## {plain_text(name)}", ""]
-        lines += [line for table in tables if isinstance(table, Table) for line in table.markdown()]
+        tables = [table for table in tables if table.frame is not None or table is tables[0]]
+        lines += [line for table in tables for line in table.markdown()]
     shown = [
         f"![{alt}]({place}figures/{name})\n" for name, alt in FIGURES.items() if f"figures/{name}" in files
     ]

@@ -1,16 +1,13 @@
 """Results side by side: of runs under each protocol, one against another, and their checks."""
 
-import itertools
-
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from mmlib.analysis import changed_queries
-from mmlib.config import ParameterError
 from mmlib.metrics import RetrievalRanks, compare_runs, summarise
-from mmlib.metrics.compare import ALPHA, check_comparable, holm, mcnemar, measured_on
+from mmlib.metrics.compare import check_comparable, mcnemar, measured_on
 from mmlib.metrics.protocols import PROTOCOLS
 from mmlib.metrics.resampling import sign_flip_test
 from mmlib.reporting.style import DIRECTIONS, draw_dots, guide, legend, new_figure, styled
@@ -18,6 +15,11 @@ from mmlib.reporting.tables import DIRECTION_NAMES, Table, p_text, passed, perce
 from mmlib.training.runs import read_queries, read_result, run_folder
 
 RECALLS = {f"{d}_r{k}": f"R@{k} {name}" for k in (1, 5, 10) for d, name in DIRECTION_NAMES.items()}
+_CHANGED = ("query", "rank before", "rank after")
+CHANGES_HEADING = (
+    "### What changed\n\nQueries that the last phase answered differently from the first: a gain of a few"
+    " points is the balance of many that were won and many that were lost."
+)
 METRICS = {"mean_r1": "mean R@1", **RECALLS, "rsum": "rsum"}
 
 
@@ -95,11 +97,17 @@ def protocols_of_results(results: list[dict]) -> list[str]:
 
 
 def results_section(results: list[dict]) -> None:
-    """Displays `results_table` for each of `protocols_of_results`, under the definition of the protocol.
+    """Displays a sentence on the last run, and `results_table` for each of `protocols_of_results`.
 
     Raises:
         ValueError: as `results_table`.
     """
+    run, best = results[-1]["run"], summary_of(results[-1], "standard")
+    i2t, t2i = (f"{percent(best[d]['r1']['value'])} % of {best[d]['n']:,}" for d in DIRECTIONS)
+    said = (
+        f"{run} finds a caption of theirs first for {i2t} images, and their image first for {t2i} captions."
+    )
+    display(Table(sentences=(said,)))
     for protocol in protocols_of_results(results):
         display(Markdown(f"**{protocol}**: {PROTOCOLS[protocol].definition}"))
         display(results_table(results, protocol))
@@ -168,26 +176,13 @@ def change_between(before: str, after: str) -> Table:
     """
     if before == after:
         return Table(sentences=(f"{after} stands alone: there is no other phase to compare it with",))
-    results, ranks = _read(before, after)
+    results, ranks = read_evaluated(before, after)
     a, b = (measured_on(result) for result in results)
     comparison = compare_runs(*ranks, provenance_a=a, provenance_b=b)
     verdict = (f"{after} against {before}: {comparison['verdict']}",)
     if not comparison["comparable"]:
         return Table(sentences=verdict)
-    rows = []
-    for name, words in METRICS.items():
-        metric = comparison["metrics"][name]
-        change, low, high = (f"{100 * metric[part]:+.2f}" for part in ("difference", "low", "high"))
-        rows.append(
-            {
-                "metric": words,
-                "before": f"{100 * metric['a']:.2f} %",
-                "after": f"{100 * metric['b']:.2f} %",
-                "change, points (95 %)": f"{change} ({low} to {high})",
-                "p": p_text(metric["p"]),
-                "p, Holm": p_text(metric.get("p_holm")),
-            }
-        )
+    rows = change_rows(comparison)
     caption = (
         f"{result_scope(results[0])}. Interval: bootstrap over images, 10,000 resamples; p: permutation by"
         " image; Holm: corrected over the six R@K."
@@ -195,62 +190,45 @@ def change_between(before: str, after: str) -> Table:
     return Table(pd.DataFrame(rows), caption, verdict)
 
 
-def comparison_table(*runs: str) -> Table:
-    """Every pair of runs under the standard protocol, whatever their lineage: who is better, and by how much.
-
-    Decided by the mean R@1 of both directions; p is corrected by Holm over all pairs that can be compared.
-
-    Args:
-        runs: names of two or more evaluated runs.
-
-    Raises:
-        ParameterError: fewer than two runs, or one twice.
-        FileNotFoundError: a run was not evaluated.
-        ValueError: its files are damaged.
-    """
-    if len(runs) < 2 or len(set(runs)) < len(runs):
-        raise ParameterError(
-            f"expected two or more different runs to compare, found {', '.join(runs)}; name each once"
-        )
-    results, ranks = _read(*runs)
-    measured = [measured_on(result) for result in results]
-    compared, rows, refused, runs_of = [], [], [], {}
-    for a, b in itertools.combinations(range(len(runs)), 2):
-        found = compare_runs(ranks[a], ranks[b], provenance_a=measured[a], provenance_b=measured[b])
-        if found["comparable"]:
-            compared.append((a, b, found["metrics"]["mean_r1"]))
-        else:
-            refused.append(f"{runs[b]} against {runs[a]}: {found['verdict']}")
-    for (a, b, metric), p in zip(compared, holm([metric["p"] for *_, metric in compared])):
-        change, low, high = metric["difference"], metric["low"], metric["high"]
-        better = runs[b] if change > 0 else runs[a]
-        # Pairs of several data sets can stand in one table: each run is named with its own.
-        runs_of.setdefault(result_scope(results[a]), {}).update({runs[a]: None, runs[b]: None})
+def change_rows(comparison: dict) -> list[dict]:
+    """A row for each metric of a comparison that `compare_runs` made."""
+    rows = []
+    for name, words in METRICS.items():
+        metric = comparison["metrics"][name]
+        change, low, high = (f"{100 * metric[part]:+.2f}" for part in ("difference", "low", "high"))
+        corrected = comparison.get("p_holm") if name == "mean_r1" else metric.get("p_holm")
         rows.append(
             {
-                "run": runs[b],
-                "against": runs[a],
-                "mean R@1": f"{100 * metric['b']:.2f} % against {100 * metric['a']:.2f} %",
-                "points (95 %)": f"{100 * change:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})",
-                "p, Holm": p_text(float(p)),
-                "better": better if p < ALPHA and not low <= 0 <= high else "no evidence",
+                "metric": words,
+                "before": f"{100 * metric['a']:.2f} %",
+                "after": f"{100 * metric['b']:.2f} %",
+                "change, points (95 %)": f"{change} ({low} to {high})",
+                "p": p_text(metric["p"]),
+                "p, Holm": p_text(corrected),
             }
         )
-    if not rows:
-        return Table(sentences=tuple(refused))
-    scopes = [f"{', '.join(names)}: {scope}" for scope, names in runs_of.items()]
-    measured_here = "; ".join(scopes if len(scopes) > 1 else runs_of)
-    caption = (
-        f"{measured_here}. Interval: bootstrap over images, 10,000 resamples; p:"
-        f" permutation by image, corrected over {len(rows)} comparisons (Holm). Better: where both agree."
-        " What another seed of a training would change is not in these intervals; an ablation has it."
-    )
-    return Table(pd.DataFrame(rows), caption, tuple(refused))
+    return rows
 
 
-def _read(*runs: str) -> tuple[list[dict], list[RetrievalRanks]]:
+def read_evaluated(*runs: str) -> tuple[list[dict], list[RetrievalRanks]]:
+    """Results and standard ranks of evaluated runs.
+
+    Raises:
+        FileNotFoundError: there is no such run, or it was not evaluated.
+        ValueError: its files are damaged.
+    """
     results = [read_result(run) for run in runs]
     return results, [RetrievalRanks.load(run_folder(run) / "ranks.npz") for run in runs]
+
+
+def changes_section(before: str, after: str) -> None:
+    """Displays which queries a run wins and loses against another; nothing for a run and itself.
+
+    Args and errors are those of `changed_queries_list`.
+    """
+    if before != after:
+        display(Markdown(CHANGES_HEADING), changed_queries_table(before, after))
+        display(changed_queries_list(before, after, "t2i"))
 
 
 def changed_queries_table(before: str, after: str, k: int = 1) -> Table:
@@ -264,7 +242,7 @@ def changed_queries_table(before: str, after: str, k: int = 1) -> Table:
         FileNotFoundError: a run was not evaluated.
         ValueError: its files are damaged, or the runs were not evaluated on the same queries.
     """
-    results, ranks = _read(before, after)
+    results, ranks = read_evaluated(before, after)
     check_comparable(results, ranks=ranks)
     rows = []
     for direction in DIRECTIONS:
@@ -293,7 +271,7 @@ def changed_queries_table(before: str, after: str, k: int = 1) -> Table:
     )
 
 
-def changed_queries_list(before: str, after: str, direction: str, k: int = 1, top: int = 8) -> Table:
+def changed_queries_list(before: str, after: str, direction: str, k: int = 1, top: int = 5) -> Table:
     """The queries won and lost with the largest change of rank, with their captions.
 
     Private (kept out of the page that can be shared) unless the data set may be passed on.
@@ -310,7 +288,7 @@ def changed_queries_list(before: str, after: str, direction: str, k: int = 1, to
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction: expected one of {', '.join(DIRECTIONS)}, found {direction!r}")
-    results, ranks = _read(before, after)
+    results, ranks = read_evaluated(before, after)
     check_comparable(results, ranks=ranks)
     queries = read_queries(after)
     texts = queries["captions" if direction == "t2i" else "images"]
@@ -331,8 +309,9 @@ def changed_queries_list(before: str, after: str, direction: str, k: int = 1, to
     ]
     numbers = " and ".join(f"{min(top, len(q)):,} of {len(q):,} {word}" for word, q in kinds.items())
     return Table(
-        pd.DataFrame(rows, columns=["", "query", "rank before", "rank after"]),
+        None,
         f"{after} against {before} · {result_scope(results[1])} · {DIRECTION_NAMES[direction]} · {numbers},"
         " the largest changes of rank first",
+        folded=("the queries themselves", pd.DataFrame(rows, columns=["", *_CHANGED])),
         private="" if queries["redistributable"] else "changed-queries",
     )

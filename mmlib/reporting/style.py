@@ -1,8 +1,10 @@
 """The look of all figures, their dots and legends, and how a notebook shows them."""
 
+import base64
 import contextlib
 import io
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 from IPython.display import display
 from PIL import Image
 
-from mmlib.files import checked_name
+from mmlib.files import checked_name, printable
 from mmlib.reporting.tables import DIRECTION_NAMES, MARK, percent
 
 # matplotlib reads a matplotlibrc of the current folder before any other, and modules can be imported from
@@ -19,8 +21,11 @@ with contextlib.chdir(Path(__file__).parent / "templates"):
     import matplotlib.pyplot as plt
     from matplotlib import rc_context, rcParamsDefault
     from matplotlib.axes import Axes
+    from matplotlib.collections import Collection
+    from matplotlib.colors import to_hex, to_rgb, to_rgba_array
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.text import Text
 
 WIDTH = 8.0  # inches; the width of a report's text column
 DPI = 160  # twice a screen's, so that figures stay sharp on dense displays
@@ -32,6 +37,7 @@ SHADE = "#f3f5f7"
 HIT = "#00845a"
 MISS = "#b8c0c8"
 BAR = "#6b8fb3"
+EDGE = "#9aa5b1"
 
 # Okabe and Ito's palette, told apart with every common colour vision; line style and marker say
 # the same again, so that colour is never the only carrier.
@@ -40,6 +46,12 @@ DIRECTIONS = {
     "t2i": {"color": "#D55E00", "linestyle": (0, (4, 2)), "marker": "s"},
 }
 
+# What these become on a dark page; every other colour, a photo's too, stays as it is.
+_DARK = {
+    "#ffffff": "#14181d", INK: "#e4e8ec", SOFT: "#9aa7b3", GRID: "#2a323a", SHADE: "#1c2229", EDGE: "#66727d",
+    HIT: "#4fc497", MISS: "#56616b", "#0072b2": "#5cb3f0", "#d55e00": "#f08a4b",
+}  # fmt: skip
+
 # A person's own settings change no figure: all that is not set here is as matplotlib brings it.
 _RC = {name: value for name, value in rcParamsDefault.items() if not name.startswith("backend")} | {
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so figures agree on every machine
@@ -47,7 +59,7 @@ _RC = {name: value for name, value in rcParamsDefault.items() if not name.starts
     "text.color": INK,
     "text.parse_math": False,  # a dollar in a person's name for something is no formula
     "axes.labelcolor": INK,
-    "axes.edgecolor": "#9aa5b1",
+    "axes.edgecolor": EDGE,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 9.5,
@@ -173,7 +185,7 @@ def legend(line: str = "chance", **look) -> list[Line2D]:
 
 
 def show(figure: Figure, name: str, private: bool = False) -> None:
-    """Displays a figure as a PNG with alt text and closes it.
+    """Displays a figure as a PNG with alt text and closes it; beside it lies one for dark pages.
 
     The text form names the figure and describes it without measured numbers, so that
     `pytest --nbval`, which never compares pixels, still sees that the figure is there.
@@ -194,21 +206,44 @@ def show(figure: Figure, name: str, private: bool = False) -> None:
             "this figure has no alt text: expected a description for readers who cannot see it; set it"
             " with figure.set_label('…'), without measured numbers"
         )
-    png = _png(figure)
+    png = figure_png(figure)
+    _darken(figure)
+    dark = base64.b64encode(figure_png(figure)).decode()
     plt.close(figure)
     display(
         {"image/png": png, "text/plain": f"[figure: {name} — {alt}]"},
         raw=True,
-        metadata={"image/png": {"alt": alt}, MARK: {"name": name, "private": bool(private)}},
+        metadata={"image/png": {"alt": alt}, MARK: {"name": name, "private": bool(private), "dark": dark}},
     )
 
 
+def _darken(figure: Figure) -> None:
+    """Gives all that was drawn the colours of a dark page."""
+    axes = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+    ticks = [part for axis in axes for tick in axis.majorTicks for part in tick.findobj()]  # kept ones too
+    for artist in (*figure.findobj(), *ticks):
+        for part in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
+            if hasattr(artist, f"get_{part}") and hasattr(artist, f"set_{part}"):
+                old = to_rgba_array(getattr(artist, f"get_{part}")())
+                new = [(*to_rgb(_DARK.get(to_hex(rgba), to_hex(rgba))), rgba[3]) for rgba in old]
+                if new:
+                    getattr(artist, f"set_{part}")(new if isinstance(artist, Collection) else new[0])
+
+
 @styled
-def _png(figure: Figure) -> bytes:
-    """The figure with 256 colours: a third of the bytes, and no difference that an eye finds."""
+def figure_png(figure: Figure) -> bytes:
+    """The figure with 256 colours: a third of the bytes, and no difference that an eye finds.
+
+    Foreign text in it is made printable; a letter that the font lacks, as an emoji, is a box.
+    """
+    for text in figure.findobj(Text):
+        if (shown := printable(text.get_text())) != text.get_text():
+            text.set_text(shown)
     # The figure's own resolution: matplotlib's default is the one that it was made with.
     drawn, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=figure.dpi)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(drawn, format="png", dpi=figure.dpi)
     with Image.open(drawn) as image:
         image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
     return small.getvalue()

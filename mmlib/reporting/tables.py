@@ -1,7 +1,6 @@
 """Tables of a run, each number with its scope (data set, split, protocol, n); checks that end a notebook."""
 
 import html
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -88,18 +87,22 @@ class Table:
 
 
 def _html_table(frame: pd.DataFrame) -> str:
-    head = _html_row(frame.columns, "th")
-    body = "".join(_html_row(row, "td") for row in frame.itertuples(index=False))
+    head = _html_row(frame.columns, frame.columns, "th")
+    body = "".join(_html_row(frame.columns, row, "td") for row in frame.itertuples(index=False))
     return f'<table class="mmlib"><thead>{head}</thead><tbody>{body}</tbody></table>'
 
 
-def _html_row(row, tag: str) -> str:
-    """Cells whose names and intervals stay on one line: breaks come at spaces of long texts alone."""
+def _html_row(names, row, tag: str) -> str:
+    """Cells whose names and intervals stay on one line: breaks come at spaces of long texts alone.
+
+    Each names its column, which a phone shows beside it.
+    """
     cells = []
-    for text in map(str, row):
+    for name, text in zip(names, map(str, row), strict=True):
         nowrap = ";white-space:nowrap" if tag == "td" and len(text) <= 16 else ""
+        of = f' data-label="{html.escape(str(name))}"' if tag == "td" else ' scope="col"'
         content = html.escape(text).replace("–", "–&#8288;")
-        cells.append(f'<{tag} style="text-align:left;vertical-align:top{nowrap}">{content}</{tag}>')
+        cells.append(f'<{tag}{of} style="text-align:left;vertical-align:top{nowrap}">{content}</{tag}>')
     return f"<tr>{''.join(cells)}</tr>"
 
 
@@ -169,11 +172,13 @@ def phases(history: list[dict]) -> list[list[dict]]:
 
 
 def best_row(rows: list[dict], by: str = "rsum") -> dict:
-    """The epoch with the highest validation metric, the earliest of equals.
+    """The epoch with the highest validation metric, the earliest of equals; by `last`, the last one.
 
     Raises:
         ValueError: the metric is not in the validation summary.
     """
+    if by == "last":
+        return rows[-1]
     for row in rows:
         if by not in row["val"]:
             raise ValueError(
@@ -206,10 +211,14 @@ def parameter_table(config: BaseModel) -> Table:
 
 
 def value_text(value: Any) -> str:
-    """A parameter's value as a person writes it in a YAML file."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str)
+    """A parameter's value in words, without the brackets and quotes of a language."""
+    if value is None or value == [] or value == {}:
+        return "–"
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {value_text(part)}" for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(value_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def dataset_table(dataset: Dataset) -> Table:
@@ -253,7 +262,6 @@ def lineage_table(*runs: str) -> Table:
         FileNotFoundError, ValueError: a run that is missing or damaged.
     """
     rows, notes = [], ["Unknown and cut: of the validation captions. Weights: those that training changes."]
-    notes.append("Images: train / val / test.")
     for run in runs:
         config, environment = stored_config(run), stored_environment(run)
         parent, data = environment["parent"], environment["data"]
@@ -274,43 +282,59 @@ def lineage_table(*runs: str) -> Table:
                 "unknown tokens": unknown,
                 "cut captions": cut,
                 "weights": f"{environment['trainable_weights']:,}",
-                "data": f"{data['name']} {data['fingerprint']}",
-                "images": " / ".join(f"{n['images']:,}" for n in data["splits"].values()),
             }
         )
-    return Table(pd.DataFrame(rows), " ".join(notes))
+        images = ", ".join(f"{n['images']:,} {split}" for split, n in data["splits"].items())
+        notes.append(f"Data: {data['name']}, fingerprint {data['fingerprint']}; images: {images}.")
+    return Table(pd.DataFrame(rows), " ".join(dict.fromkeys(notes)))
 
 
 def best_epochs_table(history: list[dict], dataset: str, best_by: str = "rsum") -> Table:
-    """The best epoch of each phase on the validation split, with intervals.
+    """What came of a training: the best epoch of each phase on the validation split, with intervals.
+
+    A sentence says it of the last phase, and another warns where that went wrong.
 
     Args:
         history: rows of `history.jsonl`.
         dataset: name of the data set.
-        best_by: validation metric that decides, `rsum` or `mean_r1`.
+        best_by: validation metric that decides, `rsum` or `mean_r1`, or `last`.
 
     Raises:
         ValueError: the history is empty or has no metric `best_by`.
     """
-    rows = []
+    rows, sentences = [], []
     for part in phases(history):
         best = best_row(part, best_by)
+        i2t, t2i = best["val"]["i2t"], best["val"]["t2i"]
+        sentences = [
+            f"{best['run']} {'ended' if best_by == 'last' else 'was best'} after epoch {best['epoch']} of"
+            f" {part[-1]['epoch']}:"
+            f" {percent(i2t['r1']['value'])} % of {i2t['n']:,} images find a caption of theirs first,"
+            f" {percent(t2i['r1']['value'])} % of {t2i['n']:,} captions their image"
+            f" (by chance {percent(t2i['r1']['chance'])} %)."
+        ]
+        if warning := health_warning(part):
+            sentences.append(f"Epoch {part[-1]['epoch']}: {warning}.")
         rows.append(
             {
                 "phase": best["phase"],
                 "run": best["run"],
                 "epochs": f"{part[0]['epoch']}–{part[-1]['epoch']}",
                 "best epoch": best["epoch"],
-                "image → text R@1": recall_text(best["val"]["i2t"]["r1"]),
-                "text → image R@1": recall_text(best["val"]["t2i"]["r1"]),
+                "image → text R@1": recall_text(i2t["r1"]),
+                "text → image R@1": recall_text(t2i["r1"]),
                 "mean R@1": f"{percent(best['val']['mean_r1'])} %",
                 "rsum": percent(best["val"]["rsum"]),
                 "training loss": f"{best['train_loss']:.3f}",
             }
         )
+    chosen = (
+        "last epoch" if best_by == "last" else f"best by {best_by}, which flatters a little: quote the test"
+    )
     return Table(
         pd.DataFrame(rows),
-        f"{scope(dataset, 'val', history[-1]['val'])} · best by {best_by} · 95 % intervals",
+        f"{scope(dataset, 'val', history[-1]['val'])} · {chosen} · 95 % intervals",
+        tuple(sentences),
     )
 
 

@@ -154,15 +154,16 @@ def outcome(run: PlannedRun) -> dict | None:
     by, history = run.config.select_by, read_history(run.name)
     if not diverged and (collapse := collapse_in(history[-1])):
         state, reason = "collapsed", collapse
-    # The earliest of equals.
-    best = max(history, key=lambda row: row["val"][by]) if state == "complete" else None
+    best = None
+    if state == "complete":  # the earliest of equals
+        best = history[-1] if by == "last" else max(history, key=lambda row: row["val"][by])
     return {
         "run": run.name,
         "seed": run.config.seed,
         "state": state,
         "reason": reason,
         "epoch": best and best["epoch"],
-        "validation": best and best["val"][by],
+        "validation": best and best["val"]["rsum" if by == "last" else by],
         "trainable_weights": stored_environment(run.name)["trainable_weights"],
         "seconds": round(sum(row["seconds"] for row in history), 1),
     }

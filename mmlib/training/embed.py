@@ -1,18 +1,27 @@
-"""Embeddings and validation: each distinct image and each caption encoded once.
+"""Embeddings of a split: of a model in training or a finished one, and of a pretrained one as it is.
 
 Shapes: N images, M captions, D width.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from mmlib.analysis import memory_health
-from mmlib.data import Tokenizer
+from mmlib.config import ParameterError
+from mmlib.data import Dataset, Tokenizer
 from mmlib.data.batches import SplitTensors
+from mmlib.data.tokenizers.pretrained import own_open_clip_tokenizer
 from mmlib.metrics import RetrievalRanks, retrieval_ranks
+from mmlib.metrics.protocols import protocols_of
 from mmlib.model import DualEncoder
+from mmlib.model.backbones import create_open_clip, open_clip_tag
+from mmlib.output import progress
 from mmlib.training.health import embedding_health
 from mmlib.training.processes import all_gather_objects
 
@@ -105,3 +114,110 @@ def rank_split(
     memory = memory_health(model.eval(), data)
     model.train(was_training)
     return ranks, {**embedding_health(image_ND, text_MD), "memory": memory or None}
+
+
+# --- a pretrained open_clip model as it is, without any training of ours
+
+BATCH = 64  # images or captions embedded at once
+OF_ANY_SPLIT = ("standard", "paired", "single_caption")  # protocols
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """A model to evaluate as it is; what can be known without its weights is checked when it is made.
+
+    Attributes:
+        model: `open_clip:<name>`.
+        weights: a tag or a file; `default` becomes the model's first tag.
+        template: a prompt in which `{}` stands for the caption, as `a photo of {}`.
+
+    Raises:
+        ParameterError: another library, an unknown model or tag, weights `none`, or a template without `{}`.
+    """
+
+    model: str
+    weights: str = "default"
+    template: str = "{}"
+
+    def __post_init__(self):
+        library, _, name = self.model.partition(":")
+        if library in ("timm", "torchvision", "hf"):
+            raise ParameterError(
+                f"--model: expected open_clip:<name>, found {self.model!r}; models of {library} embed images"
+                " or texts alone and have no joint space before a training brings two of them together"
+            )
+        if library != "open_clip" or not name:
+            raise ParameterError(
+                f"--model: expected open_clip:<name>, as open_clip:ViT-B-32, found {self.model!r}; only"
+                " open_clip's models are evaluated as they are"
+            )
+        if "{}" not in self.template:
+            raise ParameterError(
+                f"--template: expected {{}} where the caption goes, as 'a photo of {{}}', found"
+                f" {self.template!r}; put it in"
+            )
+        if self.weights == "none":
+            raise ParameterError(
+                "--weights: expected a tag or a file, found 'none': random weights embed nothing; leave it"
+                " out for the model's first tag"
+            )
+        tag = open_clip_tag(name, self.weights, "--weights")
+        object.__setattr__(self, "weights", tag or self.weights)
+
+    @torch.no_grad()
+    def embed(self, dataset: Dataset, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
+        """Embeds a split by open_clip's own preprocessing, tokenizer and towers.
+
+        Returns:
+            Embeddings of the images (N, D) and captions (M, D), float32, the image of each caption (M,), and
+            the preprocessing: `size`, `mean`, `std`, `interpolation`, `resize_mode` and so on.
+
+        Raises:
+            ParameterError: no such split.
+            FileNotFoundError: weights or a tokenizer that are neither here nor can be fetched.
+            ValueError: weights that are damaged or of another model.
+        """
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        name, part = self.model.partition(":")[2], dataset.split(split)
+        tokenizer = own_open_clip_tokenizer(name)
+        _, clip, about = create_open_clip(name, self.weights, "--weights", True)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        clip = clip.to(device).eval()
+        known = {key: about[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in about}
+        preprocess = PreprocessCfg(size=clip.visual.image_size, **known)
+        transform = image_transform_v2(preprocess, is_train=False)
+
+        def pixels(image: str) -> torch.Tensor:
+            return transform(dataset.source.load(image).convert("RGB"))
+
+        image_parts, caption_parts = [], []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for names in progress(_batches(part.images), desc="images", unit="step"):
+                image_parts.append(clip.encode_image(torch.stack([*pool.map(pixels, names)]).to(device)))
+        for captions in progress(_batches(part.captions), desc="captions", unit="step"):
+            tokens = tokenizer([self.template.replace("{}", caption) for caption in captions])
+            caption_parts.append(clip.encode_text(tokens.to(device)))
+        image_ND, caption_MD = (
+            torch.cat(parts).float().cpu().numpy() for parts in (image_parts, caption_parts)
+        )
+        return image_ND, caption_MD, part.image_of_caption_M, asdict(preprocess)
+
+
+def check_protocol_of(dataset: Dataset, split: str, protocol: str) -> None:
+    """Passes if the protocol's name stands for this split: known before anything is embedded.
+
+    Raises:
+        ParameterError: it does not, or there is no such split.
+    """
+    images = len(dataset.split(split).images)
+    names = [*OF_ANY_SPLIT, *(way.name for way in protocols_of(dataset.name, split, images))]
+    if protocol not in names:
+        raise ParameterError(
+            f"--protocol: expected one of {', '.join(names)} for the {split} split of {dataset.name}"
+            f" ({images:,} images), found {protocol!r}; choose one of them"
+        )
+
+
+def _batches(items: tuple[str, ...]) -> list[tuple[str, ...]]:
+    return [items[start : start + BATCH] for start in range(0, len(items), BATCH)]

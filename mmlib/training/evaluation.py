@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mmlib.analysis import diagnose, queries_of, slot_readers
-from mmlib.analysis.neighbours import nearest_neighbours
+from mmlib.analysis import diagnose, nearest_neighbours, queries_of, slot_readers
 from mmlib.analysis.people import find_judgements
 from mmlib.config import DataConfig, EvaluateConfig, ParameterError, TrainConfig, build, unread
 from mmlib.data import Dataset, Split, Tokenizer, load_dataset

@@ -10,10 +10,9 @@ Several processes take equal shares of each batch; the loss is that of the whole
 import contextlib
 import math
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,6 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 from torch.utils._pytree import tree_map
-from tqdm import tqdm
 
 from mmlib.config import TrainConfig
 from mmlib.data import Tokenizer
@@ -47,6 +45,7 @@ from mmlib.training.optimisation import (
     update_average,
 )
 from mmlib.training.processes import all_gather_batch, all_gather_objects, share, sum_gradients
+from mmlib.training.progress import Progress
 from mmlib.training.runs import RunFolder, read_history
 
 if TYPE_CHECKING:
@@ -88,14 +87,13 @@ def run(learner: "Learner", stop: threading.Event) -> None:
         steps = learner.source.steps(position.epoch)
         loss_sum, unread, started = learner.own_loss_sum(), [], time.monotonic() - position.seconds
         learner.forward.train()
-        for batch in tqdm(
+        for batch in learner.progress.batches(
             learner.source.batches(position.epoch, position.step),
             desc=f"epoch {position.epoch}/{learner.last_epoch}",
             initial=position.step,
             total=steps,
             unit="step",
             leave=False,
-            disable=not (fabric.is_global_zero and sys.stderr.isatty()),
         ):
             lr = learning_rate(config, epoch_of_phase, position.step, steps)
             for group in optimizer.param_groups:
@@ -157,10 +155,10 @@ class Learner:
     val_data: SplitTensors
     phase: int  # 1 for a first phase, one more than the parent's for a continued run
     parent_epoch: int  # the epoch that this phase starts after; 0 for a first phase
-    log: Callable[[str], None]
+    progress: Progress
     compiled: bool = False
     position: Position = field(init=False)
-    # The best epoch of this phase by the selecting validation metric.
+    # The best epoch of this phase by the selecting validation metric, or the last one.
     best: dict = field(default_factory=lambda: {"epoch": 0, "value": -1.0})
     saved_at: float = field(default_factory=time.monotonic)
     unwritten: dict | None = None  # the best epoch's content, if the disk does not have it yet
@@ -245,9 +243,11 @@ class Learner:
             "seconds": round(seconds, 3),
             "pairs_per_s": round(position.pairs / trained, 1),
         }
-        improved = val[self.config.select_by] > self.best["value"]
+        by = self.config.select_by
+        value = position.epoch if by == "last" else val[by]
+        improved = value > self.best["value"]
         if improved:
-            self.best = {"epoch": position.epoch, "value": val[self.config.select_by]}
+            self.best = {"epoch": position.epoch, "value": value}
         due = position.epoch == self.last_epoch or self.config.checkpoint_steps or self._checkpoint_is_due()
         due = self.fabric.broadcast(bool(due))
         self.position = Position(position.epoch + 1)
@@ -256,10 +256,11 @@ class Learner:
         if improved or due:
             self.save(best=improved, last=due)
         if is_main:
-            self.log(epoch_line(row, self.last_epoch, improved))
+            self.progress.log(epoch_line(row, self.last_epoch, improved and by != "last"))
             rows = [other for other in read_history(self.config.run) if other["phase"] == self.phase]
             if warning := health_warning(rows):
-                self.log(f"WARNING: {warning}")
+                self.progress.log(f"WARNING: {warning}")
+            self.progress.end_epoch(row)
 
     def save(self, best: bool = False, last: bool = False) -> None:
         """Keeps this moment as the best weights, in memory, or writes it as `last.pt`, the best before it.

@@ -25,7 +25,7 @@ from mmlib.training import stored
 
 _OF_WEIGHTS = (
     "best.pt", "model.safetensors", "results.json", "ranks.npz", "diagnosis.json", "slots.npz", "gallery.npz",
-    "neighbours.npz", "queries.json",
+    "neighbours.npz", "queries.json", "README.md",
 )  # fmt: skip
 TRAIN_AGAIN = "bring it back from a copy, or train again with overwrite=True"
 _EVALUATE_AGAIN = "evaluate the run again"
@@ -122,9 +122,12 @@ def evaluated_file(run: str, name: str) -> Path:
     """A file that the evaluation of a run left.
 
     Raises:
-        FileNotFoundError: the run was not evaluated.
+        FileNotFoundError: there is no such run, or it was not evaluated.
     """
     path = run_folder(run) / name
+    if not path.parent.is_dir():
+        known = [folder.name for folder in files.RUNS.glob("*") if folder.is_dir()]
+        raise FileNotFoundError(f"no run {run!r} in {files.shown(files.RUNS)}{files.nearest(run, known)}")
     if not path.is_file():
         raise FileNotFoundError(
             f"run {run!r} was not evaluated: expected {files.shown(path)}; run notebook 03_evaluate first"
@@ -340,11 +343,11 @@ def open_run(run: str, overwrite: bool = False) -> Iterator[RunFolder]:
             doomed = [*(folder / name for name in first), *folder.iterdir()]
         for path in doomed:
             if path.name != ".lock":
-                _remove(path)
+                remove(path)
         yield RunFolder(folder, check)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Removes a file or a folder; of a link, the link alone."""
     with files.explained(path):
         if path.is_dir() and not path.is_symlink():

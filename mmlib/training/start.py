@@ -34,6 +34,7 @@ from mmlib.training.inputs import split_tensors, standardise_heads
 from mmlib.training.loop import Learner, run, stop_requests
 from mmlib.training.optimisation import build_optimizer, keep_optimizer_state, rate_scales
 from mmlib.training.processes import all_or_none, build_fabric, compiles, has_lost_another, share
+from mmlib.training.progress import Progress, check_tracker
 from mmlib.training.runs import (
     RunFolder,
     describe_machine,
@@ -73,6 +74,7 @@ def train(
     Raises:
         ParameterError, ValueError, FileNotFoundError: wrong input; nothing was touched.
         FileExistsError: the run is complete, or was started with other parameters.
+        ModuleNotFoundError: a package that a parameter asks for is not installed; nothing was touched.
         FloatingPointError: the loss became NaN or infinite.
         InUse: another process trains it, or did while this one got ready.
         RuntimeError: its folder was deleted meanwhile, or another process of this training has ended.
@@ -164,6 +166,7 @@ def _find_start(config: TrainConfig, parent: Parent | None, log: Log, if_complet
     found = traces(config.run)
     if not config.overwrite and _is_finished(config, parent, if_complete, log):
         return None
+    check_tracker(config.tracker)
     dataset = load_dataset(config)
     for note in dataset.notes:
         log(f"{dataset.name}: {note}")
@@ -280,7 +283,7 @@ def _build_learner(start: _Start, inputs: tuple, folder: RunFolder, fabric: "Fab
         start.tokenizer, source, val_data,
         phase=1 + (parent.content["phase"] if parent else 0),
         parent_epoch=parent.epoch if parent else 0,
-        log=log,
+        progress=Progress(config, folder, log, fabric.is_global_zero),
         compiled=compiled,
     )  # fmt: skip
     if fabric.global_rank:
@@ -303,7 +306,7 @@ def _build_learner(start: _Start, inputs: tuple, folder: RunFolder, fabric: "Fab
 def _start_folder(learner: Learner, parent: Parent | None, data_identity: dict) -> None:
     folder, config = learner.folder, learner.config
     losses = count_losses(learner.tokenizer, learner.val_data.split.captions, config.max_tokens)
-    _log_losses(losses, learner.log)
+    _log_losses(losses, learner.progress.log)
     described = describe_machine(learner.fabric.device) | {
         "seed": config.seed,
         "data": data_identity,
@@ -337,7 +340,10 @@ def _run(learner: Learner) -> None:
         if fabric.is_global_zero:
             status("running")
         try:
-            run(learner, stop)
+            with contextlib.closing(learner.progress):
+                if fabric.is_global_zero:
+                    learner.progress.start(read_history(learner.config.run), learner.last_epoch)
+                run(learner, stop)
         except BaseException as error:
             # On a full disk the status cannot be written either; what went wrong first is what counts.
             with contextlib.suppress(OSError, RuntimeError):

@@ -25,7 +25,7 @@ Positive = Annotated[int, Field(ge=1, le=2**53)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Words = Annotated[str, Field(max_length=1000)]  # of a title, an axis or a cell
 Values = dict[Words, Any]  # of parameters
-Metric = Literal["rsum", "mean_r1"]
+Metric = Literal["rsum", "mean_r1", "last"]
 
 
 def fields(may_lack: str = "", check: Callable | None = None, **kinds: Any) -> type[BaseModel]:

@@ -7,8 +7,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from mmlib import files
-from mmlib.analysis.diagnosis import diagnose, queries_of
-from mmlib.analysis.groups import image_clusters
+from mmlib.analysis.diagnosis import diagnose, image_clusters, queries_of
 from mmlib.analysis.people import agreement_with_people, find_judgements
 from mmlib.data import Dataset, Split
 from mmlib.files import write_json

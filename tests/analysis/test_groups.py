@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmlib.analysis.groups import length_bins, object_words, recall_by_group
+from mmlib.analysis.diagnosis import length_bins, object_words, recall_by_group
 
 
 def test_length_bins_are_quartiles_named_by_their_range():

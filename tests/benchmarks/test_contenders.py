@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import cold, places, ranks, reference, steps, training
+from benchmarks import cold, index, places, ranks, reference, steps, training
 from benchmarks.clock import StepClock
 from benchmarks.scaling import _last_line
 from mmlib import files
 from mmlib.config import TrainConfig, build
+from mmlib.data import load_dataset
 
 TINY = {
     **training.EQUAL, "image_size": 16, "patch_size": 8, "latent_dim": 32, "num_layers": 2, "num_heads": 2,
@@ -133,6 +134,36 @@ def test_the_store_and_the_folder_have_the_same_pictures(scratch):
     values = {**cold.SMALL, "batch_size": 4, "device": "cpu", "shapes_train": 6}
     assert len(result_of(cold.decode_all, config=values)) == 6
     assert cold.open_packed(values)() is None
+
+
+def test_the_index_and_the_bare_loop_embed_the_same_pictures(scratch, monkeypatch):
+    small = {"image_encoder": "vit", "image_size": 16, "patch_size": 8, "latent_dim": 16, "num_heads": 2}
+    run = {key: value for key, value in index.RUN.items() if not key.startswith("image_")}
+    monkeypatch.setattr(index, "RUN", run | small | {"num_layers": 1})
+    monkeypatch.setattr(index, "COUNT", {True: 6})
+    monkeypatch.setattr(index, "DISTINCT", 4)
+    index.trained.cache_clear()
+    index.photos.cache_clear()
+    rows = index.rows(quick=True)
+    assert [row["what"] for row in rows] == [
+        "index, first time",
+        "index, second time",
+        "search by a sentence",
+    ]
+    arrays = np.load(next((files.RUNS / "indexed" / "search").glob("*.npz")))
+    expected = result_of(index.bare, count=6, device="cpu")
+    unit = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(arrays["unit_ND"], unit, atol=1e-6)
+
+
+def test_the_first_epoch_of_photos_is_one_of_the_same_pairs_for_both(scratch):
+    folder = cold.captioned_photos(4, 2)
+    config = build(TrainConfig, cold.REAL | {"data_root": str(folder)})
+    pairs = steps.PictureFiles(config, folder)
+    dataset = load_dataset(config)
+    assert len(pairs) == len(dataset.splits["train"].captions) == 20
+    assert len(dataset.splits["val"].images) == 2
+    assert pairs[0][0].shape == (3, 64, 64)
 
 
 def test_the_reference_recipe_runs_at_a_tiny_size(scratch, monkeypatch):

@@ -130,7 +130,8 @@ def test_an_unknown_section_is_refused(capsys):
     with pytest.raises(SystemExit):
         command.main(["--only", "rank"])
     assert (
-        "expected some of images,training,reference,ranks,cold,scaling, found rank" in capsys.readouterr().err
+        "expected some of images,training,reference,ranks,cold,index,scaling, found rank"
+        in capsys.readouterr().err
     )
 
 

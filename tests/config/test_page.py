@@ -23,6 +23,6 @@ def test_values_defaults_and_readers_stand_as_a_person_writes_them():
     assert "| number above 0 | needed | base learning rate |" in row("lr")
     assert "| list (text) | `[]` |" in row("train_shards")
     assert "| text or `null` | `null` | folder of a data set" in row("data_root")
-    assert row("memory_write").endswith("| `memory_slots` is not `0` |")
+    assert row("memory_write").endswith("| `memory` is `published` |")
     assert row("text_weights").endswith("| `text_encoder` is `<library>:<name>` |")
     assert row("text_lr_scale").endswith("; and `text_tune` is not `none` |")

@@ -223,7 +223,7 @@ OTHER = {
     "image_encoder": "resnet18", "image_weights": "a", "image_pooling": "attention",
     "text_encoder": "gru", "text_weights": "b",
     "patch_size": 16, "latent_dim": 64, "num_layers": 1, "num_heads": 2, "mlp_ratio": 2, "dropout": 0.0,
-    "memory_slots": 8, "feedback_steps": 1, "padding_mask": False, "memory_write": True,
+    "memory": "cosine", "memory_slots": 8, "feedback_steps": 1, "padding_mask": False, "memory_write": True,
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """One's own photos: every layout of captions, splits that stay, what is left out, what is refused."""
 
 import json
+import re
 import zlib
 
 import numpy as np
@@ -162,6 +163,46 @@ def test_what_is_left_out_is_counted_and_named(root):
     assert "drawn by split_seed 0, val_fraction 0.15, test_fraction 0.15" in notes
 
 
+def test_photos_beside_the_folders_of_the_splits_are_left_out_and_named(root):
+    names = ["train/a.png", "val/b.png", "test/c.png", "more/d.png"]
+    paint(root, *names)
+    (root / "captions.csv").write_text("image,caption\n" + "".join(f"{name},said\n" for name in names))
+    dataset = load(root)
+    assert "more/d.png" not in everything(dataset)
+    assert any("1 photo outside the folders of the splits: more/d.png" in note for note in dataset.notes)
+
+
+def test_a_table_is_found_and_its_columns_are_read_in_any_spelling(root):
+    paint(root, *NAMES)
+    (root / "Captions.CSV").write_text(table(",").replace("image,caption", "File Name,CAPTION", 1))
+    assert everything(load(root)) == SAID
+
+
+def test_captions_that_are_missing_in_json_and_parquet_are_left_out(root, monkeypatch):
+    paint(root, *NAMES)
+    lines = [{"file_name": name, "text": [said[0], None, ""]} for name, said in SAID.items()]
+    (root / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    dataset = load(root)
+    assert everything(dataset) == {name: said[:1] for name, said in SAID.items()}
+    assert any("80 empty captions" in note for note in dataset.notes)
+    (root / "metadata.jsonl").rename(root / "metadata.parquet")
+    frame = pd.DataFrame({"file_name": NAMES, "text": [float("nan"), *(SAID[name][0] for name in NAMES[1:])]})
+    monkeypatch.setattr(pd, "read_parquet", lambda path: frame)
+    assert NAMES[0] not in everything(load(root))
+
+
+def test_too_few_photos_are_told_what_would_do(root):
+    paint(root, "a.png", "b.png", "c.png")
+    (root / "captions.csv").write_text("image,caption\na.png,x\n")
+    with pytest.raises(ValueError, match=r"captions of at least 3 photos, .* found 1; add photos"):
+        load(root)
+    (root / "captions.csv").write_text("image,caption\na.png,x\nb.png,y\nc.png,z\n")
+    with pytest.raises(ValueError, match=r"found none in .*; use split_seed \d+, or add photos") as caught:
+        load(root)
+    seed = int(re.search(r"split_seed (\d+), or", str(caught.value))[1])
+    assert all(load(root, split_seed=seed).splits[split].images for split in ("train", "val", "test"))
+
+
 def test_a_photo_that_is_in_two_splits_leaves_training(root):
     paint(root, "train/a.png", "train/b.png", "val/c.png", "test/d.png")
     (root / "test" / "copy.png").write_bytes((root / "train" / "b.png").read_bytes())
@@ -193,8 +234,7 @@ def test_names_of_other_systems_find_their_files(root):
         ("image,caption,split\na.png,x,trian\n", r"expected a split of train, .*, found 'trian'"),
         ("image,caption,split\na.png,x,train\na.png,y,test\n", r"in one split, found test after train"),
         ("image,caption,split\na.png,x,train\nb.png,y,\n", r"expected a split of train, .*, found ''"),
-        ("image,caption\na.png,x\nb.png,y\nc.png,z\n", r"expected photos in each of train, val, test, found"),
-        ("image,caption\na.png,x\n", r"found none in"),
+        ("image,caption\na.png,\nb.png, \n", r"expected captions, found only empty ones; fill the column in"),
     ],
 )  # fmt: skip
 def test_tables_that_cannot_be_used_are_explained(root, content, message):
@@ -216,12 +256,37 @@ def test_photos_without_captions_captions_without_photos_and_two_tables(root):
     (root / "metadata.csv").write_text("file_name,text\na.png,x\n")
     with pytest.raises(ValueError, match=r"found captions.csv and metadata.csv; keep one"):
         load(root)
-    with pytest.raises(FileNotFoundError, match="expected a folder of photos at"):
+    with pytest.raises(FileNotFoundError, match=r"expected a folder of photos at .*, found none; name it"):
         load(root / "nowhere")
+    with pytest.raises(FileNotFoundError, match="found a file; name it"):
+        load(root / "captions.csv")
+
+
+def test_a_table_of_another_name_and_links_that_lead_out_are_named(root, tmp_path):
+    paint(tmp_path, "outside.png")
+    (root / "a.png").symlink_to(tmp_path / "outside.png")
+    with pytest.raises(FileNotFoundError, match=r"found none but 1 link out of it, which are not followed"):
+        load(root)
+    (root / "a.png").unlink()
+    paint(root, "a.png")
+    (root / "labels.csv").write_text("image,caption\na.png,x\n")
+    with pytest.raises(FileNotFoundError, match=r"found labels.csv; save it as captions.csv with the col"):
+        load(root)
+    (root / "captions.csv").write_bytes("image,caption\na.png,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"line 2: expected UTF-8 text, .* \(in Excel: Save As, CSV UTF-8\)"):
+        load(root)
 
 
 @pytest.mark.parametrize(
-    "line", ["[1]", '{"file_name": 3, "text": "x"}', '{"file_name": "a.png", "text": [4]}', "{"]
+    "line",
+    [
+        "[1]",
+        '{"file_name": 3, "text": "x"}',
+        '{"file_name": "a.png", "text": [4]}',
+        '{"file_name": "a.png", "text": 4}',
+        '{"file_name": "a.png", "text": {"en": "x"}}',
+        "{",
+    ],
 )
 def test_json_lines_that_are_none_are_named(root, line):
     paint(root, "a.png")

@@ -104,7 +104,7 @@ def test_names_that_could_be_two_files_are_refused_in_both_spellings(tmp_path, l
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("layout", [flickr30k_lists, coco_official])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("ending", ["png", "webp", "gif", "bmp", "tif"])
 def test_images_of_other_formats_are_accepted_where_they_are_listed(tmp_path, layout, ending):
     load, root, old = layout(tmp_path)

@@ -16,9 +16,10 @@ from mmlib.metrics import (
     retrieval_ranks,
     summarise,
 )
-from mmlib.metrics.embeddings import compare_with, evaluate_embeddings, read_array, results_text
+from mmlib.metrics.embeddings import evaluate_embeddings, read_array, results_text
 from mmlib.metrics.protocols import first_captions, fold_ranks
 from mmlib.metrics.summary import summarise_folds
+from mmlib.reporting.comparison import compared_with
 
 
 @pytest.fixture
@@ -199,7 +200,7 @@ def test_folds_have_a_summary_and_no_ranks():
     assert f"rsum {100 * summary['rsum']:.2f} %\n" in text
     assert "protocol coco_1k_folds · 5,000 image and 5,000 caption queries" in text
     with pytest.raises(ValueError, match="expected ranks to compare, found folds, which have none"):
-        compare_with("ranks.npz", ranks)
+        compared_with(["ranks.npz"], ranks, None)
 
 
 def test_half_precision_is_scored_in_full(folder, sample):

@@ -123,17 +123,19 @@ def test_a_gradient_reaches_every_trainable_weight(network, batch, padding_mask)
 def test_a_read_tells_which_slots_were_read(network, batch):
     model = network()
     image_BCHW, tokens_BL, length_B = batch
-    for reads in (model.slot_reads("image", image_BCHW), model.slot_reads("text", tokens_BL, length_B)):
-        modality_BS, central_BS = reads
-        assert (modality_BS.shape, central_BS.shape) == ((4, 4), (4, 8))
-        torch.testing.assert_close(modality_BS.sum(1), torch.ones(4))
-        torch.testing.assert_close(central_BS.sum(1), torch.ones(4))
-    item_BD, weight_BS = model.modality_memory["text"].read(
+    for modality, inputs in (("image", (image_BCHW,)), ("text", (tokens_BL, length_B))):
+        reads = model.slot_reads(modality, *inputs)
+        assert list(reads) == [modality, f"central_{modality}"]
+        modality_BHS, central_BHS = reads.values()
+        assert (modality_BHS.shape, central_BHS.shape) == ((4, 2, 4), (4, 2, 8))
+        torch.testing.assert_close(modality_BHS.sum(2), torch.ones(4, 2))
+        torch.testing.assert_close(central_BHS.sum(2), torch.ones(4, 2))
+    item_BD, weight_BHS = model.modality_memory["text"].read(
         model.text_encoder(tokens_BL, length_B), weights=True
     )
-    torch.testing.assert_close(modality_BS, weight_BS)
+    torch.testing.assert_close(modality_BHS, weight_BHS)
     fused_BD = model._fuse({"text": item_BD})
-    torch.testing.assert_close(central_BS, model.central_memory.read(fused_BD, weights=True)[1])
+    torch.testing.assert_close(central_BHS, model.central_memory.read(fused_BD, weights=True)[1])
 
 
 def test_a_write_follows_the_read_and_changes_what_the_next_batch_reads(network, batch):
@@ -190,6 +192,23 @@ def test_a_config_builds_the_network_and_the_loss_that_it_names():
     assert (model.central_memory.write_top, model.modality_memory["image"].write_top) == (8, 4)
     assert (loss.temperature, loss.identity_positives) == (pytest.approx(0.2), False)
     assert loss.log_scale.requires_grad
+
+
+def test_with_a_cosine_memory_both_encoders_read_one_memory_and_nothing_follows(network, batch):
+    model = network(memory="cosine")
+    image_BD, text_BD = model(*batch)
+    torch.testing.assert_close(image_BD, model.central_memory(model.image_encoder(batch[0])))
+    assert image_BD.shape == text_BD.shape
+    names = {name.split(".")[0] for name, _ in model.named_parameters()}
+    assert names == {"image_encoder", "text_encoder", "central_memory"}
+    with torch.no_grad():
+        model.central_memory.gain.fill_(0.1)
+    InfoNCE()(*model(*batch), torch.arange(4)).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    assert {n: r.shape for n, r in model.slot_reads("image", batch[0]).items()} == {
+        "central_image": (4, 2, 8)
+    }
+    assert list(model.slot_reads("text", *batch[1:])) == ["central_text"]
 
 
 def test_without_slots_the_encoders_stand_alone(network, batch):

@@ -14,7 +14,7 @@ from mmlib.cli import main
 from mmlib.config import DataConfig, ParameterError, build
 from mmlib.data import load_dataset
 from mmlib.data.dataset import Dataset, Split
-from mmlib.training.zero_shot import ZeroShot, check_protocol_of
+from mmlib.training.embed import ZeroShot, check_protocol_of
 
 NAME = "tiny-zero-shot"
 SMALL = {"shapes_train": 4, "shapes_val": 4, "shapes_test": 20, "image_size": 32}
@@ -195,7 +195,7 @@ def test_the_model_brings_its_own_size(clip, capsys, given):
 
 
 def test_a_tokenizer_that_cannot_be_fetched_is_said_before_any_weights(capsys, monkeypatch):
-    monkeypatch.setattr("mmlib.training.zero_shot.create_open_clip", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("mmlib.training.embed.create_open_clip", lambda *_: pytest.fail("loaded"))
     assert main(["evaluate", "--model", "open_clip:roberta-ViT-B-32", *DATA]) == 2
     assert "roberta-ViT-B-32 has a tokenizer of its own, whose files are not here" in capsys.readouterr().err
 

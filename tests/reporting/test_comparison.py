@@ -1,16 +1,21 @@
 """Runs of any lineage, pair by pair: who is better, what is corrected, what is refused."""
 
+import re
+
 import numpy as np
 import pytest
+from browser import needs_browser, open_page
 from tiny_runs import tiny_evaluate, tiny_train
 
 from mmlib import files
 from mmlib.cli import main
 from mmlib.files import read_json, write_json
-from mmlib.metrics import RetrievalRanks, compare_runs
-from mmlib.metrics.compare import holm
-from mmlib.reporting.results import comparison_table
+from mmlib.metrics import RetrievalRanks, compare_runs, summarise_seeds
+from mmlib.metrics.compare import holm, measured_on
+from mmlib.reporting.comparison import compared_with, comparison_table, write_comparison
+from mmlib.reporting.tables import percent
 
+HOSTILE = "</td><img src=x onerror=alert(1)> \x1b[31m שלום \u202e 'x' & 🎈"
 RUNS = ("one", "two", "three")
 
 
@@ -82,7 +87,9 @@ def test_runs_on_other_queries_are_told_apart(place, capsys):
     [
         (["one"], "expected two or more different runs to compare, found one; name each once"),
         (["one", "one"], "found one, one; name each once"),
-        (["one", "absent"], "absent"),
+        (["one", "absent"], "no run 'absent' in "),
+        (["one", "thre"], "did you mean 'three'?"),
+        (["one", "two", "--html", "/absent/page.html"], "found no folder /absent; make it or name another"),
         (["one", "raw"], "run 'raw' was not evaluated"),
     ],
 )
@@ -111,3 +118,58 @@ def test_equal_runs_are_no_evidence(place):
         (place / "copy").mkdir(exist_ok=True)
         (place / "copy" / name).write_bytes((place / "one" / name).read_bytes())
     assert comparison_table("one", "copy").frame["better"].tolist() == ["no evidence"]
+
+
+@needs_browser
+def test_the_page_shows_verdicts_differences_curves_and_queries(place, tmp_path, capsys):
+    queries = read_json(place / "three" / "queries.json")
+    hostile = queries | {"captions": [HOSTILE] * len(queries["captions"])}
+    write_json(place / "three" / "queries.json", hostile)
+    try:
+        assert main(["compare", *RUNS, "--html", str(tmp_path / "page.html")]) == 0
+    finally:
+        write_json(place / "three" / "queries.json", queries)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in text
+    assert "\x1b" not in text
+    assert "three is better than one by " in text
+    assert "three is better than two by " in text
+    assert "No evidence that one and two differ" in text
+    with open_page(tmp_path / "profile", f"file://{tmp_path / 'page.html'}") as page:
+        count = "document.querySelectorAll('{}').length"
+        assert page.evaluate(count.format(".verdicts li")) == 3
+        assert page.evaluate(count.format("figure img")) == 2
+        assert page.evaluate("[...document.images].every(i => i.naturalWidth > 0)")
+        heads = "[...document.querySelectorAll('h2')].map(h => h.innerText)"
+        found = page.evaluate(heads)
+        assert found == [
+            "Who is better", "Results", "Differences", "Over seeds", "Curves", "Queries that differ",
+        ]  # fmt: skip
+        for width in (400, 1280):
+            page.resize(width)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.complaints == []
+        assert page.requests == []
+
+
+def test_runs_of_one_recipe_are_summed_over_their_seeds(place, tmp_path):
+    table = write_comparison(tmp_path / "page.html", *RUNS)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert table.frame.equals(comparison_table(*RUNS).frame)
+    assert "<td>one, two, three</td>" in re.sub(r"<td [^>]*>", "<td>", text)
+    ranks = [RetrievalRanks.load(place / run / "ranks.npz") for run in RUNS]
+    mean = summarise_seeds(ranks)["mean_r1"]["mean"]
+    assert f"{percent(mean)} % (" in text
+
+
+def test_a_model_is_compared_with_runs_by_their_names(place):
+    ranks = RetrievalRanks.load(place / "one" / "ranks.npz")
+    result = read_json(place / "one" / "results.json")
+    found, known = compared_with(["two", "three"], ranks, measured_on(result))
+    assert known
+    assert list(found) == ["two", "three"]
+    assert found["three"]["verdict"].startswith("worse by ")
+    assert not compared_with(["two"], ranks, None)[1]
+    other = measured_on(result) | {"fingerprint": "0" * 16}
+    with pytest.raises(ValueError, match="two: not comparable: fingerprint differs"):
+        compared_with(["two"], ranks, other)

@@ -21,20 +21,19 @@ from mmlib.reporting import (
     ablation_figure,
     ablation_table,
     ablation_verdicts,
-    agreement_table,
     best_epochs_table,
     calibration_figure,
     gallery_figures,
     hubness_table,
-    human_aware_table,
     loss_curves,
     lr_curve,
+    people_section,
     recall_by_group_figure,
     recall_curves,
     results_figure,
     results_table,
     similarity_figure,
-    slots_figure,
+    slots_section,
     tuning_table,
 )
 from mmlib.reporting.publish import write_index
@@ -119,8 +118,8 @@ def use_result():
 
 def use_diagnosis():
     diagnosis = read_diagnosis(RUN)
-    for table in (hubness_table, agreement_table, human_aware_table):
-        table(diagnosis)
+    hubness_table(diagnosis)
+    people_section(diagnosis)
     drawn(*(draw(diagnosis) for draw in (recall_by_group_figure, similarity_figure, calibration_figure)))
 
 
@@ -145,7 +144,7 @@ USES = {  # what notebooks make of each file
     f"{RUN}/gallery.npz": lambda: drawn(
         *gallery_figures(read_arrays(RUN, "gallery"), samples.result()).values()
     ),
-    f"{RUN}/slots.npz": lambda: drawn(slots_figure(read_arrays(RUN, "slots"), samples.result())),
+    f"{RUN}/slots.npz": lambda: slots_section(read_arrays(RUN, "slots"), samples.result()),
     "abl/ablation.json": use_ablation,
 }
 

@@ -17,17 +17,16 @@ from mmlib.data import Dataset, Split
 from mmlib.files import write_json
 from mmlib.metrics import retrieval_ranks, summarise
 from mmlib.reporting import (
-    agreement_table,
     calibration_figure,
-    changed_queries_list,
-    changed_queries_table,
     hubness_table,
-    human_aware_table,
+    people_section,
     recall_by_group_figure,
     similarity_figure,
+    slots_section,
 )
-from mmlib.reporting.diagnosis import NO_JUDGEMENTS
+from mmlib.reporting.diagnosis import agreement_table, human_aware_table
 from mmlib.reporting.notebooks import mark_of
+from mmlib.reporting.results import changed_queries_list, changed_queries_table
 from mmlib.reporting.style import DIRECTIONS
 from mmlib.training.runs import run_folder
 
@@ -107,7 +106,31 @@ def test_agreement_tells_what_was_and_was_not_scored(diagnosis):
     assert table.frame["not scored"].tolist() == ["12 image outside the split"] * 2
     assert "No tau for CrowdFlower, share of yes: expected scores that vary." in table.caption
     assert "the token file" in table.caption
-    assert agreement_table(diagnosis | {"people": None}) == NO_JUDGEMENTS
+
+
+def test_people_are_left_out_of_data_without_their_judgements(diagnosis, monkeypatch):
+    shown = []
+    monkeypatch.setattr("mmlib.reporting.diagnosis.display", lambda *parts: shown.extend(parts))
+    people_section(diagnosis | {"people": None})
+    assert shown == []
+    people_section(diagnosis | {"people": diagnosis["people"] | {"human_aware": None}})
+    assert [type(part).__name__ for part in shown] == ["Markdown", "Table"]
+    people_section(diagnosis)
+    assert [type(part).__name__ for part in shown[2:]] == ["Markdown", "Table", "Table"]
+
+
+def test_memory_that_is_read_evenly_is_said_and_not_drawn(monkeypatch):
+    shown = []
+    monkeypatch.setattr("mmlib.reporting.gallery.display", lambda *parts: shown.extend(parts))
+    monkeypatch.setattr("mmlib.reporting.gallery.show", lambda figure, name: shown.append(figure))
+    slots_section({}, samples.result())
+    assert shown == []
+    even = samples.slots(8) | {f"{name}_weight": np.full(8, 1 / 8) for name in ("image", "text")}
+    slots_section(even, samples.result())
+    _, figure, table = shown
+    titles = [axes.get_title(loc="left") for axes in figure.axes[::2]]
+    assert titles == ["central memory, read by images", "central memory, read by captions"]
+    assert "image memory, read by images; text memory, read by captions" in table.sentences[0]
 
 
 def test_human_aware_recall_stands_beside_the_standard(diagnosis):
@@ -118,9 +141,7 @@ def test_human_aware_recall_stands_beside_the_standard(diagnosis):
     hits = diagnosis["standard"]["i2t"]["r1"]["hits"]
     assert frame["R@1"][0].endswith(f"{hits}/60")
     assert frame["extended"].tolist() == ["", "", "1", "1", "1", "1"]
-    assert human_aware_table(diagnosis | {"people": None}) == NO_JUDGEMENTS
     alone = diagnosis["people"] | {"human_aware": None, "expert": None}
-    assert human_aware_table(diagnosis | {"people": alone}) == NO_JUDGEMENTS
     assert len(agreement_table(diagnosis | {"people": alone}).frame) == 1
 
 
@@ -156,14 +177,15 @@ def test_changed_queries_are_counted(two_runs, k):
 def test_changed_queries_are_listed_with_their_captions(two_runs):
     write_json(run_folder("second") / "queries.json", queries_of(dataset(), "test"))
     table = changed_queries_list("first", "second", "t2i", top=3)
-    won = table.frame[table.frame[""] == "won"]
+    frame = table.folded[1]
+    won = frame[frame[""] == "won"]
     assert len(won) == 3
     before, after = (two_runs[run].t2i_M for run in ("first", "second"))
     query = dataset().splits["test"].captions.index(won["query"].iloc[0])
     assert (before[query], after[query]) == (int(won["rank before"].iloc[0]), 1)
     assert before[query] == before[after == 1].max()
-    assert changed_queries_list("first", "second", "i2t").frame["query"].iloc[0].startswith("photo")
-    assert changed_queries_list("second", "second", "i2t").frame.empty
+    assert changed_queries_list("first", "second", "i2t").folded[1]["query"].iloc[0].startswith("photo")
+    assert changed_queries_list("second", "second", "i2t").folded[1].empty
     assert DisplayFormatter().format(table)[1] == {}
 
 

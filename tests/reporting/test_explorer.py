@@ -6,11 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
-from browser import needs_browser, open_page
+from browser import needs_browser, open_page, serious_faults
 from tiny_runs import TINY, tiny_evaluate, tiny_train
 
 from mmlib import files
-from mmlib.analysis.neighbours import nearest_neighbours
+from mmlib.analysis.diagnosis import nearest_neighbours
 from mmlib.data import load_dataset
 from mmlib.metrics import RetrievalRanks
 from mmlib.reporting.explorer import explorer_page
@@ -76,7 +76,7 @@ def test_a_split_of_many_images_and_runs_of_before_have_no_explorer(place, monke
         assert [run["name"] for run in data_of(explorer_page("tiny", ["one", "two"])[1])["runs"]] == ["two"]
     finally:
         path.with_suffix(".away").rename(path)
-    monkeypatch.setattr("mmlib.analysis.neighbours.MAX_IMAGES", 3)
+    monkeypatch.setattr("mmlib.analysis.diagnosis.MAX_IMAGES", 3)
     from mmlib.config import TrainConfig, build
 
     dataset = load_dataset(build(TrainConfig, TINY))
@@ -142,6 +142,21 @@ def test_a_person_searches_filters_and_compares(opened, place):
 
 
 @needs_browser
+def test_a_sentence_that_is_no_caption_is_said_to_need_the_model(opened):
+    page, address = opened
+    page.press("/")
+    page.type("circ")
+    assert page.evaluate("document.getElementById('own').hidden")
+    page.type(" zeppelin")
+    assert page.text("#count").startswith("0 of 150")
+    assert 'python -m mmlib search two "circ zeppelin"' in page.text("#own")
+    assert page.text("#query") == "nothing to show"
+    page.press("ArrowDown")
+    page.open(f"{address}#f=misses&s=zeppelin")
+    assert page.evaluate("document.querySelectorAll('#runs section').length") == 0
+
+
+@needs_browser
 def test_keys_go_through_the_list_and_the_address_names_the_query(opened):
     page, _ = opened
     first = page.evaluate("document.querySelector('#list [aria-current=true]').dataset.q")
@@ -158,15 +173,28 @@ def test_keys_go_through_the_list_and_the_address_names_the_query(opened):
 
 @needs_browser
 def test_it_fits_a_phone_and_has_names_for_all_its_parts(opened):
-    page, _ = opened
-    for width in (400, 1280):
-        page.resize(width)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page, address = opened
+    for place in ("#q=3", "#d=i2t&q=3", "#d=i2t&a=one&b=two&q=3"):
+        page.open(address + place)
+        page.evaluate("data.images = data.images.map(name => name + '_d3e9c21170'.repeat(9)); read()")
+        for width in (400, 1280):
+            page.resize(width)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
     named = "e.innerText || e.labels?.length || e.querySelector('[aria-label]')"
     parts = "[...document.querySelectorAll('button, select, input')]"
     assert page.evaluate(f"{parts}.filter(e => !({named})).length") == 0
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
     assert len(ids) == len(set(ids))
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault_in_either_scheme(opened, scheme):
+    page, address = opened
+    page.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    for place in ("#q=3", "#d=i2t&a=one&b=two&q=3", "#s=zeppelin"):
+        page.open(address + place)
+        assert serious_faults(page) == []
 
 
 @needs_browser

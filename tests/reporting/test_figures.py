@@ -8,14 +8,8 @@ import pytest
 import reporting_samples as samples
 from matplotlib.figure import Figure
 
-from mmlib.reporting import (
-    gallery_figures,
-    loss_curves,
-    lr_curve,
-    recall_curves,
-    results_figure,
-    slots_figure,
-)
+from mmlib.reporting import gallery_figures, loss_curves, lr_curve, recall_curves, results_figure
+from mmlib.reporting.gallery import slots_figure
 from mmlib.reporting.published import published_figure
 from mmlib.reporting.style import DIRECTIONS, _png, show
 
@@ -121,11 +115,6 @@ def test_slots_are_sorted_and_their_words_named(figures):
     assert "red ×3.20,  circle ×2.10" in texts(figures["slots"])
 
 
-def test_slots_in_use_is_their_number_when_all_are_read_alike(result):
-    even = samples.slots(8) | {"image_weight": np.full(8, 1 / 8)}
-    assert "(8 of 8 in use)" in texts(slots_figure(even, result))
-
-
 def rows_of(figure) -> list[str]:
     """Tick labels and the titles between them, from the top."""
     axes = figure.axes[0]
@@ -184,3 +173,10 @@ def test_a_persons_settings_of_matplotlib_change_no_figure(history):
     }
     with matplotlib.rc_context(wild | {"savefig.transparent": True, "axes.prop_cycle": "cycler(color='y')"}):
         assert _png(loss_curves(history, "shapes")) == plain
+
+
+def test_foreign_text_is_drawn_as_text_and_what_the_font_lacks_as_a_box():
+    figure = Figure()
+    text = figure.text(0, 0, "red \x1b[31m and \u202e \N{BALLOON}")
+    _png(figure)  # a warning would be an error
+    assert text.get_text() == r"red \x1b[31m and \u202e " + "\N{BALLOON}"

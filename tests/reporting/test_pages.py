@@ -1,6 +1,7 @@
 """Pages, reports and the index: self-contained, honest about state, private things left out."""
 
 import base64
+import io
 import json
 import re
 
@@ -8,18 +9,17 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
+from PIL import Image
 
 from mmlib import files
 from mmlib.reporting import loss_curves, show
 from mmlib.reporting.notebooks import experiment_pages, read_notebook
-from mmlib.reporting.pages import render_notebook
+from mmlib.reporting.pages import SCRIPT, render_notebook
 from mmlib.reporting.publish import write_index
 from mmlib.reporting.report import overview, write_report
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n and so on").decode()
-LOADS = re.compile(
-    r"""(?:src|srcset|poster|data)\s*=\s*["']?\s*(?:https?:)?//|<link|<script|@import|url\(""", re.I
-)
+LOADS = re.compile(r"""(?:src|srcset|poster|data)\s*=\s*["']?\s*(?:https?:)?//|<link|@import|url\(""", re.I)
 
 
 def figure(name: str, private: bool = False) -> dict:
@@ -61,7 +61,9 @@ def test_a_page_loads_nothing_and_shows_everything(repository):
     assert not LOADS.search(page)
     assert "alert(1)" not in page
     assert "<h1>Title of 01_train</h1>" in page
-    assert page.count("<summary>code</summary>") == 5
+    assert page.count("<summary>code of this page</summary>") == 1
+    assert len(BeautifulSoup(page, "html.parser").find(class_="code").find_all("pre")) == 5
+    assert re.findall(r"<script>(.*?)</script>", page, re.S) == [SCRIPT]
     assert "<p>a &lt; b</p>" in page
     assert "epoch &lt;1&gt;" in page
     assert BeautifulSoup(page, "html.parser").img["alt"] == 'loss with "quotes" & <marks>'
@@ -101,7 +103,7 @@ def test_a_failed_page_says_so_at_the_top_and_leads_on(repository):
     repository.params("demo", "02_continue")
     repository.executed("demo", "01_train", [stream("before")], [failure()])
     page = (write_report("demo") / "01_train.html").read_text()
-    top = page[: page.index("before")]
+    top = page[: page.index("<main>")]
     assert "State: failed – cell 3 of 3 (Work): ValueError: lr &lt;= 0" in top
     assert "02_continue (not run)" in top
     assert "../index.html" in top
@@ -218,8 +220,49 @@ def test_show_displays_a_comparable_output_with_alt_text(history, monkeypatch):
     assert data["image/png"].startswith(b"\x89PNG")
     assert data["text/plain"].startswith("[figure: loss — Line chart of the training loss by epoch on shapes")
     assert more["raw"] is True
-    assert more["metadata"]["mmlib"] == {"name": "loss", "private": True}
+    mark = more["metadata"]["mmlib"]
+    assert (mark["name"], mark["private"]) == ("loss", True)
+    light, dark = (Image.open(io.BytesIO(png)).convert("RGB") for png in shown_pngs(data, mark))
+    assert light.size == dark.size
+    assert (light.getpixel((0, 0)), dark.getpixel((0, 0))) == ((255, 255, 255), (20, 24, 29))
     assert more["metadata"]["image/png"]["alt"] in data["text/plain"]
+
+
+def shown_pngs(data: dict, mark: dict) -> tuple[bytes, bytes]:
+    return data["image/png"], base64.b64decode(mark["dark"])
+
+
+def test_what_came_out_stands_first_and_how_to_make_it_again_last(repository):
+    repository.run("demo-train")
+    path = repository.executed("demo", "01_train", [stream("at work")], [table("curves")], [table("numbers")])
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata["papermill"] = {"parameters": {"run": "demo-train", "lr": 0.1, "arms": ["a b"]}}
+    for cell, tag in zip(notebook.cells[-2:], ("second", "first")):
+        cell.metadata["tags"] = [tag]
+    nbformat.write(notebook, path)
+    page = (write_report("demo") / "01_train.html").read_text()
+    parts = ("numbers", "curves", "How it was made</h2>", "at work", "Reproduce this page</h2>")
+    places = [page.index(part, page.index("<main>")) for part in parts]
+    assert places == sorted(places)
+    assert '<a href="#part-1">How it was made</a> <a href="#part-2">Work</a>' in page
+    again = BeautifulSoup(page, "html.parser").find(class_="again").text
+    assert "make report EXPERIMENT=demo" in again
+    assert """01_train.ipynb out.ipynb -y '{"arms": ["a b"]}' -p lr 0.1 -p run demo-train""" in again
+    assert "shapes, fingerprint 0123456789abcdef" in again
+    assert "abc" in again
+
+
+def test_a_cell_can_be_folded_under_its_first_comment(repository):
+    repository.run("demo-train")
+    path = repository.executed("demo", "01_train", [table("long")], [])
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells[-2:]:
+        cell.source, cell.metadata["tags"] = "# More <of> it\nwork()", ["fold"]
+    nbformat.write(notebook, path)
+    page = (write_report("demo") / "01_train.html").read_text()
+    (fold,) = BeautifulSoup(page, "html.parser").find_all(class_="more")  # not of what showed nothing
+    assert fold.summary.text == "More <of> it"
+    assert "long" in fold.text
 
 
 def test_show_refuses_names_that_are_no_file_names():

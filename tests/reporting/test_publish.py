@@ -11,8 +11,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from browser import needs_browser, open_page
 from faults.events import watched
 from PIL import Image
+from reporting_samples import result
 
 from mmlib import files
 from mmlib.cli import main
@@ -257,3 +259,37 @@ def test_the_newest_report_is_shown_with_links_from_the_notebooks(report):
 
 def test_without_a_report_it_is_said_how_to_make_one(repository):
     assert "There is no report yet. `make report` makes one" in newest_report().data
+
+
+@needs_browser
+def test_the_index_is_filtered_sorted_and_compares_two_runs(repository, tmp_path):
+    for name, skill in (("weak", 0.2), ("strong", 3.0)):
+        folder = repository.run(name)
+        (folder / "results.json").write_text(json.dumps(result(name, skill)))
+        repository.executed(name, "03_evaluate", [], parameters=f'run: str = "{name}"  # run')
+        write_report(name)
+    index = write_index()
+    assert "<script" in index.read_text(encoding="utf-8")
+    with open_page(tmp_path / "profile", f"file://{index}") as page:
+        names = "[...document.querySelectorAll('#overview tbody tr:not([hidden]) td:first-child')]"
+        names += ".map(cell => cell.innerText)"
+        assert sorted(page.evaluate(names)) == ["strong", "weak"]
+        page.evaluate("document.querySelector('#overview th button').click()")
+        assert page.evaluate(names) == ["strong", "weak"]
+        page.evaluate("document.querySelector('#overview th button').click()")
+        assert page.evaluate(names) == ["weak", "strong"]
+        pick = "for (const [id, run] of [['first', 'weak'], ['second', 'strong']]) {"
+        pick += "const s = document.getElementById(id);"
+        pick += "s.value = [...s.options].find(o => o.text.startsWith(run)).value;"
+        page.evaluate(f"{{{pick} s.dispatchEvent(new Event('change')); }}}}")
+        assert "image → text R@1: strong: strong is better" in page.text("#verdict")
+        for width in (400, 1280):
+            page.resize(width)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.evaluate("document.getElementById('filter').focus()")
+        page.type("weak")
+        assert page.evaluate(names) == ["weak"]
+        assert page.text("#count") == "1 of 2"
+        assert page.evaluate("document.querySelectorAll('.card:not([hidden])').length") == 1
+        assert page.complaints == []
+        assert page.requests == []

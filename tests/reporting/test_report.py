@@ -78,7 +78,12 @@ DAMAGES = [  # file, what stands there, what stands there now, what is said of i
     ("results.json", '"standard": {', '"other": {', "expected numbers under the protocol 'standard', found"),
     ("environment.json", '"name": "shapes"', '"name": 7', "data.name: input should be a valid string, found"),
     ("environment.json", '"parent": null', '"parent": {"run": "../x"}', "parent.run: expected a name of let"),
-    ("config.json", '"rsum"', '"loss"', "select_by: input should be 'rsum' or 'mean_r1', found 'loss'"),
+    (
+        "config.json",
+        '"rsum"',
+        '"loss"',
+        "select_by: input should be 'rsum', 'mean_r1' or 'last', found 'loss'",
+    ),
     ("status.json", '"reason": null', '"reason": 7', "status.json is damaged: reason: input should be a"),
     ("status.json", '"complete"', '"done"', "state: input should be 'running', 'complete', "),
 ]

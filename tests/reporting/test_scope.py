@@ -8,14 +8,8 @@ from tiny_runs import TINY
 
 from mmlib.config import AblationConfig, TrainConfig, build
 from mmlib.metrics import paired_ranks, retrieval_ranks, summarise
-from mmlib.reporting import (
-    ablation_checks,
-    change_between,
-    changed_queries_list,
-    changed_queries_table,
-    results_figure,
-    results_table,
-)
+from mmlib.reporting import ablation_checks, change_between, results_figure, results_table
+from mmlib.reporting.results import changed_queries_list, changed_queries_table
 from mmlib.training.ablation import ablation_record
 from mmlib.training.ablation_plan import PlannedRun
 from mmlib.training.runs import read_result

@@ -29,7 +29,7 @@ def test_every_arm_is_planned_with_every_seed_and_its_own_parameters(base):
         "grid.memory.s3", "grid.memory.s5", "grid.no-memory.s3", "grid.no-memory.s5",
     ]  # fmt: skip
     assert [run.config.seed for run in planned] == [3, 5, 3, 5]
-    assert [run.config.memory_slots for run in planned] == [4, 4, 0, 0]
+    assert [run.config.memory for run in planned] == ["published", "published", "none", "none"]
     assert {(r.config.lr, r.config.device) for r in planned} == {(0.002, "cpu")}
     assert planned[0].config.latent_dim == 16  # of the base
     assert planned[2].differs == {"memory": "none"}
@@ -41,8 +41,8 @@ def test_the_grid_is_crossed_with_the_arms_and_names_come_from_values(base):
         "grid.memory-padding_masktrue-lr0.001.s0", "grid.memory-padding_maskfalse-lr0.001.s0",
         "grid.no-memory-padding_masktrue-lr0.001.s0", "grid.no-memory-padding_maskfalse-lr0.001.s0",
     ]  # fmt: skip
-    planned = plan_grid(tiny_grid(base, arms={}, grid={"memory_slots": [0, 4]}))
-    assert [run.arm for run in planned] == ["memory_slots0", "memory_slots4"]
+    planned = plan_grid(tiny_grid(base, arms={}, grid={"memory": ["none", "cosine"]}))
+    assert [run.arm for run in planned] == ["memorynone", "memorycosine"]
     assert planned[0].differs == {"memory": "none"}
 
 
@@ -86,10 +86,10 @@ def test_weights_are_given_to_all_arms_beside_the_file(base):
         ({"seeds": [1, 1]}, "two runs would be called 'grid.memory.s1': a seed, arm or value is th"),
         ({"arms": {}}, "arms: expected one or more of them, or a grid, found neither"),
         ({"arms": {"a/b": {}}}, "arm 'a/b': run: expected a name of letters, digits"),
-        ({"grid": {"memory_slots": [0, 4]}}, "arm 'no-memory': memory_slots is in the grid too"),
+        ({"grid": {"memory": ["none"]}}, "arm 'no-memory': memory is in the grid too"),
         ({"arms": {"a": {"lr": 0.1}}, "tune": {"lr": [0.1]}}, "arm 'a': lr is tuned too"),
         ({"arms": {"a": {}, "b": {"memory_slots": 4}}}, "arm 'b' equals arm 'a'"),
-        ({"arms": {"a": {}, "b": {"memory_slots": 1}}}, "arm 'b': memory_slots must be 0 (no memory)"),
+        ({"arms": {"a": {}, "b": {"memory_slots": 1}}}, "arm 'b': memory_slots: input should be"),
         ({"arms": {"a": {"lr": "fast"}}}, "arm 'a': lr: expected a number, found 'fast' (str)"),
         ({"tune": {"lr": [0.1, -1.0]}}, "arm 'memory', lr -1.0: lr: input should be greater than 0"),
         ({"arms": {"a": {}, "b": {"shapes_val": 9}}}, "arm 'b': shapes_val is 9 and 8 in 'a'; arms"),

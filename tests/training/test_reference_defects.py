@@ -126,7 +126,7 @@ def test_3_5_the_gradient_scaler_is_saved_and_restored(monkeypatch):
     assert restored == [{"scale": 1024.0, "_growth_tracker": 7}]
 
 
-@pytest.mark.parametrize(("select_by", "epoch"), [("rsum", 1), ("mean_r1", 3)])
+@pytest.mark.parametrize(("select_by", "epoch"), [("rsum", 1), ("mean_r1", 3), ("last", 3)])
 def test_3_10_the_best_epoch_is_chosen_by_the_named_metric(select_by, epoch, monkeypatch):
     validate_as(monkeypatch, rsum=[3.0, 2.0, 1.0], mean_r1=[0.1, 0.2, 0.3])
     tiny_train(epochs=3, select_by=select_by)

@@ -12,9 +12,8 @@ import numpy as np
 from PIL import Image
 
 from mmlib.data.dataset import SPLITS, Dataset, Split
-from mmlib.data.shapes.captions import CAPTIONS_PER_IMAGE, describe
 from mmlib.data.shapes.draw import RENDERER_VERSION, draw
-from mmlib.data.shapes.scene import Scene, sample_scene
+from mmlib.data.shapes.scene import CAPTIONS_PER_IMAGE, Scene, describe, sample_scene
 
 NOTE = "Drawn scenes of 1 to 4 shapes with 5 generated captions each; no photograph, no download."
 

@@ -70,8 +70,10 @@ function drawList() {
   const total = run(state.a)[state.d].rank.length;
   const more = listed.length > SHOWN ? `, the first ${SHOWN} shown` : "";
   $("count").textContent = `${listed.length.toLocaleString("en")} of ${total.toLocaleString("en")} queries${more}`;
+  $("own").hidden = listed.length > 0 || !state.s.trim();
+  $("command").textContent = `python -m mmlib search ${state.a} ${JSON.stringify(state.s)}`;
   $("list").replaceChildren(...shown.map(({ q, note }) => {
-    const label = state.d === "t2i" ? [text(q)] : [thumbnail(q), data.images[q]];
+    const label = state.d === "t2i" ? [text(q)] : [thumbnail(q), element("span", { textContent: data.images[q] })];
     const button = element("button", { type: "button", onclick: () => go({ q }) },
       ...label, element("span", { className: "rank", textContent: note }));
     button.dataset.q = q;
@@ -83,6 +85,11 @@ function drawResults() {
   const captions = state.d === "t2i";
   for (const button of $("list").querySelectorAll("button")) {
     button.setAttribute("aria-current", Number(button.dataset.q) === state.q);
+  }
+  if (state.q === null) {
+    $("query").replaceChildren("nothing to show");
+    $("runs").replaceChildren();
+    return;
   }
   $("query").replaceChildren(captions ? text(state.q) : thumbnail(state.q),
     captions ? "" : element("span", { textContent: data.images[state.q] }));
@@ -123,7 +130,7 @@ function read() {
     s: given.get("s") ?? "",
   };
   drawList();
-  state.q = q >= 0 && q < run(state.a)[d].rank.length ? q : listed.length ? listed[0].q : 0;
+  state.q = q >= 0 && q < run(state.a)[d].rank.length ? q : listed.length ? listed[0].q : null;
   $("run-a").value = state.a;
   $("run-b").value = state.b;
   $("direction").value = state.d;
@@ -135,7 +142,7 @@ function read() {
 function go(changes) {
   const next = { ...state, ...changes };
   if (!("q" in changes)) delete next.q; // another list begins with its first query
-  const address = new URLSearchParams(Object.entries(next).filter(([, value]) => value !== ""));
+  const address = new URLSearchParams(Object.entries(next).filter(([, value]) => value !== "" && value !== null));
   history.replaceState(null, "", `#${address}`);
   read();
 }

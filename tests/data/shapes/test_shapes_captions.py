@@ -6,8 +6,7 @@ from random import Random
 import pytest
 
 from mmlib.data.shapes import load_shapes
-from mmlib.data.shapes.captions import describe
-from mmlib.data.shapes.scene import SHAPES, Scene, Thing
+from mmlib.data.shapes.scene import SHAPES, Scene, Thing, describe
 
 WHERE = {
     "meadow": "green field|grass|meadow|lawn",

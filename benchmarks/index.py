@@ -1,0 +1,130 @@
+"""Searching photos: a folder indexed beside a bare loop of the encoder, then indexed again, and one search.
+
+Both embed the same pictures with the same weights in batches of the same size.  Ours finds, decodes and
+resizes the files and writes the index; the bare loop has the pixels in memory and does nothing but forward
+passes, so it is what an index could reach at most.
+"""
+
+import os
+import shutil
+import statistics
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from benchmarks.harness import Contender, alone, compare, seconds_of
+from benchmarks.places import scratch
+
+COUNT = {True: 128, False: 8000}  # by `quick`: images of the folder
+DISTINCT = 200  # pictures that stand under all these names
+RUN = {
+    "run": "indexed", "image_size": 224, "image_encoder": "timm:tf_efficientnet_lite2", "image_tune": "none",
+    "image_weights": "none", "cache_features": False, "text_encoder": "words", "latent_dim": 512,
+    "memory_slots": 0, "batch_size": 8, "dropout": 0.0,
+}  # fmt: skip
+SENTENCE = "a red circle above a blue square"
+
+
+@cache
+def trained(device: str) -> str:
+    """A run of the light encoder, trained for two steps: weights do not matter here, sizes do."""
+    from benchmarks.steps import config_of
+    from mmlib.training import train
+
+    scratch()
+    config = config_of({**RUN, "device": device, "shapes_train": 4}, 1)
+    train(config, log=lambda line: None)
+    return config.run
+
+
+@cache
+def photos(count: int) -> Path:
+    """A folder of JPEG files of about a photo's size: few pictures, under many names."""
+    from benchmarks.steps import config_of, picture_path, write_pictures
+    from mmlib.data import load_dataset
+
+    config = config_of({**RUN, "image_size": 64, "shapes_train": DISTINCT}, 1)
+    pictures, names = write_pictures(config), load_dataset(config).splits["train"].images
+    folder = scratch() / f"photos-{count}"
+    folder.mkdir()
+    for number in range(count):
+        os.link(picture_path(pictures, names[number % len(names)]), folder / f"{number:05d}.jpg")
+    return folder
+
+
+def ours(count: int, device: str) -> Callable[[], None]:
+    """`Retriever.index` of a folder that was never indexed; the model is loaded before."""
+    from mmlib.search import FOLDER, Retriever
+    from mmlib.training import run_folder
+
+    retriever, folder = Retriever.load(trained(device)), photos(count)
+    retriever.embed_text(SENTENCE)
+
+    def work() -> None:
+        shutil.rmtree(run_folder(retriever.run) / FOLDER, ignore_errors=True)
+        if retriever.index(folder).new != count:
+            raise RuntimeError(f"expected {count} images in the index, found another number")
+
+    return work
+
+
+def bare(count: int, device: str) -> Callable[[], None]:
+    """Forward passes over the same pictures, decoded, resized and normalised before."""
+    import numpy as np
+    import torch
+
+    from mmlib.data.augment import normalise
+    from mmlib.data.decoding import decode_image, resize_image
+    from mmlib.search import BATCH
+    from mmlib.training.evaluation import load_run
+
+    parts = load_run(trained(device), "best", torch.device(device))
+    encoder, size = parts.model.image_encoder, parts.config.image_size
+    files = sorted(photos(count).glob("*.jpg"))[:DISTINCT]
+    pixels = [resize_image(decode_image(f.read_bytes(), f.name, size), size, "squash") for f in files]
+    image_N3HW = normalise(torch.from_numpy(np.stack(pixels)), encoder.mean, encoder.std).to(device)
+
+    def work() -> None:
+        found = []
+        with torch.no_grad():
+            for first in range(0, count, BATCH):
+                row_B = torch.arange(first, min(first + BATCH, count)) % len(image_N3HW)
+                found.append(parts.model.embed_images(image_N3HW[row_B]).cpu())
+        work.result = torch.cat(found).numpy()
+
+    return work
+
+
+def _median(work: Callable[[], None]) -> float:
+    return round(statistics.median(seconds_of(work) for _ in range(5)), 4)
+
+
+def rows(quick: bool, device: str = "cpu") -> list[dict]:
+    """Indexing; the same folder again; one search of it."""
+    from mmlib.search import Retriever
+
+    count = COUNT[quick]
+    given = {"count": count, "device": device}
+    found = compare(
+        "index, first time", Contender("Retriever.index", ours, given), [Contender("bare loop", bare, given)],
+        work=f"{count:,} JPEG files of 500 px, tf_efficientnet_lite2 at 224 px",
+        amount=count, unit="images/s", repetitions=3 if quick else 1, warm_up=int(quick), memory=False,
+        notes={"bare loop": "forward passes alone, pixels in memory"},
+    )  # fmt: skip
+    run, folder = trained(device), photos(count)
+
+    def index_again() -> None:
+        Retriever.load(run).index(folder)
+
+    retriever = Retriever.load(run)
+    retriever.search(text=SENTENCE)
+
+    def search() -> None:
+        retriever.search(text=SENTENCE)
+
+    work = f"the same {count:,} files, unchanged"
+    return [
+        *found,
+        alone("index, second time", work, "s", "Retriever.load, .index", _median(index_again)),
+        alone("search by a sentence", work, "s", "Retriever.search, loaded", _median(search)),
+    ]
