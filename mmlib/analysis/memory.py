@@ -46,6 +46,7 @@ def slot_readers(model: DualEncoder, data: SplitTensors, batch_size: int = 250) 
     return arrays
 
 
+@torch.no_grad()
 def read_sharpness(weight_QHS: torch.Tensor) -> tuple[float, int]:
     """How sharply items read, and how many slots are read at all.
 

@@ -128,7 +128,7 @@ class CosineMemory(nn.Module):
 
     def attention(self, item_BD: torch.Tensor) -> torch.Tensor:
         """What each head reads of each slot, (B, H, S); sums to 1 over the slots."""
-        query_BHE = self.query(item_BD).view(len(item_BD), *self.key_SHE.shape[1:])
+        query_BHE = self.query(item_BD).view(-1, *self.key_SHE.shape[1:])
         cosine_BHS = torch.einsum(
             "bhe,she->bhs", F.normalize(query_BHE, dim=-1), F.normalize(self.key_SHE, dim=-1)
         )

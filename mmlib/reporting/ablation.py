@@ -70,7 +70,8 @@ def ablation_table(record: dict) -> Table:
             said = "failed: it diverged or collapsed with every value that was tried"
             rows.append({"arm": arm["name"], "direction": said})
     tuned = any(arm["tried"] for arm in record["arms"])
-    frame = pd.DataFrame(rows, columns=[name for name in COLUMNS if tuned or name != "tuned"]).fillna("")
+    columns = [name for name in COLUMNS if tuned or name != "tuned"]
+    frame = pd.DataFrame(rows, columns=columns, dtype=object).fillna("")
     kinds = {arm["interval"] for arm in record["arms"]}
     chance = record["chance"].get("i2t_r1")
     parts = [

@@ -141,8 +141,8 @@ def _line(run: PlannedRun, end: dict, final: bool) -> str:
 def outcome(run: PlannedRun) -> dict | None:
     """How a run ended, as the record has it; None while something is left to train.
 
-    A run whose loss or weights were no longer finite (`failed`), or whose embeddings ended at one point
-    (`collapsed`), has ended too: that is a result like any other.
+    A run whose loss or weights were no longer finite (`failed`), or whose embeddings lay at one point in
+    its last two epochs (`collapsed`), has ended too: that is a result like any other.
 
     Raises:
         FileNotFoundError, ValueError: a file of the run is missing or damaged.
@@ -152,8 +152,8 @@ def outcome(run: PlannedRun) -> dict | None:
     if not (state == "complete" or diverged):
         return None
     by, history = run.config.select_by, read_history(run.name)
-    if not diverged and (collapse := collapse_in(history[-1])):
-        state, reason = "collapsed", collapse
+    if not diverged and len(history) > 1 and all(map(collapse_in, history[-2:])):
+        state, reason = "collapsed", collapse_in(history[-1])
     best = None
     if state == "complete":  # the earliest of equals
         best = history[-1] if by == "last" else max(history, key=lambda row: row["val"][by])

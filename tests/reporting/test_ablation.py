@@ -230,7 +230,7 @@ def test_the_checks_pass_and_name_what_diverged(folders, ablation):
     [
         (
             lambda f: (f / "abl.strong.s1" / "status.json").unlink(),
-            "every planned run is complete or diverged",
+            "every planned run has ended",
         ),
         (
             lambda f: write_json(f / "abl.weak.s0.b" / "results.json", samples.result("abl.weak.s0.b")),

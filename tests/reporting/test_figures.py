@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from mmlib.reporting import gallery_figures, loss_curves, lr_curve, recall_curves, results_figure
 from mmlib.reporting.gallery import slots_figure
 from mmlib.reporting.published import published_figure
-from mmlib.reporting.style import DIRECTIONS, _png, show
+from mmlib.reporting.style import DIRECTIONS, figure_png, show
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_a_figure_without_alt_text_is_refused():
 
 def test_a_persons_settings_of_matplotlib_change_no_figure(history):
     """Not while it is drawn, and not while it becomes a PNG."""
-    plain = _png(loss_curves(history, "shapes"))
+    plain = figure_png(loss_curves(history, "shapes"))
     wild = {
         "figure.autolayout": True,
         "savefig.bbox": "tight",
@@ -172,11 +172,11 @@ def test_a_persons_settings_of_matplotlib_change_no_figure(history):
         "lines.dashed_pattern": [9, 9],
     }
     with matplotlib.rc_context(wild | {"savefig.transparent": True, "axes.prop_cycle": "cycler(color='y')"}):
-        assert _png(loss_curves(history, "shapes")) == plain
+        assert figure_png(loss_curves(history, "shapes")) == plain
 
 
 def test_foreign_text_is_drawn_as_text_and_what_the_font_lacks_as_a_box():
     figure = Figure()
     text = figure.text(0, 0, "red \x1b[31m and \u202e \N{BALLOON}")
-    _png(figure)  # a warning would be an error
+    figure_png(figure)  # a warning would be an error
     assert text.get_text() == r"red \x1b[31m and \u202e " + "\N{BALLOON}"

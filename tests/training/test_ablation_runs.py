@@ -10,6 +10,8 @@ from tiny_runs import before_step, left_behind, press_ctrl_c, quiet
 
 from mmlib.config import ParameterError
 from mmlib.files import InUse
+from mmlib.model import DualEncoder, MemoryNetwork
+from mmlib.reporting import ablation_checks, ablation_table
 from mmlib.training import (
     evaluation,
     read_ablation,
@@ -118,6 +120,27 @@ def test_a_diverging_run_is_a_row_and_not_the_end(base, work):
     assert run_state("grid")[0] == "complete"
     run_grid(tiny_grid(base, arms=arms, claims=claims), quiet)
     assert work.count("train grid.wild.s0") == 1
+
+
+def test_a_run_that_collapses_is_named_is_not_evaluated_and_carries_no_claim(base, work, monkeypatch):
+    def one_point(self, image, write=False):
+        return embed(self, image, write) * 1e-6 + 1
+
+    embed = DualEncoder.embed_images
+    monkeypatch.setattr(MemoryNetwork, "embed_images", one_point)
+    lines = []
+    claims = [{"claim": "the memory helps", "arm": "memory", "over": "no-memory"}]
+    record = run_grid(tiny_grid(base, changes={"epochs": 2}, claims=claims), lines.append)
+    (gone,) = record["arms"][0]["runs"]
+    assert gone["state"] == "collapsed"
+    assert gone["reason"].startswith("the image embeddings have collapsed to one point (spread 0.000)")
+    assert lines[0].startswith("1/2  grid.memory.s0: collapsed, the image embeddings")
+    assert "test grid.memory.s0" not in work
+    assert record["claims"][0]["verdict"] == "not judged"
+    table = ablation_table(record).frame
+    assert table["direction"][0].startswith("collapsed: the image embeddings")
+    assert "Collapsed: grid.memory.s0." in ablation_checks(record).caption
+    assert run_grid(tiny_grid(base, changes={"epochs": 2}, claims=claims), quiet) == record
 
 
 def test_a_value_that_diverges_is_not_chosen_and_an_arm_whose_values_all_do_has_no_final_run(base):
