@@ -139,7 +139,7 @@ def test_a_run_that_collapses_is_named_is_not_evaluated_and_carries_no_claim(bas
     assert record["claims"][0]["verdict"] == "not judged"
     table = ablation_table(record).frame
     assert table["direction"][0].startswith("collapsed: the image embeddings")
-    assert "Collapsed: grid.memory.s0." in ablation_checks(record).caption
+    assert "Collapsed: grid.memory.s0" in ablation_checks(record).caption
     assert run_grid(tiny_grid(base, changes={"epochs": 2}, claims=claims), quiet) == record
 
 
