@@ -96,11 +96,12 @@ def check_fits(path: Path, content: dict, config: Mapping) -> None:
     Raises:
         ValueError: names each parameter that differs with both values.
     """
-    theirs = content["config"]
+    # What an older version did not know had the effect of today's default.
+    theirs = {n: content["config"].get(n, TrainConfig.model_fields[n].default) for n in ARCHITECTURE}
     differ = [
-        f"{n}: {theirs.get(n)!r} in the checkpoint, {config[n]!r} here"
+        f"{n}: {theirs[n]!r} in the checkpoint, {config[n]!r} here"
         for n in ARCHITECTURE
-        if theirs.get(n) != config[n]
+        if theirs[n] != config[n]
     ]
     if differ:
         raise ValueError(f"{files.shown(path)} is of another architecture: {'; '.join(differ)}")

@@ -163,6 +163,15 @@ def test_of_another_architecture_names_each_size():
     assert "max_tokens: 24 in the checkpoint, 12 here" in str(caught.value)
 
 
+def test_a_checkpoint_of_before_a_parameter_has_its_default():
+    config = tiny_train(epochs=1) and checkpoint("tiny")["config"]
+    path, content = files.RUNS / "tiny" / "last.pt", checkpoint("tiny")
+    del content["config"]["memory"]
+    check_fits(path, content, config)
+    with pytest.raises(ValueError, match="memory: 'published' in the checkpoint, 'cosine' here"):
+        check_fits(path, content, config | {"memory": "cosine"})
+
+
 def test_weights_that_do_not_fit_are_named(tmp_path):
     module = torch.nn.Linear(3, 2)
     good = module.state_dict()
