@@ -170,6 +170,8 @@ def render_notebook(
             made[f"{name}.private.html"] = _exported(notebook, shown | {"pages": pages, "private": True})
         for output in private:
             output.data, output.withheld = {}, mark_of(output)[0] or ""
+        if explorer and ".private." in explorer:  # this page may be passed on, that one not
+            shown["explorer"] = None
         made[f"{name}.html"] = _exported(notebook, shown | {"pages": pages, "private": False})
     except Exception as error:  # whatever a stranger's cells make of the exporter
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]

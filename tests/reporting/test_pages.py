@@ -98,6 +98,15 @@ def test_private_figures_stay_on_the_private_page(repository):
     assert not (folder / "01_train.private.html").exists()
 
 
+def test_a_page_that_may_be_passed_on_leads_to_no_private_explorer(repository):
+    path = repository.executed("demo", "01_train", [figure("gallery", private=True)])
+    for explorer, on_shared in (("explore.private.html", 0), ("explore.html", 1)):
+        made = render_notebook(path, "demo", explorer=explorer)
+        link = f'href="{explorer}"'.encode()
+        assert made["01_train.html"].count(link) == on_shared
+        assert made["01_train.private.html"].count(link) == 1
+
+
 def test_a_failed_page_says_so_at_the_top_and_leads_on(repository):
     repository.run("demo-train")
     repository.params("demo", "02_continue")
