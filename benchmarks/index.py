@@ -20,7 +20,7 @@ DISTINCT = 200  # pictures that stand under all these names
 RUN = {
     "run": "indexed", "image_size": 224, "image_encoder": "timm:tf_efficientnet_lite2", "image_tune": "none",
     "image_weights": "none", "cache_features": False, "text_encoder": "words", "latent_dim": 512,
-    "memory_slots": 0, "batch_size": 8, "dropout": 0.0,
+    "memory": "none", "batch_size": 8, "dropout": 0.0,
 }  # fmt: skip
 SENTENCE = "a red circle above a blue square"
 

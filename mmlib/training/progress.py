@@ -189,7 +189,8 @@ def scalars(row: dict) -> dict[str, float]:
     found = {name: row[name] for name in ("train_loss", "lr", "temperature", "seconds", "pairs_per_s")}
     found |= {f"val/{name}": val[name] for name in ("rsum", "mean_r1")}
     found |= {f"val/{d}_{k}": val[d][k]["value"] for d in DIRECTIONS for k in _KS}
-    found |= {f"health/{name}": value for name, value in health.items()}
+    reads = health.get("memory") or {}
+    found |= {f"health/{name}": value for name, value in (health | reads).items() if name != "memory"}
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
