@@ -74,8 +74,7 @@ class RunConfig(Config):
         ({"loss": ("sigmoid",)}, ("sigmoid_bias",)),
         ({"loss": ("triplet",)}, ("margin", "hardest_after_epochs")),
         (_FROZEN_ONCE | {"feature_views": (OTHER_THAN, 1)}, ("crop_area", "flip", "colour", "randaugment")),
-        # of an encoder that is both pretrained and tuned
-        ({"image_encoder": (PRETRAINED,), "text_encoder": (PRETRAINED,)}, ("layer_decay",)),
+        ({"image_encoder": (PRETRAINED,), "text_encoder": (PRETRAINED,)}, ("layer_decay",)),  # and tuned
         ({"image_encoder": (PRETRAINED,), "text_tune": _USED}, ("layer_decay",)),
         ({"image_tune": _USED, "text_encoder": (PRETRAINED,)}, ("layer_decay",)),
         ({"image_tune": _USED, "text_tune": _USED}, ("layer_decay",)),
