@@ -16,12 +16,14 @@ from markupsafe import Markup
 
 from mmlib import files
 from mmlib.metrics.compare import measured_on, why_not_comparable
+from mmlib.metrics.summary import DIRECTION_NAMES, recall_cells, result_rows, scope
+from mmlib.output import plain_text
 from mmlib.reporting.ablation import ablation_table, ablation_verdicts
 from mmlib.reporting.notebooks import report_folder
 from mmlib.reporting.pages import SCRIPT, TEMPLATES, page_from, policy_for
 from mmlib.reporting.report import FIGURES, overview, results_of
-from mmlib.reporting.results import protocols_of_results, result_rows, result_scope, results_table
-from mmlib.reporting.tables import DIRECTION_NAMES, Table, plain_text, recall_cells, scope
+from mmlib.reporting.results import protocols_of_results, result_scope, results_table
+from mmlib.reporting.tables import Table
 from mmlib.training.stored import Report, read_stored
 
 
@@ -154,7 +156,8 @@ def _numbers(metrics: dict) -> list[Table]:
     run, values = tried[-1]
     best = values["best"][-1]
     where = scope((values["data"] or {"name": "an unknown data set"})["name"], "val", best["val"])
-    caption = f"{where} · best epoch {best['epoch']}, not a test result · 95 % intervals · hits/n"
+    chosen = "last epoch" if values.get("best_by") == "last" else "best epoch"
+    caption = f"{where} · {chosen} {best['epoch']}, not a test result · 95 % intervals · hits/n"
     return [Table(pd.DataFrame(result_rows(run, best["val"])), caption)]
 
 
@@ -191,7 +194,7 @@ def publish(experiment: str) -> Path:
 
     Raises:
         FileNotFoundError: there is no such report, or a part of it is missing.
-        ValueError: it is not complete, or its `results.json` is damaged.
+        ValueError: it is not complete, its `results.json` is damaged, or a page names a path of this machine.
         InUse: the experiment is at work.
         OSError: it could not be copied; what was published before stands.
     """
