@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -280,7 +281,34 @@ def _files_of(source: Path, name: str) -> list[str]:
     names += ["explore.html"] if report.get("explorer") == "explore.html" else []
     for file in names:
         _require(source, file)
+        if not file.endswith(".png"):
+            _check_places(source, file)
     return names
+
+
+# Of a page, what no person reads: embedded pictures and the like.
+_ENCODED = re.compile(r"[A-Za-z0-9+/=]{200,}")
+_ABSOLUTE = re.compile(r"(?:(?<=file://)|(?<![\w./~<-]))/(\w[\w.-]*)(?:/[^\s\"'<>&\\)\]]*)?")
+
+
+def _check_places(source: Path, file: str) -> None:
+    """Passes if a file of a report names no path of this machine: whoever reads it has no such folder."""
+    text = _ENCODED.sub(" ", files.read_bounded(source / file).decode("utf-8", "replace"))
+    known = (found for found in _ABSOLUTE.finditer(text) if found[0] != "/dev/null")
+    known = [found[0] for found in known if found[1] in ("home", "Users") or Path("/", found[1]).exists()]
+    if not (places := list(dict.fromkeys(known))):
+        return
+    what_to_do = (
+        f"link it below the repository (ln -s {shlex.quote(places[0])} data/), give its path from there,"
+        f" data/{Path(places[0]).name}, and make the report again"
+    )
+    if Path(places[0]).is_relative_to(files.ROOT):
+        what_to_do = f"render it again: python -m mmlib report {source.name}"
+    more = f" and {len(places) - 3:,} more" if places[3:] else ""
+    raise ValueError(
+        f"{files.shown(source / file)}: expected no path of this machine on what is passed on, found"
+        f" {files.printable(', '.join(places[:3]))}{more}; {what_to_do}"
+    )
 
 
 def _is_own(report: Path, file: str) -> bool:
