@@ -28,9 +28,9 @@ from mmlib.metrics.compare import (
 )
 from mmlib.metrics.summary import DIRECTION_NAMES, percent, result_rows, scope
 from mmlib.reporting.curves import compared_curves
-from mmlib.reporting.pages import page_from
+from mmlib.reporting.pages import SCRIPT, page_from
 from mmlib.reporting.results import change_rows, read_evaluated, result_scope, results_table
-from mmlib.reporting.style import figure_png
+from mmlib.reporting.style import in_both_schemes
 from mmlib.reporting.tables import Table, p_text
 from mmlib.training.runs import read_arrays, read_history, read_queries, stored_config, stored_environment
 
@@ -98,12 +98,12 @@ class _Compared:
         refused = tuple(self.refused())
         if not rows:
             return Table(sentences=refused)
+        corrected = f", corrected over {len(rows)} comparisons (Holm)" if len(rows) > 1 else ""
         scopes = [f"{', '.join(names)}: {scope}" for scope, names in runs_of.items()]
         caption = (
             f"{'; '.join(scopes if len(scopes) > 1 else runs_of)}. Interval: bootstrap over images, 10,000"
-            f" resamples; p: permutation by image, corrected over {len(rows)} comparisons (Holm). Better:"
-            " where both agree. What another seed of a training would change is not in these intervals; an"
-            " ablation has it."
+            f" resamples; p: permutation by image{corrected}. Better: where both agree. What another seed of"
+            " a training would change is not in these intervals; an ablation has it."
         )
         return Table(pd.DataFrame(rows), caption, refused)
 
@@ -157,6 +157,7 @@ def write_comparison(page: Path, *runs: str) -> Table:
                       zip(compared.runs, compared.results))  # fmt: skip
     html = page_from(
         "compare.html.j2",
+        SCRIPT,
         title=f"Comparison of {', '.join(runs[:-1])} and {runs[-1]}",
         kicker="Decided by the mean R@1 of both directions under the protocol standard.",
         private=private,
@@ -165,7 +166,7 @@ def write_comparison(page: Path, *runs: str) -> Table:
         parts=_as_html(parts),
         figures=_curves(runs),
         queries=_queries_that_differ(compared),
-        shown_pairs=SHOWN_PAIRS,
+        shown_pairs=SHOWN_PAIRS if len(pairs) > SHOWN_PAIRS else 0,
     )
     write_text_atomic(page, html)
     return table
@@ -206,6 +207,7 @@ def write_evaluation(
         parts.append(("Differences", [*differences, Table(sentences=(note,))]))
     html = page_from(
         "compare.html.j2",
+        SCRIPT,
         title=printable(name),
         kicker=where,
         private=False,
@@ -320,13 +322,11 @@ def _curves(runs: Sequence[str]) -> list[dict]:
     for (name, _), members in data_of.items():
         drawn = {run: histories[run] for run in members}
         figures += [compared_curves(drawn, name, "loss"), compared_curves(drawn, name, "recall")]
-    return [
-        {
-            "address": f"data:image/png;base64,{base64.b64encode(figure_png(figure)).decode()}",
-            "alt": figure.get_label(),
-        }
-        for figure in figures
-    ]
+    shown = []
+    for figure in figures:
+        light, dark = (base64.b64encode(png).decode() for png in in_both_schemes(figure))
+        shown.append({"light": light, "dark": dark, "alt": figure.get_label()})
+    return shown
 
 
 def _queries(run: str, result: dict) -> dict:

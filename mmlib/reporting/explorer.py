@@ -19,7 +19,7 @@ from mmlib.data.decoding import MAX_BYTES, decode_image
 from mmlib.files import printable, read_bounded, write_text_atomic
 from mmlib.metrics import RetrievalRanks
 from mmlib.metrics.summary import percent
-from mmlib.reporting.pages import TEMPLATES, page_from, policy_for
+from mmlib.reporting.pages import TEMPLATES, page_from
 from mmlib.search import Hit
 from mmlib.training.runs import evaluated_file, read_arrays, read_queries, read_result
 
@@ -61,20 +61,16 @@ def explorer_page(experiment: str, runs: Sequence[str]) -> tuple[str, bytes] | N
         "side": THUMBNAIL,
         "runs": [_run(run, loaded[run], ranks[run]) for run in explored],
     }
-    scripts = [
-        (TEMPLATES / "minisearch.min.js").read_text(encoding="utf-8"),
-        (TEMPLATES / "explore.js").read_text(encoding="utf-8"),
-    ]
     result = read_result(explored[-1])
     html = page_from(
         "explore.html.j2",
-        policy_for(*scripts),
+        (TEMPLATES / "minisearch.min.js").read_text(encoding="utf-8"),
+        (TEMPLATES / "explore.js").read_text(encoding="utf-8"),
         experiment=experiment,
         split=queries["split"],
         data_name=result["data"]["name"],
         sheets=_sheets(arrays),
         data=Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),
-        scripts=[Markup(script) for script in scripts],
         run=explored[-1],
         rows=_table(data, last),
         queries=len(data["captions"]),
