@@ -216,16 +216,17 @@ def test_what_lies_elsewhere_or_is_of_another_kind_is_named(root):
 
 
 def test_empty_text_files_are_told_of_as_such(root):
-    paint(root, "a.png", "b.png", "c.png", "d.png")
-    for name in "abcd":
+    names = ("train/a", "val/b", "test/c", "train/d")
+    paint(root, *(f"{name}.png" for name in names))
+    for name in names:
         (root / f"{name}.txt").write_text("\n")
     with pytest.raises(ValueError, match="expected captions, found only empty ones; fill them in"):
         load(root)
-    for name in "abc":
+    for name in names[:3]:
         (root / f"{name}.txt").write_text("one\n\ntwo\n")
-    notes = load(root, split_seed=4, val_fraction=0.3, test_fraction=0.3).notes
+    notes = load(root).notes
     assert "Left out: 1 empty caption." in notes
-    assert "Left out: 1 photo without captions: d.png." in notes
+    assert "Left out: 1 photo without captions: train/d.png." in notes
 
 
 @pytest.mark.parametrize(
