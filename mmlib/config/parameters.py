@@ -408,6 +408,9 @@ class AblationConfig(Config):
         "parameter → values to choose from on validation with the first seed, for all arms; or"
         " arm → such a mapping for that arm",
     )
+    ensembles: dict[str, list[str]] = param(
+        {}, "name → arms whose embeddings are joined, seed by seed; an ensemble is an arm in claims"
+    )
     seeds: list[int] = param([0], "seeds that every arm is trained with", min_length=1)
     split: Literal["val", "test"] = param(
         "val", "split that each final run is evaluated on; tuning never sees test"
