@@ -1,11 +1,12 @@
-"""Standard streams that cannot fail a command, how far long work is, and libraries that keep quiet."""
+"""Standard streams that cannot fail a command, how far long work is, quiet libraries, text in Markdown."""
 
 import contextlib
 import io
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
 
 from tqdm import tqdm
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from mmlib.files import printable
 
 LINE_SECONDS = 30  # between the lines that say how far long work is, where no terminal shows a bar
+_MARKUP = re.compile(r"[\\`*\[\]<>~$]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|^#")
 
 
 def progress(work: Iterable | None = None, show: Callable[[dict], None] | None = None, **options) -> tqdm:
@@ -115,3 +117,16 @@ class Output:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
                 os.close(nowhere)
+
+
+def plain_text(text: str) -> str:
+    """Foreign text for Markdown: one line, shown as it is, neither link, image, HTML nor emphasis."""
+    line = re.sub(r"\s*\n\s*", " ", printable(text.strip()))
+    return _MARKUP.sub(r"\\\g<0>", line)
+
+
+def table_lines(rows: Sequence[Sequence[object]]) -> list[str]:
+    """A table in Markdown, a line a row, of which the first names the columns; of foreign text as well."""
+    lines = [[plain_text(str(value)).replace("|", "\\|") for value in row] for row in rows]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return [f"| {' | '.join(line)} |" for line in lines]

@@ -12,11 +12,10 @@ from mmlib.arrays import npz_names, open_npy, read_npz, refused
 from mmlib.metrics.protocols import first_captions, fold_ranks, protocol_named
 from mmlib.metrics.ranks import checked_map, paired_ranks, retrieval_ranks
 from mmlib.metrics.resampling import bootstrap_intervals
-from mmlib.metrics.summary import DIRECTIONS, summarise, summarise_folds
+from mmlib.metrics.summary import DIRECTION_NAMES, DIRECTIONS, summarise, summarise_folds
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 MOST_NAMES = 20  # of the arrays of a file, that an error lists
-DIRECTION_NAMES = {"i2t": "image → text", "t2i": "text → image"}
 
 _NAMED = re.compile(r"(?P<file>.+\.(?:npy|npz|safetensors)):(?P<name>.+)", re.DOTALL)
 
@@ -114,9 +113,10 @@ def results_text(summary: dict, data: str) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, width)).rstrip() for row in rows]
     rsum = summary.get("intervals", {}).get("rsum")
     lines.append("rsum " + (_interval_text(rsum) if rsum else f"{100 * summary['rsum']:.2f} %"))
+    folds = f" · mean over {summary['folds']} folds" if summary.get("folds") else ""
     lines.append(
         f"{data} · protocol {summary['protocol']} · {summary['i2t']['n']:,} image and"
-        f" {summary['t2i']['n']:,} caption queries · {summary['width']} dimensions"
+        f" {summary['t2i']['n']:,} caption queries{folds} · {summary['width']} dimensions"
         " · ties count against the model"
     )
     for name, ceiling in (summary["ceiling"] or {}).items():

@@ -7,19 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mmlib.config.page import value_text
 from mmlib.metrics import RetrievalRanks, summarise
 from mmlib.metrics.compare import held_out_fingerprint, measured_on, p_in_words, why_not_comparable
+from mmlib.metrics.summary import DIRECTION_NAMES, SPLIT_NAMES, percent, recall_text, scope
 from mmlib.reporting.style import DIRECTIONS, SHADE, SOFT, draw_dots, guide, legend, new_figure, styled
-from mmlib.reporting.tables import (
-    DIRECTION_NAMES,
-    SPLIT_NAMES,
-    Table,
-    passed,
-    percent,
-    recall_text,
-    scope,
-    value_text,
-)
+from mmlib.reporting.tables import Table, passed
 from mmlib.training.ablation import members
 from mmlib.training.ablation_plan import PlannedRun, arms_of, candidates
 from mmlib.training.runs import read_result, run_folder, run_state, stored_environment
@@ -69,19 +62,39 @@ def ablation_table(record: dict) -> Table:
         if not arm["runs"]:
             said = "failed: it diverged or collapsed with every value that was tried"
             rows.append({"arm": arm["name"], "direction": said})
+    for ensemble in record.get("ensembles", ()):
+        rows += _ensemble_rows(ensemble, record["scope"])
     tuned = any(arm["tried"] for arm in record["arms"])
     columns = [name for name in COLUMNS if tuned or name != "tuned"]
     frame = pd.DataFrame(rows, columns=columns, dtype=object).fillna("")
-    kinds = {arm["interval"] for arm in record["arms"]}
+    kinds, by = {arm["interval"] for arm in record["arms"]}, record["select_by"]
     chance = record["chance"].get("i2t_r1")
     parts = [
         ablation_scope(record),
-        f"best checkpoint of each run by {record['select_by']} on validation",
+        "last epoch of each run" if by == "last" else f"best checkpoint of each run by {by} on validation",
         *([f"chance R@1 {percent(chance)} %"] if chance else []),
         *(text for kind, text in INTERVALS.items() if kind in kinds),
         "training: seconds of one run, validation included",
     ]
     return Table(frame, " · ".join(parts))
+
+
+def _ensemble_rows(ensemble: dict, where: dict | None) -> list[dict]:
+    said = {
+        "arm": ensemble["name"],
+        "what differs": f"the embeddings of {' and '.join(ensemble['of'])}, joined",
+    }
+    if not ensemble["metrics"]:
+        return [said | {"direction": "failed: with no seed have all of its arms ended well"}]
+    of_images, of_captions = (_direction_row(ensemble["metrics"], where, d) for d in DIRECTIONS)
+    seeds = ", ".join(map(str, ensemble["seeds"]))
+    return [said | {"seeds": seeds, "rsum": _rsum_text(ensemble["metrics"])} | of_images, of_captions]
+
+
+def _rsum_text(metrics: dict) -> str:
+    low, high = metrics["rsum"]["low"], metrics["rsum"]["high"]
+    between = "" if None in (low, high) else f" ({percent(low)}–{percent(high)})"
+    return percent(metrics["rsum"]["mean"]) + between
 
 
 def _direction_row(metrics: dict, where: dict, direction: str) -> dict:
@@ -96,16 +109,13 @@ def _direction_row(metrics: dict, where: dict, direction: str) -> dict:
 
 def _arm_row(arm: dict, complete: list[dict], number: int) -> dict:
     """What is said once of an arm, beside the first of its directions."""
-    rsum = arm["metrics"]["rsum"]
-    low, high = rsum["low"], rsum["high"]
-    between = "" if None in (low, high) else f" ({percent(low)}–{percent(high)})"
     seconds = sum(run["seconds"] for run in complete) / len(complete)
     return {
         "arm": arm["name"],
         "what differs": _parameters(arm["differs"]) or ("" if number else "base line"),
         "tuned": _parameters(arm["tuned"]),
         "seeds": ", ".join(str(run["seed"]) for run in complete),
-        "rsum": percent(rsum["mean"]) + between,
+        "rsum": _rsum_text(arm["metrics"]),
         "trained weights": f"{complete[0]['trainable_weights']:,}",
         "pretraining": arm["pretraining"],
         "training, s": f"{seconds:,.0f}",
@@ -114,7 +124,8 @@ def _arm_row(arm: dict, complete: list[dict], number: int) -> dict:
 
 def tuning_table(record: dict) -> Table:
     """What was tried on the validation split, and what was chosen; a sentence if nothing was tuned."""
-    by = record["select_by"]
+    is_last = record["select_by"] == "last"
+    by, epoch = ("rsum", "last epoch") if is_last else (record["select_by"], "best epoch")
     rows = []
     for arm in record["arms"]:
         for run in arm["tried"]:
@@ -125,7 +136,7 @@ def tuning_table(record: dict) -> Table:
                     "arm": arm["name"],
                     "tried": _parameters(run["tuned"]),
                     f"validation {by}": found,
-                    "best epoch": run["epoch"] or "",
+                    epoch: run["epoch"] or "",
                     "chosen": _chosen(run, arm["tried"]),
                 }
             )
@@ -133,7 +144,7 @@ def tuning_table(record: dict) -> Table:
         return Table(sentences=("Nothing was tuned: all values were fixed before.",))
     return Table(
         pd.DataFrame(rows),
-        f"Validation split, seed {record['seeds'][0]} alone, best epoch of each run; the highest {by} is"
+        f"Validation split, seed {record['seeds'][0]} alone, {epoch} of each run; the highest {by} is"
         " chosen, the earlier of equals, and used for all seeds. No other run of this table is evaluated.",
     )
 
@@ -271,8 +282,10 @@ def _sentence(claim: dict, record: dict) -> str:
 
 def _not_judged(claim: dict, record: dict) -> str:
     arms = {arm["name"]: arm for arm in record["arms"]}
+    asked = [claim["arm"], claim["over"]]
+    parts = {ensemble["name"]: ensemble["of"] for ensemble in record.get("ensembles", ())}
     reasons = []
-    for name in (claim["arm"], claim["over"]):
+    for name in dict.fromkeys(part for each in asked for part in parts.get(each, [each])):
         failed = [run for run in arms[name]["runs"] or arms[name]["tried"] if run["state"] != "complete"]
         reasons += [f"{run['run']}: {run['reason']}" for run in failed]
     return f"{_WORDS['not judged'].format(**claim)}: no seed with both arms complete. {'; '.join(reasons)}"
@@ -288,9 +301,9 @@ def ablation_figure(record: dict) -> Figure:
     Args:
         record: of `mmlib.training.ablation`.
     """
-    arms = record["arms"]
+    arms = [*record["arms"], *record.get("ensembles", ())]
     kinds = [kind for kind in dict.fromkeys(arm["interval"] for arm in arms) if kind]
-    several = any(len(arm["runs"]) > 1 for arm in arms)
+    several = "seeds and queries" in kinds
     seeds = [Line2D([], [], marker="o", color=SOFT, **_SEED, label="single seeds")] if several else []
     figure = new_figure(
         "What the arms bring",

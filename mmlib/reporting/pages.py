@@ -16,10 +16,12 @@ import jinja2
 import nbformat
 from bleach.css_sanitizer import CSSSanitizer
 from bleach.sanitizer import Cleaner
+from markupsafe import Markup
 from nbconvert import HTMLExporter
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
+from mmlib import files
 from mmlib.reporting.notebooks import Page, mark_of, read_notebook
 from mmlib.reporting.tables import MARK
 
@@ -130,7 +132,7 @@ def render_notebook(
     anew, and what is foreign in the notebook is made harmless.
 
     Args:
-        executed_ipynb: notebook with its outputs.
+        executed_ipynb: notebook with its outputs; paths of the repository are shown from its root.
         experiment: its name.
         pages: all pages of the experiment, for navigation and state; a notebook that is not among
             them counts as complete.
@@ -150,6 +152,7 @@ def render_notebook(
     page = next((p for p in pages if p.name == name), Page(name, "complete", executed=executed_ipynb))
     made = {}
     try:
+        notebook = _from_root(notebook)
         notebook.cells = [c for c in notebook.cells if _PAPERMILL_MARK not in c.metadata.get("tags", [])]
         outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
         private = [output for output in outputs if mark_of(output)[1]]
@@ -177,6 +180,18 @@ def render_notebook(
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ValueError(f"{executed_ipynb.name} cannot be shown ({reason}); run it again") from None
     return made
+
+
+def _from_root(value, key: str = ""):
+    """A notebook with the paths of the repository's files as they are from its root; pictures as they are."""
+    if isinstance(value, dict):
+        for name in value:
+            value[name] = _from_root(value[name], name)
+    elif isinstance(value, list):
+        value[:] = (_from_root(each, key) for each in value)
+    elif isinstance(value, str) and not key.startswith(("image/", "dark")) and len(files.ROOT.parts) > 1:
+        return re.sub(rf"(?<![\w.~/-]){re.escape(str(files.ROOT))}/", "", value)
+    return value
 
 
 def _in_order(cells: list) -> list:
@@ -227,7 +242,8 @@ def _with_contents(page: str) -> str:
         return f'<h2 id="{place}">{heading[1]}</h2>'
 
     page = _HEADING.sub(named, page)
-    return page.replace(_CONTENTS, f'<nav class="toc" aria-label="contents">{" ".join(links)}</nav>', 1)
+    shown = f'<nav class="toc" aria-label="contents">{" ".join(links)}</nav>' if len(links) > 1 else ""
+    return page.replace(_CONTENTS, shown, 1)
 
 
 def _exported(notebook: nbformat.NotebookNode, shown: dict) -> bytes:
@@ -253,13 +269,20 @@ def _png(text: str) -> bytes:
     return png if png.startswith(b"\x89PNG\r\n\x1a\n") else b""
 
 
-def page_from(template: str, policy: str = POLICY, **shown) -> str:
-    """A page of a template of ours, autoescaped, with the stylesheet and a policy."""
+def page_from(template: str, *scripts: str, **shown) -> str:
+    """A page of a template of ours, autoescaped, with the stylesheet and the only scripts that may run.
+
+    Args:
+        template: its file, built on `page.html.j2`.
+        scripts: of ours, in order.
+        shown: what it shows.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    css = jinja2.filters.Markup(_stylesheet())
-    page = environment.get_template(template).render(css=css, policy=policy, **shown)
+    shown |= {"css": Markup(_stylesheet()), "scripts": [Markup(script) for script in scripts]}
+    page = environment.get_template(template).render(policy=policy_for(*scripts), **shown)
+    page = _with_contents(page) if _CONTENTS in page else page
     return page.encode("utf-8", "replace").decode() + "\n"
 
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmlib.config import AblationConfig, EvaluateConfig, ParameterError, build, differences
-from mmlib.metrics import RetrievalRanks, summarise_seeds
+from mmlib.metrics import RetrievalRanks, summarise, summarise_seeds
 from mmlib.metrics.compare import ALPHA, check_comparable, compare_seeds, holm, measured_on
 from mmlib.metrics.summary import DIRECTIONS
 from mmlib.training.ablation_plan import PlannedRun, arms_of, candidates, plan_grid
-from mmlib.training.health import collapse_in
+from mmlib.training.card import best_row, collapse_in
 from mmlib.training.runs import (
     open_run,
     read_history,
@@ -70,7 +70,7 @@ def run_grid(config: AblationConfig, log: Log = print) -> dict:
         folder.write_status("running")
         try:
             _work_through(config, arms_of(planned), log)
-            record = ablation_record(config, planned)
+            record = ablation_record(config, planned, _joined(config, arms_of(planned)))
             folder.write_json(FILE, record)
         except BaseException as error:
             state, reason = "failed", f"{type(error).__name__}: {error}"
@@ -114,6 +114,24 @@ def _work_through(config: AblationConfig, arms: dict[str, list[PlannedRun]], log
         log(f"{number}/{total}  {run.name}: {_line(run, end, final)}")
 
 
+def _joined(
+    config: AblationConfig, arms: dict[str, list[PlannedRun]]
+) -> dict[str, dict[int, RetrievalRanks]]:
+    """The ranks of each ensemble by seed, of those seeds with which all of its arms ended well."""
+    from mmlib.training.evaluation import joined_ranks
+
+    ranks: dict[str, dict[int, RetrievalRanks]] = {}
+    for name, joined in config.ensembles.items():
+        ranks[name] = {}
+        for seed in config.seeds:
+            of_seed = [run for arm in joined for run in final_runs(arms[arm]) if run.config.seed == seed]
+            if [outcome(run)["state"] for run in of_seed] == ["complete"] * len(joined):
+                wanted = {"split": config.split, "checkpoint": CHECKPOINT, "device": config.device}
+                wanted |= {"runs": [run.name for run in of_seed], "data_root": config.data_root}
+                ranks[name][seed] = joined_ranks(build(EvaluateConfig, wanted))
+    return ranks
+
+
 def _due(arms: dict[str, list[PlannedRun]]) -> Iterator[tuple[PlannedRun, bool]]:
     """Each run, and whether it is a final one, which is evaluated too.
 
@@ -127,10 +145,8 @@ def _due(arms: dict[str, list[PlannedRun]]) -> Iterator[tuple[PlannedRun, bool]]
 def _line(run: PlannedRun, end: dict, final: bool) -> str:
     if end["state"] != "complete":
         return f"{end['state']}, {end['reason']}"
-    line = (
-        f"validation {run.config.select_by} {100 * end['validation']:.1f} % at epoch {end['epoch']},"
-        f" {end['seconds']:.0f} s"
-    )
+    by = "rsum" if run.config.select_by == "last" else run.config.select_by
+    line = f"validation {by} {100 * end['validation']:.1f} % at epoch {end['epoch']}, {end['seconds']:.0f} s"
     if not final:
         return line
     result = read_result(run.name)
@@ -154,9 +170,7 @@ def outcome(run: PlannedRun) -> dict | None:
     by, history = run.config.select_by, read_history(run.name)
     if not diverged and len(history) > 1 and all(map(collapse_in, history[-2:])):
         state, reason = "collapsed", collapse_in(history[-1])
-    best = None
-    if state == "complete":  # the earliest of equals
-        best = history[-1] if by == "last" else max(history, key=lambda row: row["val"][by])
+    best = best_row(history, by) if state == "complete" else None
     return {
         "run": run.name,
         "seed": run.config.seed,
@@ -196,12 +210,20 @@ def is_evaluated(run: PlannedRun, split: str) -> bool:
     return found == [split, CHECKPOINT, 1.0, outcome(run)["epoch"]]
 
 
-def ablation_record(config: AblationConfig, planned: list[PlannedRun]) -> dict:
+def ablation_record(
+    config: AblationConfig, planned: list[PlannedRun], joined: dict[str, dict[int, RetrievalRanks]]
+) -> dict:
     """Everything that a report says of an ablation whose runs have all ended.
+
+    Args:
+        config: the ablation.
+        planned: its runs.
+        joined: the ranks of its ensembles, by name and seed.
 
     Returns:
         `run`, `base`, `changes`, `seeds`, `select_by`; `scope` (what all final runs were measured on);
-        `chance` by metric; `arms`, the base line first; and `claims`, see `judge_claims`.  An arm has
+        `chance` by metric; `arms`, the base line first; `ensembles`, each with `name`, `of` (its arms),
+        `seeds`, `interval` and `metrics`; and `claims`, see `judge_claims`.  An arm has
         `name`, `differs`, `tuned` (the chosen values), `tried` (runs of the first seed with their
         validation metric, if anything is tuned), `runs` (the final ones), `pretraining`,
         `interval` (what its intervals cover) and `metrics`: by name `mean`, `low`, `high` and
@@ -229,11 +251,16 @@ def ablation_record(config: AblationConfig, planned: list[PlannedRun]) -> dict:
                 "tried": tried,
                 "runs": ends,
                 "pretraining": of_arm[0]["pretraining"] if of_arm else None,
-                **_statistics(of_arm, list(ranks[name].values())),
+                **_statistics(list(ranks[name].values())),
             }
         )
         results += of_arm
     check_comparable(results)
+    ranks |= joined
+    ensembles = [
+        {"name": name, "of": of, "seeds": list(ranks[name]), **_statistics(list(ranks[name].values()))}
+        for name, of in config.ensembles.items()
+    ]
     chance = {}
     if results:
         standard = results[0]["protocols"]["standard"]
@@ -247,6 +274,7 @@ def ablation_record(config: AblationConfig, planned: list[PlannedRun]) -> dict:
         "scope": measured_on(results[0]) if results else None,
         "chance": chance,
         "arms": arms,
+        "ensembles": ensembles,
         "claims": judge_claims(config.claims, ranks),
     }
 
@@ -269,12 +297,11 @@ def members(record: dict) -> tuple[str, ...]:
     return (*tried, *final)
 
 
-def _statistics(results: list[dict], ranks: list[RetrievalRanks]) -> dict[str, Any]:
-    if len(results) > 1:
+def _statistics(ranks: list[RetrievalRanks]) -> dict[str, Any]:
+    if len(ranks) > 1:
         return {"interval": "seeds and queries", "metrics": summarise_seeds(ranks)}
     metrics = {}
-    for result in results:
-        standard = result["protocols"]["standard"]
+    for standard in map(summarise, ranks):
         values = {name: standard[name] for name in ("rsum", "mean_r1")}
         names = ("r1", "r5", "r10", "median_rank")
         values |= {f"{d}_{name}": standard[d][name] for d in DIRECTIONS for name in names}
@@ -282,7 +309,7 @@ def _statistics(results: list[dict], ranks: list[RetrievalRanks]) -> dict[str, A
             one = value if isinstance(value, dict) else {"value": value, "low": None, "high": None}
             ends = {end: one[end] for end in ("low", "high")}
             metrics[name] = {"mean": one["value"], **ends, "values": [one["value"]]}
-    return {"interval": "queries" if results else None, "metrics": metrics}
+    return {"interval": "queries" if ranks else None, "metrics": metrics}
 
 
 def judge_claims(
