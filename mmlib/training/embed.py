@@ -233,12 +233,13 @@ def _batches(items: tuple[str, ...]) -> list[tuple[str, ...]]:
 # --- the text tower in a page: a list of steps, which templates/text_encoder.js takes
 
 MOST_BYTES = 6_000_000  # of weights in a page; a third more as text
+FINE_BYTES = 500_000  # below, 16 bits for a number cost a page little
 
 
 def page_tower(model: DualEncoder, tokenizer: Tokenizer, max_tokens: int, image_ND) -> dict[str, np.ndarray]:
     """What a page needs to rank a split's images for any text, in a few megabytes.
 
-    Every matrix is rounded to 8 bits, row by row with a scale of its own; vectors stay float32.
+    Every matrix is rounded to 8 bits, of a small tower to 16, row by row with a scale of its own.
 
     Args:
         model: its encoder of captions is one of `text_steps`.
@@ -248,48 +249,56 @@ def page_tower(model: DualEncoder, tokenizer: Tokenizer, max_tokens: int, image_
 
     Returns:
         `tower`, uint8: JSON with `tokenizer`, `maxTokens`, `padded` (whether padding is embedded too),
-        `steps`, the `mean` of the images and `images`, how they differ from it, where `{"at", "shape"}` stands for an array; and `tower_weights`, uint8, the
-        arrays.  Nothing if the encoder has no steps, or weights of more than `MOST_BYTES`.
+        `bits`, `steps`, the `mean` of the images' unit vectors and `images`, how they differ from it, where
+        `{"at", "shape"}` stands for an array; and `tower_weights`, uint8, the arrays.  Nothing if the
+        encoder has no steps, or weights of more than `MOST_BYTES`.
     """
     try:
         steps = text_steps(model)
     except TypeError:
         return {}
-    parts, known = [], {}
-
-    def pack(value):
-        if isinstance(value, list):
-            return [pack(part) for part in value]
-        if not isinstance(value, torch.Tensor):
-            return value
-        if id(value) not in known:
-            known[id(value)] = {"at": sum(map(len, parts)), "shape": list(value.shape)}
-            parts.append(_rounded(value.detach().float().cpu().numpy()))
-        return known[id(value)]
-
     unit_ND = nn.functional.normalize(torch.as_tensor(image_ND).float(), dim=-1)
     mean_D = unit_ND.mean(0)  # apart: where images lie close together, rounding would mix them up
     tower = {
         "tokenizer": tokenizer.state,
         "maxTokens": max_tokens,
         "padded": not getattr(model.text_encoder, "padding_mask", True),
-        "steps": pack(steps),
-        "mean": pack(mean_D),
-        "images": pack(unit_ND - mean_D),
+        "steps": steps,
+        "mean": mean_D,
+        "images": unit_ND - mean_D,
     }
-    weights = b"".join(parts)
-    if len(weights) > MOST_BYTES:
-        return {}
-    arrays = {"tower": json.dumps(tower).encode(), "tower_weights": weights}
-    return {name: np.frombuffer(content, np.uint8) for name, content in arrays.items()}
+    for bits, most in ((16, FINE_BYTES), (8, MOST_BYTES)):
+        parts: dict[int, tuple[dict, bytes]] = {}
+        packed = json.dumps({**_packed(tower, bits, parts), "bits": bits}).encode()
+        weights = b"".join(content for _, content in parts.values())
+        if len(weights) <= most:
+            contents = {"tower": packed, "tower_weights": weights}
+            return {name: np.frombuffer(content, np.uint8) for name, content in contents.items()}
+    return {}
 
 
-def _rounded(values: np.ndarray) -> bytes:
-    """A matrix as int8, filled up to whole words, then the scale of each row, float32; a vector as it is."""
+def _packed(value, bits: int, parts: dict[int, tuple[dict, bytes]]):
+    """The value with a place and a shape for each tensor, whose bytes go into `parts`, once by its id."""
+    if isinstance(value, dict):
+        return {name: _packed(part, bits, parts) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_packed(part, bits, parts) for part in value]
+    if not isinstance(value, torch.Tensor):
+        return value
+    if id(value) not in parts:
+        content = _rounded(value.detach().float().cpu().numpy(), bits)
+        at = sum(len(other) for _, other in parts.values())
+        parts[id(value)] = {"at": at, "shape": list(value.shape)}, content
+    return parts[id(value)][0]
+
+
+def _rounded(values: np.ndarray, bits: int) -> bytes:
+    """A matrix as whole numbers, filled up to four bytes, then a scale of each row; a vector as float32."""
     if values.ndim == 1:
         return values.astype("<f4").tobytes()
-    scale_R = np.maximum(np.abs(values).max(1), np.finfo(np.float32).tiny) / 127
-    content = np.rint(values / scale_R[:, None]).astype(np.int8).tobytes()
+    highest = 2 ** (bits - 1) - 1
+    scale_R = np.maximum(np.abs(values).max(1), np.finfo(np.float32).tiny) / highest
+    content = np.rint(values / scale_R[:, None]).astype(f"<i{bits // 8}").tobytes()
     return content + bytes(-len(content) % 4) + scale_R.astype("<f4").tobytes()
 
 

@@ -20,8 +20,8 @@ from mmlib.reporting.explorer import explorer_page
 from mmlib.training.runs import read_arrays, read_queries
 
 APPROXIMATE = (
-    "approximate: computed in this page from weights rounded to 8 bits; the lists of the split's own captions"
-    " are exact"
+    "approximate: computed in this page from weights rounded to 16 bits; the lists of the split's own"
+    " captions are exact"
 )
 HOSTILE = "</script><img src=x onerror=alert(1)> \x1b[31m שלום \u202e 'x' & 🎈"
 
@@ -174,7 +174,7 @@ def test_words_of_no_caption_are_answered_in_the_page_and_called_approximate(ope
 
 @needs_browser
 def test_keys_ask_with_words_of_ones_own_also_where_captions_match(opened):
-    page, address = opened
+    page, _ = opened
     page.press("/")
     page.type("red circle")
     assert page.text("#query") != "red circle"

@@ -27,14 +27,17 @@ pytestmark = needs_browser
 TEXTS = [
     "", " ", "\n\t tab \r\n line  ", "a_b__c -- 'x' \"q\" it's we'll DON'T I'M", "word " * 500, "x" * 3000,
     "aaaa aaaaa  aaaaaaaaaa", "ΑΣ ΟΔΟΣ Σ σ. İstanbul STRASSE ẞ ß ǅ ﬁ Ⅷ ⓐ 𝐀", "café cafe\u0301 ÉCOLE naïve",
-    "🎈👨‍👩‍👧 red 🟥 circle!!", "שלום עולם \u202e abc", "مرحبا بالعالم", "क्षि ไทย 한국어 日本語テキスト", "1²½Ⅷ一二٣ 3.14",
-    "x\x1b[31m\x1c\x1d\x85\u00a0y\ufeffz\u2028w\u3000", "\ud83d lone \udc00 pair \ud83d\udd34", "zyzzyva Qwxkj",
-    "<pad> <unk> </script>&amp;<img src=x>", "__proto__ constructor toString",
+    "🎈\U0001f468\u200d\U0001f469\u200d\U0001f467 red 🟥 circle!!", "שלום עולם \u202e abc", "مرحبا بالعالم",
+    "क्षि ไทย 한국어 日本語テキスト", "1²½Ⅷ一二٣ 3.14", "x\x1b[31m\x1c\x1d\x85\u00a0y\ufeffz\u2028w\u3000",
+    "\ud83d lone \udc00 pair \ud83d\udd34", "zyzzyva Qwxkj", "<pad> <unk> </script>&amp;<img src=x>",
+    "__proto__ constructor toString",
 ]  # fmt: skip
-KINDS = {
-    "words": ("words", "word", "none"), "gru": ("gru", "bpe", "cosine"), "transformer": ("transformer", "char", "published"),
+KINDS = {  # run to text encoder, tokenizer, memory
+    "words": ("words", "word", "published"),
+    "gru": ("gru", "bpe", "cosine"),
+    "transformer": ("transformer", "char", "none"),
     "reference": ("transformer", "char-reference", "none"),
-}  # fmt: skip
+}
 
 
 def config_of(run: str, encoder: str, tokenizer: str, memory: str, **changes) -> TrainConfig:
@@ -54,7 +57,10 @@ def page(tmp_path_factory):
     patch.setattr(files, "CACHE", root / "cache")
     for run, parts in KINDS.items():
         without = {"padding_mask": False} if run == "reference" else {}
-        train(config_of(run, *parts, shapes_test=30, epochs=3, **without), quiet)
+        train(
+            config_of(run, *parts, shapes_test=30, epochs=4, **without),
+            quiet,
+        )
         tiny_evaluate(run)
     name, content = explorer_page("tiny", list(KINDS))
     (root / name).write_bytes(content)
@@ -91,7 +97,8 @@ def test_a_trained_run_reads_embeds_and_finds_as_torch(page, run):
     found_MK = asked(
         page, "(text) => nearestImages(tower, text, 10).map(({ item }) => item)", tower, captions
     )
-    assert np.mean(np.array(found_MK)[:, 0] == top_MK[:, 0]) >= 0.95
+    assert np.mean(np.array(found_MK)[:, 0] == top_MK[:, 0]) >= 0.97
+    assert page.evaluate(f"{tower}.bits") == 16
 
 
 @pytest.mark.parametrize("memory", ["none", "cosine", "published"])
@@ -102,7 +109,10 @@ def test_a_trained_run_reads_embeds_and_finds_as_torch(page, run):
         ("transformer", {"padding_mask": False, "num_layers": 2, "num_heads": 4}),
     ],
 )  # fmt: skip
-def test_every_encoder_with_every_memory_embeds_as_torch(page, encoder, changes, memory):
+def test_every_encoder_with_every_memory_embeds_as_torch_from_8_bits(
+    page, encoder, changes, memory, monkeypatch
+):
+    monkeypatch.setattr("mmlib.training.embed.FINE_BYTES", 0)
     config = config_of("untrained", encoder, "word", memory, **changes)
     captions = ["a red circle above a blue star", "two big dogs, one small cat"]
     tokenizer = build_tokenizer("word", captions)
@@ -111,6 +121,7 @@ def test_every_encoder_with_every_memory_embeds_as_torch(page, encoder, changes,
         torch.nn.init.constant_(model.central_memory.gain, 0.5)
     arrays = page_tower(model, tokenizer, config.max_tokens, torch.randn(3, config.latent_dim))
     packed = json.loads(arrays["tower"].tobytes())
+    assert packed["bits"] == 8
     weights = arrays["tower_weights"].tobytes().hex()
     page.evaluate(
         f"globalThis.bytes = '{weights}'.match(/../g).map((h) => String.fromCharCode(parseInt(h, 16)))"
@@ -135,7 +146,8 @@ def test_a_pretrained_or_too_large_tower_is_left_out(tmp_path, monkeypatch):
     assert page_tower(model, tokenizer, 8, torch.randn(3, 16)) == {}
     own = build_model(config_of("own", "words", "word", "none"), tokenizer.size)
     assert len(page_tower(own, tokenizer, 8, torch.randn(3, 16))) == 2
-    monkeypatch.setattr("mmlib.training.embed.MOST_BYTES", 100)
+    for most in ("FINE_BYTES", "MOST_BYTES"):
+        monkeypatch.setattr(f"mmlib.training.embed.{most}", 100)
     assert page_tower(own, tokenizer, 8, torch.randn(3, 16)) == {}
 
 

@@ -136,7 +136,7 @@ function typedResults(name) {
     result(item, `${place + 1} · ≈ ${similarity.toFixed(2)}`));
   return element("section", {}, heading,
     element("p", { className: "own" }, element("strong", { textContent: "approximate" }),
-      ": computed in this page from weights rounded to 8 bits; the lists of the split's own captions are exact"),
+      `: computed in this page from weights rounded to ${tower.bits} bits; the lists of the split's own captions are exact`),
     element("ol", { className: "results pictures" }, ...items));
 }
 

@@ -1,7 +1,7 @@
 "use strict";
 // The text tower of a run in the page: text -> token ids -> embedding -> similarity of each image.
 // `page_tower` in mmlib/training/embed.py packs it: a tokenizer, steps, and weights of which every matrix is
-// rounded to 8 bits, row by row. What steps hand on is a table of numbers: { rows, columns, values }.
+// rounded to 8 or 16 bits, row by row. What steps hand on is a table of numbers: { rows, columns, values }.
 
 const LONGEST = 10000; // characters of a text that are read
 
@@ -14,11 +14,12 @@ function unpackTower(packed) {
     if (part === null || typeof part !== "object") return part;
     const [rows, columns] = part.shape;
     if (columns === undefined) return new Float32Array(bytes.buffer, part.at, rows);
-    const scalesAt = part.at + 4 * Math.ceil((rows * columns) / 4);
+    const Rounded = packed.bits === 8 ? Int8Array : Int16Array;
+    const scalesAt = part.at + 4 * Math.ceil((rows * columns * packed.bits) / 32);
     return {
       rows,
       columns,
-      rounded: new Int8Array(bytes.buffer, part.at, rows * columns),
+      rounded: new Rounded(bytes.buffer, part.at, rows * columns),
       scales: new Float32Array(bytes.buffer, scalesAt, rows),
     };
   };
@@ -26,6 +27,7 @@ function unpackTower(packed) {
     tokens: tokenizerOf(packed.tokenizer),
     maxTokens: packed.maxTokens,
     padded: packed.padded,
+    bits: packed.bits,
     steps: restored(packed.steps),
     mean: restored(packed.mean),
     images: restored(packed.images),
