@@ -188,8 +188,16 @@ def _check_places(options: argparse.Namespace) -> None:
             f"{asked}: protocol {way.name!r} ranks in folds, which have no file of ranks; leave it out"
         )
     _check_page(options.html)
+    others: dict[str | Path, str] = {}
     for other in options.compare or ():
-        if not Path(other).is_file():
+        place = Path(other).resolve() if Path(other).is_file() else other
+        if place in others:
+            raise ParameterError(
+                f"--compare: expected each file and run once, found {others[place]} and {other}, which are"
+                " one; leave one out"
+            )
+        others[place] = other
+        if place is other:
             _check_evaluated(other)
     for name, place in (("--out", options.out), ("--ranks", options.ranks)):
         if place and (place.is_symlink() or (place.exists() and not place.is_file())):

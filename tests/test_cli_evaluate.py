@@ -1,5 +1,6 @@
 """`mmlib evaluate` of files: the numbers of a plain loop, a verdict, and an error for all that is wrong."""
 
+import html
 import json
 import os
 import pickle
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from mmlib import cli
 from mmlib.metrics import RetrievalRanks, compare_runs
 from mmlib.metrics.compare import holm
+from mmlib.metrics.protocols import PROTOCOLS, Protocol
 
 IMAGES, PER_IMAGE, WIDTH = 40, 5, 16
 COMMAND = ["evaluate", "--images", "images.npy", "--texts", "texts.npy", "--image-of-text", "map.npy"]
@@ -131,6 +133,36 @@ def test_several_are_compared_and_corrected_together_and_a_page_shows_it(capsys,
         assert f"Against {name}: better by " in page
         assert found["better"] == "this"
     assert f"{result['summary']['i2t']['r1']['hits']:,}/40" in page
+
+
+def test_one_file_twice_is_refused_before_the_work(capsys):
+    assert evaluate("--ranks", "a.npz") == 0
+    capsys.readouterr()
+    assert evaluate("--compare", "a.npz", "./a.npz", "--out", "x.json") == 2
+    assert "--compare: expected each file and run once, found a.npz and ./a.npz" in capsys.readouterr().err
+    assert not os.path.exists("x.json")
+
+
+def test_a_page_shows_folds_and_hostile_names_as_text(capsys, files, monkeypatch):
+    folds = Protocol("in_folds", "Two folds.", images=20, folds=2)
+    monkeypatch.setitem(PROTOCOLS, "in_folds", folds)
+    hostile = "<b>\x1b[31m \u202e x & 'y'"
+    assert evaluate("--protocol", "in_folds", "--html", "page.html", "--data", hostile) == 0
+    said, page = capsys.readouterr().out, (files / "page.html").read_text()
+    for text in (said, html.unescape(page)):
+        assert "mean over 2 folds" in text
+        assert r"<b>\x1b[31m \u202e x & 'y' · protocol in_folds · 40 image and 200 caption queries" in text
+        assert "\x1b" not in text
+        assert " split ·" not in text
+    assert "<b>" not in page
+    assert evaluate("--protocol", "in_folds", "--ranks", "x.npz") == 2
+    assert "ranks in folds, which have no file of ranks" in capsys.readouterr().err
+    assert evaluate("--ranks", f"{hostile}.npz") == 0
+    assert evaluate("--compare", f"{hostile}.npz", "--html", "page.html") == 0
+    said, page = capsys.readouterr().out, html.unescape((files / "page.html").read_text())
+    assert r"against <b>\x1b[31m \u202e x & 'y'.npz: no evidence" in said
+    assert r"Against <b>\x1b[31m \u202e x & 'y'.npz: no evidence" in page
+    assert "\x1b" not in said + page
 
 
 def result_ranks():

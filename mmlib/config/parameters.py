@@ -400,20 +400,19 @@ class AblationConfig(Config):
     arms: dict[str, dict[str, Any]] = param(
         {}, "name → parameters that differ from base and changes; the first is the base line"
     )
-    grid: dict[str, list] = param(
-        {}, "parameter → values; all combinations, with each arm where there are arms"
-    )
+    grid: dict[str, list] = param({}, "parameter → values; all combinations, with each arm if there are any")
     tune: dict[str, list | dict[str, list]] = param(
         {},
         "parameter → values to choose from on validation with the first seed, for all arms; or"
         " arm → such a mapping for that arm",
     )
+    ensembles: dict[str, list[str]] = param({}, "name → arms whose embeddings are joined, seed by seed")
     seeds: list[int] = param([0], "seeds that every arm is trained with", min_length=1)
     split: Literal["val", "test"] = param(
         "val", "split that each final run is evaluated on; tuning never sees test"
     )
     claims: list[dict[str, str]] = param(
-        [], "what to judge: claim (a sentence), arm, and over (the arm that it should beat)"
+        [], "to judge: claim (a sentence), arm, over (the arm it should beat)"
     )
     device: Literal["auto", "cpu", "cuda"] = param("auto", "auto takes a GPU where there is one")
     data_root: str | None = param(None, "where the data set lies (null: as in the base)")

@@ -114,9 +114,10 @@ def results_text(summary: dict, data: str) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, width)).rstrip() for row in rows]
     rsum = summary.get("intervals", {}).get("rsum")
     lines.append("rsum " + (_interval_text(rsum) if rsum else f"{100 * summary['rsum']:.2f} %"))
+    folds = f" · mean over {summary['folds']} folds" if summary.get("folds") else ""
     lines.append(
         f"{data} · protocol {summary['protocol']} · {summary['i2t']['n']:,} image and"
-        f" {summary['t2i']['n']:,} caption queries · {summary['width']} dimensions"
+        f" {summary['t2i']['n']:,} caption queries{folds} · {summary['width']} dimensions"
         " · ties count against the model"
     )
     for name, ceiling in (summary["ceiling"] or {}).items():

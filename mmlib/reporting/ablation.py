@@ -69,6 +69,8 @@ def ablation_table(record: dict) -> Table:
         if not arm["runs"]:
             said = "failed: it diverged or collapsed with every value that was tried"
             rows.append({"arm": arm["name"], "direction": said})
+    for ensemble in record.get("ensembles", ()):
+        rows += _ensemble_rows(ensemble, record["scope"])
     tuned = any(arm["tried"] for arm in record["arms"])
     columns = [name for name in COLUMNS if tuned or name != "tuned"]
     frame = pd.DataFrame(rows, columns=columns, dtype=object).fillna("")
@@ -84,6 +86,24 @@ def ablation_table(record: dict) -> Table:
     return Table(frame, " · ".join(parts))
 
 
+def _ensemble_rows(ensemble: dict, where: dict | None) -> list[dict]:
+    said = {
+        "arm": ensemble["name"],
+        "what differs": f"the embeddings of {' and '.join(ensemble['of'])}, joined",
+    }
+    if not ensemble["metrics"]:
+        return [said | {"direction": "failed: with no seed have all of its arms ended well"}]
+    of_images, of_captions = (_direction_row(ensemble["metrics"], where, d) for d in DIRECTIONS)
+    seeds = ", ".join(map(str, ensemble["seeds"]))
+    return [said | {"seeds": seeds, "rsum": _rsum_text(ensemble["metrics"])} | of_images, of_captions]
+
+
+def _rsum_text(metrics: dict) -> str:
+    low, high = metrics["rsum"]["low"], metrics["rsum"]["high"]
+    between = "" if None in (low, high) else f" ({percent(low)}–{percent(high)})"
+    return percent(metrics["rsum"]["mean"]) + between
+
+
 def _direction_row(metrics: dict, where: dict, direction: str) -> dict:
     recalls = {k: metrics[f"{direction}_r{k}"] for k in (1, 5, 10)}
     return {
@@ -96,16 +116,13 @@ def _direction_row(metrics: dict, where: dict, direction: str) -> dict:
 
 def _arm_row(arm: dict, complete: list[dict], number: int) -> dict:
     """What is said once of an arm, beside the first of its directions."""
-    rsum = arm["metrics"]["rsum"]
-    low, high = rsum["low"], rsum["high"]
-    between = "" if None in (low, high) else f" ({percent(low)}–{percent(high)})"
     seconds = sum(run["seconds"] for run in complete) / len(complete)
     return {
         "arm": arm["name"],
         "what differs": _parameters(arm["differs"]) or ("" if number else "base line"),
         "tuned": _parameters(arm["tuned"]),
         "seeds": ", ".join(str(run["seed"]) for run in complete),
-        "rsum": percent(rsum["mean"]) + between,
+        "rsum": _rsum_text(arm["metrics"]),
         "trained weights": f"{complete[0]['trainable_weights']:,}",
         "pretraining": arm["pretraining"],
         "training, s": f"{seconds:,.0f}",
@@ -271,8 +288,10 @@ def _sentence(claim: dict, record: dict) -> str:
 
 def _not_judged(claim: dict, record: dict) -> str:
     arms = {arm["name"]: arm for arm in record["arms"]}
+    asked = [claim["arm"], claim["over"]]
+    parts = {ensemble["name"]: ensemble["of"] for ensemble in record.get("ensembles", ())}
     reasons = []
-    for name in (claim["arm"], claim["over"]):
+    for name in dict.fromkeys(part for each in asked for part in parts.get(each, [each])):
         failed = [run for run in arms[name]["runs"] or arms[name]["tried"] if run["state"] != "complete"]
         reasons += [f"{run['run']}: {run['reason']}" for run in failed]
     return f"{_WORDS['not judged'].format(**claim)}: no seed with both arms complete. {'; '.join(reasons)}"
@@ -288,9 +307,9 @@ def ablation_figure(record: dict) -> Figure:
     Args:
         record: of `mmlib.training.ablation`.
     """
-    arms = record["arms"]
+    arms = [*record["arms"], *record.get("ensembles", ())]
     kinds = [kind for kind in dict.fromkeys(arm["interval"] for arm in arms) if kind]
-    several = any(len(arm["runs"]) > 1 for arm in arms)
+    several = "seeds and queries" in kinds
     seeds = [Line2D([], [], marker="o", color=SOFT, **_SEED, label="single seeds")] if several else []
     figure = new_figure(
         "What the arms bring",

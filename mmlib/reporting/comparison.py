@@ -1,19 +1,15 @@
 """Pages and tables that set results side by side, whatever their lineage: runs, embeddings of any model."""
 
 import base64
-import io
 import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from markupsafe import Markup
-from PIL import Image
 
 from mmlib.analysis import changed_queries
-from mmlib.analysis.diagnosis import COLUMNS, THUMBNAIL
 from mmlib.config import ParameterError
 from mmlib.files import printable, write_text_atomic
 from mmlib.metrics import RetrievalRanks, summarise_seeds
@@ -27,14 +23,17 @@ from mmlib.metrics.compare import (
     why_not_comparable,
 )
 from mmlib.reporting.curves import compared_curves
-from mmlib.reporting.pages import page_from
+from mmlib.reporting.explorer import thumbnails
+from mmlib.reporting.pages import SCRIPT, page_from
 from mmlib.reporting.results import change_rows, read_evaluated, result_rows, result_scope, results_table
-from mmlib.reporting.style import figure_png
+from mmlib.reporting.style import in_both_schemes
 from mmlib.reporting.tables import DIRECTION_NAMES, Table, p_text, percent, scope
-from mmlib.training.runs import read_arrays, read_history, read_queries, stored_config, stored_environment
+from mmlib.training.runs import read_history, read_queries, stored_config, stored_environment
 
 SHOWN_QUERIES = 5  # of a kind, a direction and a pair
 SHOWN_PAIRS = 6  # whose queries are shown
+LONGEST_LINE = 20  # of runs that continue each other, looked at for a recipe
+PRIVATE = ".private.html"  # how the name of a page ends that may hold what must not be passed on
 
 
 class _Compared:
@@ -97,12 +96,12 @@ class _Compared:
         refused = tuple(self.refused())
         if not rows:
             return Table(sentences=refused)
+        corrected = f", corrected over {len(rows)} comparisons (Holm)" if len(rows) > 1 else ""
         scopes = [f"{', '.join(names)}: {scope}" for scope, names in runs_of.items()]
         caption = (
             f"{'; '.join(scopes if len(scopes) > 1 else runs_of)}. Interval: bootstrap over images, 10,000"
-            f" resamples; p: permutation by image, corrected over {len(rows)} comparisons (Holm). Better:"
-            " where both agree. What another seed of a training would change is not in these intervals; an"
-            " ablation has it."
+            f" resamples; p: permutation by image{corrected}. Better: where both agree. What another seed of"
+            " a training would change is not in these intervals; an ablation has it."
         )
         return Table(pd.DataFrame(rows), caption, refused)
 
@@ -127,8 +126,8 @@ def write_comparison(page: Path, *runs: str) -> Table:
     """Writes a page that compares runs, and returns the table of `comparison_table`.
 
     On the page: who is better on what, results, differences of every pair, runs of one recipe over their
-    seeds, curves, and queries that one of two runs answers alone.  It holds captions, so it may be passed
-    on only where the data may.
+    seeds, curves, and queries that one of two runs answers alone.  Of data that may not be passed on it holds
+    no query, unless the page's name ends in `.private.html`.
 
     Args and errors as `comparison_table`; OSError if the page cannot be written.
     """
@@ -152,10 +151,10 @@ def write_comparison(page: Path, *runs: str) -> Table:
         parts.append(("Differences", [Table(table.frame, table.caption), *pairs]))
     if seeds:
         parts.append(("Over seeds", seeds))
-    private = not all(_queries(run, result).get("redistributable") for run, result in
-                      zip(compared.runs, compared.results))  # fmt: skip
+    queries, private = _queries_that_differ(compared, page.name.endswith(PRIVATE))
     html = page_from(
         "compare.html.j2",
+        SCRIPT,
         title=f"Comparison of {', '.join(runs[:-1])} and {runs[-1]}",
         kicker="Decided by the mean R@1 of both directions under the protocol standard.",
         private=private,
@@ -163,8 +162,8 @@ def write_comparison(page: Path, *runs: str) -> Table:
         refused=compared.refused(),
         parts=_as_html(parts),
         figures=_curves(runs),
-        queries=_queries_that_differ(compared),
-        shown_pairs=SHOWN_PAIRS,
+        queries=queries,
+        shown_pairs=SHOWN_PAIRS if len(pairs) > SHOWN_PAIRS else 0,
     )
     write_text_atomic(page, html)
     return table
@@ -186,7 +185,7 @@ def write_evaluation(
     Raises:
         OSError: it cannot be written.
     """
-    where = scope(data, "", summary).replace("  split", "").replace(" ·  split", "")
+    where = scope(printable(data), "", summary)
     caption = f"{where} · 95 % intervals · hits/n · ties count against the model"
     for key, ceiling in (summary.get("ceiling") or {}).items():
         if ceiling < 1:
@@ -194,21 +193,23 @@ def write_evaluation(
             caption += f" · a perfect model reaches {percent(ceiling)} % {DIRECTION_NAMES[direction]} R@{k}"
     rows = [{k: v for k, v in row.items() if k != "run"} for row in result_rows(name, summary)]
     parts = [("Result", [Table(pd.DataFrame(rows), caption)])]
+    shown = {printable(other): found for other, found in comparisons.items()}
     differences = [
         Table(
             pd.DataFrame(change_rows(found)).rename(columns={"before": other, "after": "this"}),
             f"against {other}",
         )
-        for other, found in comparisons.items()
+        for other, found in shown.items()
     ]
     if differences:
         parts.append(("Differences", [*differences, Table(sentences=(note,))]))
     html = page_from(
         "compare.html.j2",
+        SCRIPT,
         title=printable(name),
         kicker=where,
         private=False,
-        verdicts=[{"text": f"Against {other}: {found['verdict']}"} for other, found in comparisons.items()],
+        verdicts=[{"text": f"Against {other}: {found['verdict']}"} for other, found in shown.items()],
         refused=[],
         parts=_as_html(parts),
         figures=[],
@@ -250,25 +251,46 @@ def _sentence(compared: _Compared, a: int, b: int, found: dict) -> dict:
     }
 
 
-def _recipe(run: str) -> str | None:
-    """What the run shares with those that differ by seed alone; None if its files do not say."""
+def _recipe(run: str, below: int = 0) -> tuple[str, str] | None:
+    """What the run shares with those that differ by seed alone, and its seed, with those of its parents.
+
+    Args:
+        run: its name.
+        below: how many runs continue it, one after the other.
+
+    Returns:
+        None if its files do not say.
+    """
     try:
-        parameters = stored_config(run).model_dump(mode="json")
-        parent = stored_environment(run)["parent"]
+        parameters, environment = stored_config(run).model_dump(mode="json"), stored_environment(run)
     except (OSError, ValueError):
         return None
-    passed_over = {"run", "seed", "overwrite", "device", "data_root", "tracker"}
-    return json.dumps([{k: v for k, v in parameters.items() if k not in passed_over}, parent], sort_keys=True)
+    parent, seed = environment["parent"], str(parameters["seed"])
+    passed_over = {"run", "seed", "overwrite", "device", "data_root", "tracker", "checkpoint_seconds"}
+    passed_over.add("checkpoint_steps")
+    if parent and below < LONGEST_LINE:  # runs of several seeds continue parents of several seeds
+        recipe, first = _recipe(parent["run"], below + 1) or (parent["run"], "")
+        parent = parent | {"run": recipe, "epoch": None}
+        seed += f" after {first}" if first else ""
+    shared = {name: value for name, value in parameters.items() if name not in passed_over}
+    return json.dumps([shared, environment["data"]["fingerprint"], parent], sort_keys=True), seed
 
 
 def _over_seeds(compared: _Compared) -> list[Table]:
     """Runs that differ by seed alone: their means, and recipes against each other seed by seed."""
     tables = []
     for group in compared.groups():
-        recipes: dict[str, dict[int, int]] = {}
+        recipes: dict[str, dict[str, int]] = {}
+        sentences, p_values, found = [], [], []
         for run in group:
-            if recipe := _recipe(compared.runs[run]):
-                recipes.setdefault(recipe, {}).setdefault(stored_config(compared.runs[run]).seed, run)
+            if found_recipe := _recipe(compared.runs[run]):
+                recipe, seed = found_recipe
+                first = recipes.setdefault(recipe, {}).setdefault(seed, run)
+                if first != run:
+                    sentences.append(
+                        f"{compared.runs[run]} has the recipe and the seed of {compared.runs[first]} and is"
+                        " counted in no mean."
+                    )
         several = [runs for runs in recipes.values() if len(runs) > 1]
         rows = []
         for runs in several:
@@ -277,14 +299,17 @@ def _over_seeds(compared: _Compared) -> list[Table]:
             rows.append(
                 {
                     "runs of one recipe": ", ".join(compared.runs[run] for run in runs.values()),
-                    "seeds": ", ".join(map(str, runs)),
+                    "seeds": ", ".join(runs),
                     "mean R@1 (95 %)": f"{percent(part['mean'])} % ({percent(part['low'])}"
                     f"–{percent(part['high'])})",
                     "standard deviation over seeds": f"{percent(part['sd'])} %",
                 }
             )
-        sentences, p_values, found = [], [], []
         for first, second in itertools.combinations(several, 2):
+            if not first.keys() & second.keys():  # one continues the other: by the seed that each began with
+                first, second = (
+                    {seed.split()[-1]: run for seed, run in side.items()} for side in (first, second)
+                )
             if seeds := sorted(first.keys() & second.keys()):
                 sides = [[compared.ranks[side[seed]] for seed in seeds] for side in (first, second)]
                 metric = compare_seeds(*sides)["metrics"]["mean_r1"]
@@ -292,7 +317,8 @@ def _over_seeds(compared: _Compared) -> list[Table]:
                 found.append((names, metric, len(seeds)))
                 p_values.append(metric["p"])
         for (names, metric, seeds), p in zip(found, holm(p_values) if p_values else []):
-            evidence = f"mean R@1 {percent(metric['b'])} % vs {percent(metric['a'])} % over {seeds} seeds"
+            evidence = f"mean R@1 {percent(metric['b'])} % vs {percent(metric['a'])} % over"
+            evidence += f" {seeds} seeds" if seeds > 1 else " one seed"
             verdict = verdict_in_words(
                 metric["difference"], metric["low"], metric["high"], float(p), evidence
             )
@@ -319,13 +345,11 @@ def _curves(runs: Sequence[str]) -> list[dict]:
     for (name, _), members in data_of.items():
         drawn = {run: histories[run] for run in members}
         figures += [compared_curves(drawn, name, "loss"), compared_curves(drawn, name, "recall")]
-    return [
-        {
-            "address": f"data:image/png;base64,{base64.b64encode(figure_png(figure)).decode()}",
-            "alt": figure.get_label(),
-        }
-        for figure in figures
-    ]
+    shown = []
+    for figure in figures:
+        light, dark = (base64.b64encode(png).decode() for png in in_both_schemes(figure))
+        shown.append({"light": light, "dark": dark, "alt": figure.get_label()})
+    return shown
 
 
 def _queries(run: str, result: dict) -> dict:
@@ -338,14 +362,23 @@ def _queries(run: str, result: dict) -> dict:
     return queries if (queries["split"], queries["fingerprint"]) == here else {}
 
 
-def _queries_that_differ(compared: _Compared) -> list[dict]:
-    """Of the first pairs, queries that one run answers at rank 1 and the other does not."""
-    shown = []
+def _queries_that_differ(compared: _Compared, with_private: bool) -> tuple[list[dict], bool]:
+    """Of the first pairs, queries that one run answers at rank 1 and the other does not.
+
+    Also whether some of them are private; those are in the list only if asked for.
+    """
+    shown, private = [], False
     for a, b, _ in compared.comparable()[:SHOWN_PAIRS]:
-        queries = _queries(compared.runs[b], compared.results[b])
-        if not queries:
+        sources = {run: _queries(compared.runs[run], compared.results[run]) for run in (b, a)}
+        sources = {run: queries for run, queries in sources.items() if queries}
+        if not sources:
             continue
-        picture = _pictures(compared.runs[b]) if queries["redistributable"] else None
+        is_private = not all(queries["redistributable"] for queries in sources.values())
+        private = private or is_private
+        if is_private and not with_private:
+            continue
+        source, queries = next(iter(sources.items()))
+        picture = thumbnails(compared.runs[source])
         for direction, words in DIRECTION_NAMES.items():
             rank_a_Q, rank_b_Q = (compared.ranks[run].of(direction) for run in (a, b))
             image_Q = compared.ranks[b].image_of_query(direction)
@@ -364,32 +397,7 @@ def _queries_that_differ(compared: _Compared) -> list[dict]:
             counts = (len(changed["lost"]), len(changed["gained"]))
             names = (compared.runs[a], compared.runs[b])
             shown.append({"names": names, "direction": words, "rows": rows, "counts": counts})
-    return shown
-
-
-def _pictures(run: str):
-    """A function from an image's number to its small picture as an address; None if there are none."""
-    try:
-        arrays = read_arrays(run, "neighbours")
-    except (OSError, ValueError):
-        return None
-    if "sheets" not in arrays:
-        return None
-    ends = np.cumsum(arrays["sheet_sizes"])
-
-    def picture(image: int) -> str | None:
-        sheet, place = divmod(image, COLUMNS**2)
-        if sheet >= len(ends):
-            return None
-        start = ends[sheet] - arrays["sheet_sizes"][sheet]
-        content = io.BytesIO(arrays["sheets"][start : ends[sheet]].tobytes())
-        x, y = place % COLUMNS * THUMBNAIL, place // COLUMNS * THUMBNAIL
-        small = io.BytesIO()
-        with Image.open(content, formats=["WEBP"]) as whole:
-            whole.crop((x, y, x + THUMBNAIL, y + THUMBNAIL)).save(small, "WEBP", quality=70)
-        return f"data:image/webp;base64,{base64.b64encode(small.getvalue()).decode()}"
-
-    return picture
+    return shown, private
 
 
 def compared_with(

@@ -7,7 +7,7 @@ scripts run.
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from mmlib.analysis.diagnosis import COLUMNS, THUMBNAIL, TOP_K
 from mmlib.data.decoding import MAX_BYTES, decode_image
 from mmlib.files import parse_json, printable, read_bounded, write_text_atomic
 from mmlib.metrics import RetrievalRanks
-from mmlib.reporting.pages import TEMPLATES, page_from, policy_for
+from mmlib.reporting.pages import TEMPLATES, page_from
 from mmlib.reporting.tables import percent
 from mmlib.search import Hit
 from mmlib.training.embed import MOST_BYTES
@@ -62,21 +62,18 @@ def explorer_page(experiment: str, runs: Sequence[str]) -> tuple[str, bytes] | N
         "side": THUMBNAIL,
         "runs": [_run(run, loaded[run], ranks[run]) for run in explored],
     }
-    scripts = [
-        (TEMPLATES / name).read_text(encoding="utf-8")
-        for name in ("minisearch.min.js", "text_encoder.js", "explore.js")
-    ]
     result = read_result(explored[-1])
     html = page_from(
         "explore.html.j2",
-        policy_for(*scripts),
+        (TEMPLATES / "minisearch.min.js").read_text(encoding="utf-8"),
+        (TEMPLATES / "text_encoder.js").read_text(encoding="utf-8"),
+        (TEMPLATES / "explore.js").read_text(encoding="utf-8"),
         experiment=experiment,
         split=queries["split"],
         data_name=result["data"]["name"],
         sheets=_sheets(arrays),
         data=_script_json(data),
         towers=_towers(explored, loaded),
-        scripts=[Markup(script) for script in scripts],
         run=explored[-1],
         rows=_table(data, last),
         queries=len(data["captions"]),
@@ -143,15 +140,43 @@ def _run(run: str, arrays: dict[str, np.ndarray], ranks: RetrievalRanks) -> dict
 
 def _sheets(arrays: dict[str, np.ndarray]) -> list[dict]:
     """Each sheet of thumbnails as an address that holds it, with its size in pixels."""
-    sheets, start = [], 0
-    for size in arrays.get("sheet_sizes", ()):
-        content = arrays["sheets"][start : start + size].tobytes()
-        start += int(size)
+    sheets = []
+    for content in _contents(arrays):
         with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
             width, height = image.size
         address = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
         sheets.append({"address": address, "width": width, "height": height})
     return sheets
+
+
+def _contents(arrays: dict[str, np.ndarray]) -> list[bytes]:
+    """The WebP file of each sheet."""
+    ends = np.cumsum(arrays.get("sheet_sizes", ()), dtype=int)
+    return [arrays["sheets"][start:end].tobytes() for start, end in zip([0, *ends], ends)]
+
+
+def thumbnails(run: str) -> Callable[[int], str | None] | None:
+    """A function from the number of an image of the evaluated split to its small picture, as an address.
+
+    None, and None for an image, where the run's evaluation left none that can be read.
+    """
+    try:
+        contents = _contents(read_arrays(run, "neighbours"))
+    except (OSError, ValueError, KeyError):
+        return None
+
+    def picture(image: int) -> str | None:
+        sheet, place = divmod(image, COLUMNS**2)
+        x, y = place % COLUMNS * THUMBNAIL, place // COLUMNS * THUMBNAIL
+        small = io.BytesIO()
+        try:
+            with Image.open(io.BytesIO(contents[sheet]), formats=["WEBP"]) as whole:
+                whole.crop((x, y, x + THUMBNAIL, y + THUMBNAIL)).save(small, "WEBP", quality=70)
+        except (OSError, ValueError, IndexError):
+            return None
+        return f"data:image/webp;base64,{base64.b64encode(small.getvalue()).decode()}"
+
+    return picture if contents else None
 
 
 def _table(data: dict, ranks: RetrievalRanks) -> list[dict]:

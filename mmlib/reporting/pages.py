@@ -16,6 +16,7 @@ import jinja2
 import nbformat
 from bleach.css_sanitizer import CSSSanitizer
 from bleach.sanitizer import Cleaner
+from markupsafe import Markup
 from nbconvert import HTMLExporter
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
@@ -227,7 +228,8 @@ def _with_contents(page: str) -> str:
         return f'<h2 id="{place}">{heading[1]}</h2>'
 
     page = _HEADING.sub(named, page)
-    return page.replace(_CONTENTS, f'<nav class="toc" aria-label="contents">{" ".join(links)}</nav>', 1)
+    shown = f'<nav class="toc" aria-label="contents">{" ".join(links)}</nav>' if len(links) > 1 else ""
+    return page.replace(_CONTENTS, shown, 1)
 
 
 def _exported(notebook: nbformat.NotebookNode, shown: dict) -> bytes:
@@ -253,13 +255,20 @@ def _png(text: str) -> bytes:
     return png if png.startswith(b"\x89PNG\r\n\x1a\n") else b""
 
 
-def page_from(template: str, policy: str = POLICY, **shown) -> str:
-    """A page of a template of ours, autoescaped, with the stylesheet and a policy."""
+def page_from(template: str, *scripts: str, **shown) -> str:
+    """A page of a template of ours, autoescaped, with the stylesheet and the only scripts that may run.
+
+    Args:
+        template: its file, built on `page.html.j2`.
+        scripts: of ours, in order.
+        shown: what it shows.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    css = jinja2.filters.Markup(_stylesheet())
-    page = environment.get_template(template).render(css=css, policy=policy, **shown)
+    shown |= {"css": Markup(_stylesheet()), "scripts": [Markup(script) for script in scripts]}
+    page = environment.get_template(template).render(policy=policy_for(*scripts), **shown)
+    page = _with_contents(page) if _CONTENTS in page else page
     return page.encode("utf-8", "replace").decode() + "\n"
 
 

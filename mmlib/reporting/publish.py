@@ -18,7 +18,7 @@ from mmlib import files
 from mmlib.metrics.compare import measured_on, why_not_comparable
 from mmlib.reporting.ablation import ablation_table, ablation_verdicts
 from mmlib.reporting.notebooks import report_folder
-from mmlib.reporting.pages import SCRIPT, TEMPLATES, page_from, policy_for
+from mmlib.reporting.pages import SCRIPT, TEMPLATES, page_from
 from mmlib.reporting.report import FIGURES, overview, results_of
 from mmlib.reporting.results import protocols_of_results, result_rows, result_scope, results_table
 from mmlib.reporting.tables import DIRECTION_NAMES, Table, plain_text, recall_cells, scope
@@ -47,15 +47,14 @@ def write_index(reports: Path | None = None) -> Path:
     link = os.path.relpath(published, reports) if published.is_file() and index != published else None
     cards = sorted((_card(folder) for folder in folders), key=lambda card: card["made"], reverse=True)
     runs = [run for card in cards for run in card["runs"]]
-    script = (TEMPLATES / "experiments.js").read_text(encoding="utf-8")
     text = page_from(
         "experiments.html.j2",
-        policy_for(SCRIPT, script),
+        SCRIPT,
+        (TEMPLATES / "experiments.js").read_text(encoding="utf-8"),
         experiments=cards,
         published=link,
         runs=[run["label"] for run in runs],
         verdicts=Markup(json.dumps(_verdicts(runs)).replace("<", "\\u003c")),
-        scripts=[Markup(SCRIPT), Markup(script)],
     )
     with files.explained(index):
         files.write_text_atomic(index, text)

@@ -218,7 +218,16 @@ def read_evaluated(*runs: str) -> tuple[list[dict], list[RetrievalRanks]]:
         ValueError: its files are damaged.
     """
     results = [read_result(run) for run in runs]
-    return results, [RetrievalRanks.load(run_folder(run) / "ranks.npz") for run in runs]
+    ranks = [RetrievalRanks.load(run_folder(run) / "ranks.npz") for run in runs]
+    for result, of_run in zip(results, ranks):
+        for direction in DIRECTIONS:
+            expected, found = result["protocols"]["standard"][direction]["n"], len(of_run.of(direction))
+            if found != expected:
+                raise ValueError(
+                    f"run {result['run']!r}: expected {expected:,} ranks {DIRECTION_NAMES[direction]} in"
+                    f" ranks.npz, as results.json counts, found {found:,}; evaluate it again"
+                )
+    return results, ranks
 
 
 def changes_section(before: str, after: str) -> None:

@@ -48,8 +48,9 @@ DIRECTIONS = {
 
 # What these become on a dark page; every other colour, a photo's too, stays as it is.
 _DARK = {
-    "#ffffff": "#14181d", INK: "#e4e8ec", SOFT: "#9aa7b3", GRID: "#2a323a", SHADE: "#1c2229", EDGE: "#66727d",
-    HIT: "#4fc497", MISS: "#56616b", "#0072b2": "#5cb3f0", "#d55e00": "#f08a4b",
+    "#ffffff": "#14181d", "#000000": "#e4e8ec", INK: "#e4e8ec", SOFT: "#9aa7b3", GRID: "#2a323a",
+    SHADE: "#1c2229", EDGE: "#66727d", HIT: "#4fc497", MISS: "#56616b", "#0072b2": "#5cb3f0",
+    "#d55e00": "#f08a4b",
 }  # fmt: skip
 
 # A person's own settings change no figure: all that is not set here is as matplotlib brings it.
@@ -206,15 +207,22 @@ def show(figure: Figure, name: str, private: bool = False) -> None:
             "this figure has no alt text: expected a description for readers who cannot see it; set it"
             " with figure.set_label('…'), without measured numbers"
         )
-    png = figure_png(figure)
-    _darken(figure)
-    dark = base64.b64encode(figure_png(figure)).decode()
-    plt.close(figure)
+    png, dark = in_both_schemes(figure)
+    mark = {"name": name, "private": bool(private), "dark": base64.b64encode(dark).decode()}
     display(
         {"image/png": png, "text/plain": f"[figure: {name} — {alt}]"},
         raw=True,
-        metadata={"image/png": {"alt": alt}, MARK: {"name": name, "private": bool(private), "dark": dark}},
+        metadata={"image/png": {"alt": alt}, MARK: mark},
     )
+
+
+def in_both_schemes(figure: Figure) -> tuple[bytes, bytes]:
+    """The figure as a PNG for light pages and as one for dark pages; it is closed."""
+    light = figure_png(figure)
+    _darken(figure)
+    dark = figure_png(figure)
+    plt.close(figure)
+    return light, dark
 
 
 def _darken(figure: Figure) -> None:

@@ -147,10 +147,14 @@ def recall_cells(part: dict) -> dict[str, str]:
 
 
 def scope(dataset: str, split: str, summary: dict) -> str:
-    """`shapes · test split · protocol standard · 250 image and 1,250 caption queries`."""
+    """`shapes · test split · protocol standard · 250 image and 1,250 caption queries`.
+
+    No split is named where the data's own words say all that is known.
+    """
     folds = f" · mean over {summary['folds']} folds" if summary.get("folds") else ""
+    dataset += f" · {SPLIT_NAMES.get(split, split)} split" if split else ""
     return (
-        f"{dataset} · {SPLIT_NAMES.get(split, split)} split · protocol {summary['protocol']}"
+        f"{dataset} · protocol {summary['protocol']}"
         f" · {summary['i2t']['n']:,} image and {summary['t2i']['n']:,} caption queries{folds}"
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmlib.config import AblationConfig, EvaluateConfig, ParameterError, build, differences
-from mmlib.metrics import RetrievalRanks, summarise_seeds
+from mmlib.metrics import RetrievalRanks, summarise, summarise_seeds
 from mmlib.metrics.compare import ALPHA, check_comparable, compare_seeds, holm, measured_on
 from mmlib.metrics.summary import DIRECTIONS
 from mmlib.training.ablation_plan import PlannedRun, arms_of, candidates, plan_grid
@@ -70,7 +70,7 @@ def run_grid(config: AblationConfig, log: Log = print) -> dict:
         folder.write_status("running")
         try:
             _work_through(config, arms_of(planned), log)
-            record = ablation_record(config, planned)
+            record = ablation_record(config, planned, _joined(config, arms_of(planned)))
             folder.write_json(FILE, record)
         except BaseException as error:
             state, reason = "failed", f"{type(error).__name__}: {error}"
@@ -112,6 +112,24 @@ def _work_through(config: AblationConfig, arms: dict[str, list[PlannedRun]], log
             wanted = {"split": config.split, "checkpoint": CHECKPOINT, "device": config.device}
             evaluate(build(EvaluateConfig, {"runs": [run.name], "data_root": config.data_root, **wanted}))
         log(f"{number}/{total}  {run.name}: {_line(run, end, final)}")
+
+
+def _joined(
+    config: AblationConfig, arms: dict[str, list[PlannedRun]]
+) -> dict[str, dict[int, RetrievalRanks]]:
+    """The ranks of each ensemble by seed, of those seeds with which all of its arms ended well."""
+    from mmlib.training.evaluation import joined_ranks
+
+    ranks: dict[str, dict[int, RetrievalRanks]] = {}
+    for name, joined in config.ensembles.items():
+        ranks[name] = {}
+        for seed in config.seeds:
+            of_seed = [run for arm in joined for run in final_runs(arms[arm]) if run.config.seed == seed]
+            if [outcome(run)["state"] for run in of_seed] == ["complete"] * len(joined):
+                wanted = {"split": config.split, "checkpoint": CHECKPOINT, "device": config.device}
+                wanted |= {"runs": [run.name for run in of_seed], "data_root": config.data_root}
+                ranks[name][seed] = joined_ranks(build(EvaluateConfig, wanted))
+    return ranks
 
 
 def _due(arms: dict[str, list[PlannedRun]]) -> Iterator[tuple[PlannedRun, bool]]:
@@ -196,12 +214,20 @@ def is_evaluated(run: PlannedRun, split: str) -> bool:
     return found == [split, CHECKPOINT, 1.0, outcome(run)["epoch"]]
 
 
-def ablation_record(config: AblationConfig, planned: list[PlannedRun]) -> dict:
+def ablation_record(
+    config: AblationConfig, planned: list[PlannedRun], joined: dict[str, dict[int, RetrievalRanks]]
+) -> dict:
     """Everything that a report says of an ablation whose runs have all ended.
+
+    Args:
+        config: the ablation.
+        planned: its runs.
+        joined: the ranks of its ensembles, by name and seed.
 
     Returns:
         `run`, `base`, `changes`, `seeds`, `select_by`; `scope` (what all final runs were measured on);
-        `chance` by metric; `arms`, the base line first; and `claims`, see `judge_claims`.  An arm has
+        `chance` by metric; `arms`, the base line first; `ensembles`, each with `name`, `of` (its arms),
+        `seeds`, `interval` and `metrics`; and `claims`, see `judge_claims`.  An arm has
         `name`, `differs`, `tuned` (the chosen values), `tried` (runs of the first seed with their
         validation metric, if anything is tuned), `runs` (the final ones), `pretraining`,
         `interval` (what its intervals cover) and `metrics`: by name `mean`, `low`, `high` and
@@ -229,11 +255,16 @@ def ablation_record(config: AblationConfig, planned: list[PlannedRun]) -> dict:
                 "tried": tried,
                 "runs": ends,
                 "pretraining": of_arm[0]["pretraining"] if of_arm else None,
-                **_statistics(of_arm, list(ranks[name].values())),
+                **_statistics(list(ranks[name].values())),
             }
         )
         results += of_arm
     check_comparable(results)
+    ranks |= joined
+    ensembles = [
+        {"name": name, "of": of, "seeds": list(ranks[name]), **_statistics(list(ranks[name].values()))}
+        for name, of in config.ensembles.items()
+    ]
     chance = {}
     if results:
         standard = results[0]["protocols"]["standard"]
@@ -247,6 +278,7 @@ def ablation_record(config: AblationConfig, planned: list[PlannedRun]) -> dict:
         "scope": measured_on(results[0]) if results else None,
         "chance": chance,
         "arms": arms,
+        "ensembles": ensembles,
         "claims": judge_claims(config.claims, ranks),
     }
 
@@ -269,12 +301,11 @@ def members(record: dict) -> tuple[str, ...]:
     return (*tried, *final)
 
 
-def _statistics(results: list[dict], ranks: list[RetrievalRanks]) -> dict[str, Any]:
-    if len(results) > 1:
+def _statistics(ranks: list[RetrievalRanks]) -> dict[str, Any]:
+    if len(ranks) > 1:
         return {"interval": "seeds and queries", "metrics": summarise_seeds(ranks)}
     metrics = {}
-    for result in results:
-        standard = result["protocols"]["standard"]
+    for standard in map(summarise, ranks):
         values = {name: standard[name] for name in ("rsum", "mean_r1")}
         names = ("r1", "r5", "r10", "median_rank")
         values |= {f"{d}_{name}": standard[d][name] for d in DIRECTIONS for name in names}
@@ -282,7 +313,7 @@ def _statistics(results: list[dict], ranks: list[RetrievalRanks]) -> dict[str, A
             one = value if isinstance(value, dict) else {"value": value, "low": None, "high": None}
             ends = {end: one[end] for end in ("low", "high")}
             metrics[name] = {"mean": one["value"], **ends, "values": [one["value"]]}
-    return {"interval": "queries" if results else None, "metrics": metrics}
+    return {"interval": "queries" if ranks else None, "metrics": metrics}
 
 
 def judge_claims(

@@ -70,7 +70,9 @@ def plan_grid(config: AblationConfig) -> list[PlannedRun]:
     """
     shared = read_yaml(config.base)
     arms = _arms(config)
-    wrong = [*_wrong_values(config), *_wrong_arms(config, arms), *_wrong_claims(config, arms)]
+    names = [arm.name for arm in arms]
+    wrong = [*_wrong_values(config), *_wrong_arms(config, arms), *_wrong_ensembles(config, names)]
+    wrong += _wrong_claims(config, [*names, *config.ensembles])
     if "parent" in shared:
         wrong.append(f"base: expected a run that starts from random weights, {config.base} continues another")
     wrong += _unread_in_base(shared)
@@ -211,8 +213,20 @@ def _wrong_arms(config: AblationConfig, arms: list[Arm]) -> list[str]:
     return wrong
 
 
-def _wrong_claims(config: AblationConfig, arms: list[Arm]) -> list[str]:
-    known = [arm.name for arm in arms]
+def _wrong_ensembles(config: AblationConfig, arms: list[str]) -> list[str]:
+    wrong = []
+    for name, joined in config.ensembles.items():
+        if name in arms:
+            wrong.append(f"ensemble {name!r}: there is an arm of this name; choose another")
+        if len(set(joined)) < 2 or len(set(joined)) < len(joined):
+            wrong.append(f"ensemble {name!r}: expected two or more different arms, found {joined}")
+        for each in joined:
+            if each not in arms:
+                wrong.append(f"ensemble {name!r}: there is no arm {each!r}; there are: {', '.join(arms)}")
+    return wrong
+
+
+def _wrong_claims(config: AblationConfig, known: list[str]) -> list[str]:
     wrong = []
     for number, claim in enumerate(config.claims, 1):
         if claim.keys() != {"claim", "arm", "over"} or not all(claim.values()):

@@ -135,6 +135,23 @@ def evaluate(config: EvaluateConfig) -> list[dict]:
     return [_evaluate_run(run, parts, config, datasets, fabric) for run, parts in loaded.items()]
 
 
+def joined_ranks(config: EvaluateConfig) -> RetrievalRanks:
+    """Ranks of an ensemble: the unit embeddings of all runs side by side, so its similarity is their mean.
+
+    Raises:
+        FileNotFoundError, ValueError: as `evaluate`.
+    """
+    fabric, datasets = build_fabric(config), {}
+    images, texts = [], []
+    for run in config.runs:
+        parts = load_run(run, config.checkpoint, fabric.device)
+        dataset = _dataset_of(run, parts.config, config.data_root, datasets)
+        data = split_tensors(parts.config, dataset, parts.tokenizer, parts.model, config.split, fabric)
+        for found, embedded in zip((images, texts), embed_split(parts.model, data, config.eval_batch_size)):
+            found.append(torch.nn.functional.normalize(embedded, dim=-1))
+    return retrieval_ranks(torch.cat(images, 1), torch.cat(texts, 1), data.split.image_of_caption_M)
+
+
 def _dataset_of(run: str, config: TrainConfig, data_root: str | None, loaded: dict[str, Dataset]) -> Dataset:
     """The data set of a run, loaded once for all runs that share it."""
     if data_root is not None:

@@ -184,6 +184,13 @@ _Arm = fields(
     interval=Literal["queries", "seeds and queries"] | None,
     metrics=_Metrics | Annotated[dict, Field(max_length=0)],
 )
+_Ensemble = fields(
+    name=Words,
+    of=list[Words],
+    seeds=list[int],
+    interval=Literal["queries", "seeds and queries"] | None,
+    metrics=_Metrics | Annotated[dict, Field(max_length=0)],
+)
 _Scope = fields(
     data=Words, fingerprint=Words, split=Literal["val", "test"], protocol=Words, images=Count, captions=Count
 )
@@ -204,7 +211,7 @@ def _fits_together(record: BaseModel) -> BaseModel:
     for arm in record.arms:
         complete = any(run.state == "complete" for run in arm.runs)
         _expect(arm.metrics or not complete, f"metrics of arm {arm.name!r}, of which a run is complete")
-    known = {arm.name for arm in record.arms}
+    known = {arm.name for arm in (*record.arms, *(record.ensembles or ()))}
     _expect(all({c.arm, c.over} <= known for c in record.claims), "the arms of each claim among arms")
     measured = [arm for arm in record.arms if arm.metrics]
     judged = [claim for claim in record.claims if claim.verdict != "not judged"]
@@ -213,6 +220,7 @@ def _fits_together(record: BaseModel) -> BaseModel:
 
 
 Ablation = fields(
+    "ensembles",
     check=_fits_together,
     run=Name,
     seeds=Annotated[list[int], Field(min_length=1)],
@@ -220,6 +228,7 @@ Ablation = fields(
     scope=_Scope | None,
     chance=dict[Words, Share],
     arms=Annotated[list[_Arm], Field(min_length=1, max_length=500)],
+    ensembles=list[_Ensemble],
     claims=list[Annotated[_Verdict | _NotJudged, Field(discriminator="verdict")]],
 )
 

@@ -1,5 +1,6 @@
 """`mmlib evaluate --model`: open_clip's own embeddings, CLIP_benchmark's recall, and what is refused."""
 
+import html
 import json
 from pathlib import Path
 
@@ -136,6 +137,11 @@ def test_recall_is_that_of_clip_benchmark(clip, place, capsys):
             assert result["summary"][direction][f"r{k}"]["value"] == pytest.approx(hits)
     assert main([*command, "--split", "val", "--template", "x {}", "--out", str(place / "v.json")]) == 0
     assert "shapes, val split" in capsys.readouterr().out
+    assert main([*command, "--template", "a <i>{}</i>", "--html", str(place / "page.html")]) == 0
+    page = html.unescape((place / "page.html").read_text())
+    assert f"open_clip:{NAME} ({weights}), zero-shot, template 'a <i>{{}}</i>'" in page
+    assert "shapes, test split · protocol standard · " in page
+    assert "<i>" not in (place / "page.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Runs of any lineage, pair by pair: who is better, what is corrected, what is refused."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
 from browser import needs_browser, open_page
-from tiny_runs import tiny_evaluate, tiny_train
+from tiny_runs import tiny_continue, tiny_evaluate, tiny_train
 
 from mmlib import files
 from mmlib.cli import main
@@ -160,6 +161,82 @@ def test_runs_of_one_recipe_are_summed_over_their_seeds(place, tmp_path):
     ranks = [RetrievalRanks.load(place / run / "ranks.npz") for run in RUNS]
     mean = summarise_seeds(ranks)["mean_r1"]["mean"]
     assert f"{percent(mean)} % (" in text
+
+
+def test_continued_runs_of_several_seeds_are_one_recipe_and_a_seed_counts_once(place, tmp_path):
+    for run in ("one", "two"):
+        tiny_continue(run=f"{run}-on", parent=run, epochs=1)
+        tiny_evaluate(f"{run}-on")
+    shutil.copytree(place / "one", place / "again")
+    try:
+        write_comparison(tmp_path / "page.html", "one", "two", "one-on", "two-on", "again")
+    finally:
+        shutil.rmtree(place / "again")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    seeds = re.findall(r"<td [^>]*>((?:one|two)[^<]*, [^<]*)</td><td [^>]*>([^<]+)</td>", text)
+    assert seeds == [("one, two", "0, 1"), ("one-on, two-on", "0 after 0, 0 after 1")]
+    assert "one-on, two-on against one, two: " in text
+    assert "again has the recipe and the seed of one and is counted in no mean." in text
+
+
+def test_queries_of_private_data_stand_on_private_pages_alone(place, tmp_path):
+    before = {run: (place / run / "queries.json").read_bytes() for run in ("one", "three")}
+    for private in (("one",), ("three",), ("one", "three")):  # one of two is enough
+        for run in before:
+            queries = read_json(place / run / "queries.json")
+            queries |= {"redistributable": run not in private, "captions": ["a secret"] * 150}
+            write_json(place / run / "queries.json", queries)
+        try:
+            for name in ("page.html", "page.private.html"):
+                write_comparison(tmp_path / name, "one", "three")
+        finally:
+            for run, content in before.items():
+                (place / run / "queries.json").write_bytes(content)
+        shared, kept = ((tmp_path / name).read_text() for name in ("page.html", "page.private.html"))
+        assert "a secret" not in shared
+        assert "data:image/webp" not in shared
+        assert "test_0" not in shared  # the names of files
+        assert "left out of this page; one whose name ends in <code>.private.html</code>" in shared
+        assert "a secret" in kept
+        assert "data:image/webp" in kept
+        assert "Private page" in kept
+
+
+def test_ranks_of_another_evaluation_are_refused(place):
+    content = (place / "two" / "ranks.npz").read_bytes()
+    try:
+        tiny_train(run="other", epochs=1, shapes_test=6)
+        tiny_evaluate("other")
+        (place / "two" / "ranks.npz").write_bytes((place / "other" / "ranks.npz").read_bytes())
+        with pytest.raises(ValueError, match=r"run 'two': expected 30 ranks image → text in ranks\.npz, as"):
+            comparison_table("one", "two")
+    finally:
+        (place / "two" / "ranks.npz").write_bytes(content)
+
+
+def test_damaged_pictures_are_left_out(place, tmp_path):
+    content = (place / "three" / "neighbours.npz").read_bytes()
+    try:
+        with np.load(place / "three" / "neighbours.npz") as file:
+            arrays = dict(file)
+        np.savez(place / "three" / "neighbours.npz", **arrays | {"sheets": arrays["sheets"][:100]})
+        write_comparison(tmp_path / "page.html", "one", "three")
+    finally:
+        (place / "three" / "neighbours.npz").write_bytes(content)
+    text = (tmp_path / "page.html").read_text()
+    assert "data:image/webp" not in text
+    assert "found by" in text
+
+
+def test_a_page_of_what_cannot_be_compared_says_so(place, tmp_path, capsys):
+    tiny_train(run="elsewhere", epochs=1, shapes_seed=5)
+    tiny_evaluate("elsewhere")
+    assert main(["compare", "one", "elsewhere", "--html", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text()
+    for said in (capsys.readouterr().out, text):
+        assert "elsewhere against one: not comparable: fingerprint differs (" in said
+    assert "What cannot be compared" in text
+    assert "Who is better" not in text
 
 
 def test_a_model_is_compared_with_runs_by_their_names(place):

@@ -3,17 +3,21 @@
 import re
 import shutil
 
+import numpy as np
 import pytest
 from browser import needs_browser, open_page, serious_faults
+from tiny_runs import tiny_evaluate, tiny_train
 
 from mmlib import files
+from mmlib.cli import main
 from mmlib.reporting.explorer import write_search_page
 from mmlib.reporting.pages import render_notebook
 from mmlib.reporting.publish import write_index
 from mmlib.search import Hit
 
 STORED = ("01_train", "02_continue", "03_evaluate", "04_analysis", "05_ablation")
-PAGES = (*STORED, "explore", "search", "index")
+COMPARED = ("compare", "evaluate")
+PAGES = (*STORED, *COMPARED, "explore", "search", "index")
 PUBLISHED, NOTEBOOKS = files.PUBLISHED, files.NOTEBOOKS
 REPR = re.compile(r"\bNone\b|\bTrue\b|\bFalse\b|[{\[(,:] ?'|': |\{\}|<[\w.]+ object at|\bdtype=")
 DARK = "const [r, g, b] = getComputedStyle(document.body).backgroundColor.match(/\\d+/g); return +r + +g + +b"
@@ -44,7 +48,26 @@ def folder(tmp_path_factory):
     write_search_page(root / "search.html", "demo-train", 1, hits, text="a <b>dog</b> שלום")
     shutil.copytree(PUBLISHED, root / "reports")
     shutil.copy(write_index(root / "reports"), root / "index.html")
+    _compared(root)
     return root
+
+
+def _compared(root) -> None:
+    """The pages of `compare` and of `evaluate` with embeddings, over two runs of a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "RUNS", root / "runs")
+        patch.setattr(files, "CACHE", root / "cache")
+        for seed, run in enumerate(("one", "two")):
+            tiny_train(run=run, seed=seed, epochs=2)
+            tiny_evaluate(run)
+        assert main(["compare", "one", "two", "--html", str(root / "compare.html")]) == 0
+        vector = np.random.default_rng(0).standard_normal((2, 8, 4))
+        for name, array in {"i": vector[0], "t": np.repeat(vector[1], 5, 0), "m": np.arange(40) // 5}.items():
+            np.save(root / f"{name}.npy", array)
+        words = ["--images", "i.npy", "--texts", "t.npy", "--image-of-text", "m.npy"]
+        words = [str(root / word) if word.endswith(".npy") else word for word in words]
+        words += ["--compare", "one", "two", "--html", str(root / "evaluate.html")]
+        assert main(["evaluate", *words]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +108,7 @@ def test_dark_is_dark_with_its_figures(page):
     assert page.evaluate(f"(() => {{ {DARK} }})()") == 3 * 255
     page.prefer("dark")
     assert page.evaluate(f"(() => {{ {DARK} }})()") < 120
-    if page.name in STORED:
+    if page.name in (*STORED, "compare"):
         page.open(page.evaluate("location.href"))
         corners = page.evaluate(CORNERS)
         assert len(corners) == page.evaluate("document.querySelectorAll('figure').length") > 0
@@ -97,7 +120,7 @@ def test_dark_is_dark_with_its_figures(page):
 
 @needs_browser
 def test_pages_speak_in_words(page):
-    if page.name in STORED:
+    if page.name in (*STORED, *COMPARED):
         page.evaluate("document.querySelectorAll('.code, pre').forEach(e => e.remove())")
         page.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
         assert REPR.findall(page.evaluate("document.body.innerText")) == []
@@ -116,9 +139,9 @@ def test_what_came_out_stands_on_the_first_screen_and_the_page_is_short(page):
 
 @needs_browser
 def test_contents_lead_to_headings(page):
-    if page.name in STORED:
+    if page.name in (*STORED, *COMPARED):
         links = page.evaluate("[...document.querySelectorAll('.toc a')].map(a => a.hash)")
-        assert len(links) > 3
+        assert len(links) > 2
         assert page.evaluate("[...document.querySelectorAll('h2')].map(h => '#' + h.id)") == links
 
 
@@ -133,6 +156,34 @@ def test_a_click_on_a_heading_sorts_its_table(browser, folder):
     assert browser.evaluate(values) == sorted(before) != before
     browser.evaluate(click)
     assert browser.evaluate(values) == sorted(before, reverse=True)
+
+
+@needs_browser
+@pytest.mark.parametrize("name", COMPARED)
+def test_every_table_of_a_comparison_can_be_sorted(browser, folder, name):
+    browser.open(f"file://{folder / name}.html")
+    tables = "[...document.querySelectorAll('table')].filter(t => t.tBodies[0].rows.length > 1)"
+    assert browser.evaluate(f"{tables}.length") > 1
+    assert browser.evaluate(f"{tables}.every(t => t.querySelectorAll('th button').length > 2)")
+    table = f"{tables}.find(t => /points|change/.test(t.tHead.innerText))"
+    first = f"[...{table}.tBodies[0].rows].map(r => r.cells[0].innerText)"
+    before = browser.evaluate(first)
+    assert before[-1] == "rsum"
+    for _ in range(2):
+        browser.evaluate(f"{table}.querySelector('th button').click()")
+    after = browser.evaluate(first)
+    assert after[0] == "rsum"
+    assert sorted(after) == sorted(before)
+
+
+@needs_browser
+def test_a_printed_comparison_has_its_tables_whole(browser, folder):
+    browser.open(f"file://{folder / 'compare.html'}")
+    browser.send("Emulation.setEmulatedMedia", media="print")
+    shown = "getComputedStyle(document.querySelector('{}')).{}"
+    assert browser.evaluate(shown.format(".toc", "display")) == "none"
+    assert browser.evaluate(shown.format(".scroll", "overflow")) == "visible"
+    browser.send("Emulation.setEmulatedMedia", media="")
 
 
 @needs_browser

@@ -61,8 +61,8 @@ def places(repository):
             "verdict": verdict,
             "changed queries": lambda: changed_queries_table(*RUNS),
             "list of queries": lambda: changed_queries_list(*RUNS, "t2i"),
-            "ablation": lambda: ablation_record(grid, planned),
-            "checks of an ablation": lambda: ablation_checks(ablation_record(grid, planned)),
+            "ablation": lambda: ablation_record(grid, planned, {}),
+            "checks of an ablation": lambda: ablation_checks(ablation_record(grid, planned, {})),
         }.items():
             try:
                 show()

@@ -102,6 +102,9 @@ def test_weights_are_given_to_all_arms_beside_the_file(base):
         ({"claims": [CLAIM | {"arm": "memroy"}]}, "claim 1: arm: there is no arm 'memroy'; there are: m"),
         ({"claims": [CLAIM | {"over": "x"}]}, "claim 1: over: there is no arm 'x'; there are: memory, no"),
         ({"claims": [CLAIM | {"over": "memory"}]}, "claim 1: expected two arms to compare, found 'mem"),
+        ({"ensembles": {"e": ["memory", "x"]}}, "ensemble 'e': there is no arm 'x'; there are: memory, n"),
+        ({"ensembles": {"e": ["memory"]}}, "ensemble 'e': expected two or more different arms, found ['m"),
+        ({"ensembles": {"memory": ["memory", "no-memory"]}}, "ensemble 'memory': there is an arm of this"),
         ({"claims": [{"claim": "x"}]}, "claim 1: expected claim (a sentence), arm and over"),
     ],
 )  # fmt: skip

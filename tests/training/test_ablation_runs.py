@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from faults.forked import ended, settle
@@ -9,9 +10,11 @@ from tiny_grids import CLAIM, tiny_grid, write_base
 from tiny_runs import before_step, left_behind, press_ctrl_c, quiet
 
 from mmlib.config import ParameterError
+from mmlib.data import load_dataset
+from mmlib.data.augment import normalise
 from mmlib.files import InUse
 from mmlib.model import DualEncoder, MemoryNetwork
-from mmlib.reporting import ablation_checks, ablation_table
+from mmlib.reporting import ablation_checks, ablation_table, ablation_verdicts
 from mmlib.training import (
     evaluation,
     read_ablation,
@@ -74,6 +77,54 @@ def test_runs_are_trained_and_evaluated_once_and_then_only_shown(base, work):
     assert arm["interval"] == "seeds and queries"
     assert record["claims"][0]["seeds"] == [0, 1]
     assert record["scope"]["split"] == "val"
+
+
+def test_an_ensemble_ranks_by_the_mean_similarity_of_its_arms(base):
+    claim = {"claim": "together they are better", "arm": "both", "over": "memory"}
+    config = tiny_grid(base, ensembles={"both": ["memory", "no-memory"]}, seeds=[0, 1], claims=[claim])
+    record = run_grid(config, quiet)
+    assert run_grid(config, quiet) == record == read_ablation("grid")
+    (both,) = record["ensembles"]
+    assert (both["of"], both["seeds"], both["interval"]) == (
+        ["memory", "no-memory"],
+        [0, 1],
+        "seeds and queries",
+    )
+    for seed in (0, 1):
+        similarity = 0
+        for arm in both["of"]:
+            parts = evaluation.load_run(f"grid.{arm}.s{seed}", "best", torch.device("cpu"))
+            dataset = load_dataset(parts.config)
+            split, size = dataset.split("val"), parts.config.image_size
+            pixels = np.stack([np.asarray(dataset.source.load(name, size)) for name in split.images])
+            tokens, length = map(torch.from_numpy, parts.tokenizer.encode(split.captions, 24))
+            with torch.no_grad():
+                image = parts.model.embed_images(normalise(torch.from_numpy(pixels)))
+                text = parts.model.embed_captions(tokens, length)
+            similarity = similarity + torch.cosine_similarity(image[:, None], text[None], dim=-1)
+        first = similarity.argmax(0).numpy()
+        expected = (first == split.image_of_caption_M).mean()
+        assert both["metrics"]["t2i_r1"]["values"][seed] == pytest.approx(expected)
+    assert record["claims"][0]["seeds"] == [0, 1]
+    row = ablation_table(record).frame.iloc[-2]
+    assert (row["arm"], row["seeds"]) == ("both", "0, 1")
+    assert row["what differs"] == "the embeddings of memory and no-memory, joined"
+    ablation_checks(record)
+
+
+def test_an_ensemble_has_no_row_of_a_seed_of_which_an_arm_failed(base):
+    config = tiny_grid(
+        base,
+        arms={"memory": {}, "lost": DIVERGING},
+        ensembles={"both": ["memory", "lost"]},
+        claims=[{"claim": "together", "arm": "both", "over": "memory"}],
+    )
+    record = run_grid(config, quiet)
+    assert record["ensembles"][0]["metrics"] == {}
+    assert record["claims"][0]["verdict"] == "not judged"
+    said = ablation_table(record).frame["direction"].iloc[-1]
+    assert said == "failed: with no seed have all of its arms ended well"
+    assert "grid.lost.s0: FloatingPointError" in ablation_verdicts(record).sentences[0]
 
 
 def test_what_is_tuned_is_chosen_on_validation_and_only_the_chosen_sees_the_test_split(base, work):
