@@ -348,6 +348,7 @@ def index(options: argparse.Namespace) -> int:
 
 def search(options: argparse.Namespace) -> int:
     """The command `search`; returns its exit code."""
+    _check_page(options.html)
     from mmlib.search import Retriever
 
     retriever = Retriever.load(options.run)

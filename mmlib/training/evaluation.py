@@ -25,6 +25,7 @@ from mmlib.metrics.compare import held_out_fingerprint
 from mmlib.metrics.protocols import fold_ranks, protocols_of
 from mmlib.metrics.summary import summarise_folds
 from mmlib.model import DualEncoder, build_model
+from mmlib.training.card import write_card
 from mmlib.training.checkpoint import (
     check_fits,
     check_same_data,
@@ -33,7 +34,7 @@ from mmlib.training.checkpoint import (
     load_weights,
     tokenizer_of,
 )
-from mmlib.training.embed import embed_captions, embed_split
+from mmlib.training.embed import embed_captions, embed_split, page_tower
 from mmlib.training.inputs import split_tensors
 from mmlib.training.processes import build_fabric
 from mmlib.training.runs import (
@@ -193,6 +194,7 @@ def _evaluate_run(
     result = {
         "run": run,
         "checkpoint": config.checkpoint,
+        "select_by": trained.select_by,
         "epoch": parts.epoch,
         "split": config.split,
         "data": dataset.identity,
@@ -209,6 +211,9 @@ def _evaluate_run(
         "slots": slot_readers(parts.model, data, config.eval_batch_size),
         "ranks": vars(ranks),
     }
+    if arrays["neighbours"] and not trained.memory_write:  # a page does not write
+        tower = page_tower(model, parts.tokenizer, trained.max_tokens, image_ND)
+        arrays["neighbours"] |= tower
     data_root = trained.folder if config.data_root is None else config.data_root
     diagnosis = diagnose(
         dataset,
@@ -234,6 +239,7 @@ def _evaluate_run(
         folder.write_json("queries.json", queries_of(dataset, config.split))
         folder.write_json("diagnosis.json", diagnosis)
         folder.write_json("results.json", result)
+        write_card(folder)
     return result
 
 
