@@ -339,11 +339,16 @@ def index(options: argparse.Namespace) -> int:
 
     found = Retriever.load(options.run).index(options.folder)
     for name, reason in found.unreadable.items():
-        print(f"skipped: {name}: {reason}", file=sys.stderr)
+        print(f"skipped: {_line(name)}: {_line(reason)}", file=sys.stderr)
     if found.outside:
         print(f"skipped: {found.outside:,} links that lead out of the folder", file=sys.stderr)
     print(f"{found.images:,} images can be searched: {found.new:,} new, {found.removed:,} gone or replaced")
     return 0
+
+
+def _line(text: str | Path) -> str:
+    """A file's name in a list of lines: one that holds a line break begins no new one."""
+    return printable(str(text)).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def search(options: argparse.Namespace) -> int:
@@ -357,7 +362,7 @@ def search(options: argparse.Namespace) -> int:
         print(json.dumps([{"file": str(hit.file), "similarity": hit.similarity} for hit in hits], indent=1))
     else:
         for hit in hits:
-            print(f"{hit.similarity:6.3f}  {printable(str(hit.file))}")
+            print(f"{hit.similarity:6.3f}  {_line(hit.file)}")
     if options.html:
         from mmlib.reporting.explorer import write_search_page
 

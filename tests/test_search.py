@@ -156,7 +156,13 @@ def test_what_was_embedded_before_an_interruption_is_kept(photos, monkeypatch):
 
 
 def test_names_of_any_kind_are_found_and_shown_as_text(photos, tmp_path, capsys):
-    names = ["<script>alert(1)</script>.png", "שלום \u202e.png", "a\x1b[31mred.png", "🎈'\".png"]
+    names = [
+        "<script>alert(1)</script>.png",
+        "שלום \u202e.png",
+        "a\x1b[31mred.png",
+        "🎈'\".png",
+        " 0.999  two\nlines\t.png",
+    ]
     for number, name in enumerate(names):
         target = photos / name.replace("/", "∕")
         target.write_bytes((photos / f"{2 * number:02d}.png").read_bytes())
@@ -167,6 +173,8 @@ def test_names_of_any_kind_are_found_and_shown_as_text(photos, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert "\u202e" not in printed
+    assert len(printed.splitlines()) == 1 + PHOTOS + len(names)
+    assert r"0.999  two\nlines\t.png" in printed
     html = page.read_text(encoding="utf-8")
     assert "<script>" not in html
     assert "<img src=x" not in html

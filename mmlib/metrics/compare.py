@@ -65,7 +65,8 @@ def why_not_comparable(
             known, unknown = ("first", "second") if key in a else ("second", "first")
             reasons.append(f"{name} is given for the {known} only, unknown for the {unknown}")
         elif a[key] != b[key]:
-            reasons.append(f"{name} differs ({a[key]} vs {b[key]})")
+            x, y = (f"{v:,}" if isinstance(v, int) else v for v in (a[key], b[key]))
+            reasons.append(f"{name} {'differ' if name.endswith('queries') else 'differs'} ({x} vs {y})")
     maps = [ranks.image_of_text_M for ranks in (ranks_a, ranks_b) if ranks is not None]
     if not reasons and maps and not np.array_equal(*maps):
         reasons.append("captions belong to different images")

@@ -154,6 +154,9 @@ def render_notebook(
     try:
         notebook = _from_root(notebook)
         notebook.cells = [c for c in notebook.cells if _PAPERMILL_MARK not in c.metadata.get("tags", [])]
+        for cell in notebook.cells:
+            if cell.get("outputs"):
+                cell.outputs = _streams_joined(cell.outputs)
         outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
         private = [output for output in outputs if mark_of(output)[1]]
         for output in (output for output in outputs if "image/png" in output.get("data", {})):
@@ -192,6 +195,18 @@ def _from_root(value, key: str = ""):
     elif isinstance(value, str) and not key.startswith(("image/", "dark")) and len(files.ROOT.parts) > 1:
         return re.sub(rf"(?<![\w.~/-]){re.escape(str(files.ROOT))}/", "", value)
     return value
+
+
+def _streams_joined(outputs: list) -> list:
+    """The outputs with the lines of a stream in one, which papermill leaves one by one."""
+    joined = []
+    for output in outputs:
+        is_more = joined and output.output_type == joined[-1].output_type == "stream"
+        if is_more and output.name == joined[-1].name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _in_order(cells: list) -> list:

@@ -65,14 +65,14 @@ def write_index(reports: Path | None = None) -> Path:
 
 
 def _card(folder: Path) -> dict:
-    card = dict.fromkeys(("picture", "reason"), None)
+    card = dict.fromkeys(("picture", "chart", "reason"), None)
     card |= {"name": files.printable(folder.name), "state": "unreadable", "shown": [], "links": [], "alt": ""}
-    card |= {"made": "", "runs": [], "best": None, "curve": ""}
+    card |= {"made": "", "runs": [], "best": None, "curve": "", "no_curve": "–"}
     try:
         files.checked_name(folder.name, "experiment")
         report = read_stored(folder / "results.json", Report, "make the report again")
         card |= {"state": report["state"], "reason": report["reason"]}
-        card |= {"made": _made(report), "curve": _curve(report)}
+        card |= {"made": _made(report)} | _curve(report)
         tests = results_of(report | {"ablations": report.get("ablations") or {}})
         card["runs"] = [{"label": f"{card['name']}: {test['run']}", "test": test} for test in tests]
         if tests:
@@ -93,6 +93,7 @@ def _card(folder: Path) -> dict:
         if drawn:
             picture = base64.b64encode(files.read_bounded(folder / "figures" / drawn[0])).decode()
             card |= {"picture": f"data:image/png;base64,{picture}", "alt": FIGURES[drawn[0]]}
+            card["chart"] = "gallery" not in drawn[0]
     except FileNotFoundError as error:
         card |= {"state": "incomplete", "reason": f"its report is not whole: {error}"}
     except (OSError, ValueError) as error:
@@ -102,29 +103,32 @@ def _card(folder: Path) -> dict:
 
 def _made(report: dict) -> str:
     """When the last run of a report was started, ISO 8601; nothing if it does not say."""
-    provenance = report.get("provenance")
-    runs = provenance.values() if isinstance(provenance, dict) else ()
-    started = [run.get("started") for run in runs if isinstance(run, dict)]
-    return files.printable(max((text for text in started if isinstance(text, str)), default=""))[:19]
+    started = [run.get("started") or "" for run in (report.get("provenance") or {}).values()]
+    return files.printable(max(started, default=""))[:19]
 
 
-def _curve(report: dict) -> str:
-    """Validation mean R@1 by epoch of the longest run, as points of a line in a box of 100 x 30."""
+def _curve(report: dict) -> dict[str, str]:
+    """Validation mean R@1 by epoch of the longest run, as points of a line in a box of 100 x 30.
+
+    Where there is none, `no_curve` says why.
+    """
     curves = [run.get("curve") for run in report["metrics"].values()]
-    numbers = (int, float)
-    curves = [c for c in curves if isinstance(c, list) and c and all(isinstance(v, numbers) for v in c)]
-    if not curves:
-        return ""
-    values = max(curves, key=len)
-    top, step = max([*values, 1e-9]), 100 / max(len(values) - 1, 1)
-    return " ".join(f"{step * i:.1f},{29 - 28 * max(v, 0) / top:.1f}" for i, v in enumerate(values))
+    values = max((curve for curve in curves if curve), key=len, default=[])
+    if len(values) < 2:
+        older = any(curve is None for curve in curves)
+        why = "one epoch" if values else "not recorded: an older report" if older else "no epoch yet"
+        return {"curve": "", "no_curve": why}
+    top, step = max([*values, 1e-9]), 100 / (len(values) - 1)
+    points = " ".join(f"{step * i:.1f},{29 - 28 * v / top:.1f}" for i, v in enumerate(values))
+    return {"curve": points, "no_curve": ""}
 
 
 def _verdicts(runs: list[dict]) -> dict[str, str]:
-    """What is known of each pair of runs, by their two places.
+    """What the intervals of each pair of runs show, by their two places.
 
     From the results alone, so that it can be made on any clone: the difference of two independent recalls by
-    Newcombe's (1998) combination of their intervals, wider than one from the ranks.
+    Newcombe's (1998) combination of their intervals.  No verdict, which `compare` alone gives, from ranks:
+    each sentence says so, since the two can differ.
     """
     verdicts = {}
     for (i, a), (j, b) in itertools.combinations(enumerate(runs), 2):
@@ -137,11 +141,12 @@ def _verdicts(runs: list[dict]) -> dict[str, str]:
             change = y["value"] - x["value"]
             low = change - math.hypot(y["value"] - y["low"], x["high"] - x["value"])
             high = change + math.hypot(y["high"] - y["value"], x["value"] - x["low"])
-            better = a["label"] if high < 0 else b["label"] if low > 0 else None
+            higher = a["label"] if high < 0 else b["label"] if low > 0 else None
             numbers = f"{100 * change:+.2f} points, 95 % {100 * low:+.2f} to {100 * high:+.2f}"
-            verdict = f"{better} is better" if better else "no evidence of a difference"
-            sentences.append(f"{name} R@1: {verdict} ({numbers}).")
-        verdicts[f"{i} {j}"] = f"{b['label']} against {a['label']}. {' '.join(sentences)}"
+            verdict = f"{higher} is higher" if higher else "not told apart"
+            sentences.append(f"{name} R@1 {verdict} ({numbers})")
+        runs_of = f"{b['label']} against {a['label']}"
+        verdicts[f"{i} {j}"] = f"{runs_of}, by their intervals alone: {'; '.join(sentences)}."
     return verdicts
 
 

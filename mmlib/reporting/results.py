@@ -92,15 +92,20 @@ def results_section(results: list[dict]) -> None:
     Raises:
         ValueError: as `results_table`.
     """
-    run, best = results[-1]["run"], summary_of(results[-1], "standard")
-    i2t, t2i = (f"{percent(best[d]['r1']['value'])} % of {best[d]['n']:,}" for d in DIRECTIONS)
-    said = (
-        f"{run} finds a caption of theirs first for {i2t} images, and their image first for {t2i} captions."
-    )
-    display(Table(sentences=(said,)))
+    display(Table(sentences=(_found_first(results[-1]),)))
     for protocol in protocols_of_results(results):
         display(Markdown(f"**{protocol}**: {PROTOCOLS[protocol].definition}"))
         display(results_table(results, protocol))
+
+
+def _found_first(result: dict) -> str:
+    """What a run is worth, in a sentence."""
+    best = summary_of(result, "standard")
+    i2t, t2i = (f"{percent(best[d]['r1']['value'])} % of {best[d]['n']:,}" for d in DIRECTIONS)
+    return (
+        f"{result['run']} finds a caption of theirs first for {i2t} images, and their image first for {t2i}"
+        " captions."
+    )
 
 
 @styled
@@ -158,14 +163,17 @@ def change_between(before: str, after: str) -> Table:
     """Compares the evaluated ranks of two runs, standard protocol, query by query.
 
     Runs on different data, splits or queries are not compared: the sentence says why, and there is no table.
-    Nor is a run with itself.
+    Of a run and itself it says what the run is worth.
 
     Raises:
         FileNotFoundError: a run was not evaluated.
         ValueError: its files are damaged.
     """
     if before == after:
-        return Table(sentences=(f"{after} stands alone: there is no other phase to compare it with",))
+        result = read_result(after)
+        rows = pd.DataFrame(result_rows(after, summary_of(result, "standard"))).drop(columns="run")
+        caption = f"{result_scope(result)} · 95 % intervals · hits/n · one phase, compared with no other"
+        return Table(rows, caption, (_found_first(result),))
     results, ranks = read_evaluated(before, after)
     a, b = (measured_on(result) for result in results)
     comparison = compare_runs(*ranks, provenance_a=a, provenance_b=b)

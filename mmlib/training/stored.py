@@ -236,15 +236,19 @@ Ablation = fields(
 
 # --- reports/<experiment>/results.json, as far as the index reads it
 
-_RunOfReport = fields(data=Data | None, best=list[fields(epoch=Count, val=Summary)], test=Result | None)
+_RunOfReport = fields(
+    "curve",  # which older reports do not have: the validation mean R@1 of each epoch
+    data=Data | None, best=list[fields(epoch=Count, val=Summary)], test=Result | None, curve=list[Share],
+)  # fmt: skip
 Report = fields(
-    "ablations explorer",
+    "ablations explorer provenance",
     state=Literal["failed", "killed", "interrupted", "running", "incomplete", "complete"],
     reason=str | None,
     notebooks=dict[Words, fields(page=Name | None)],
     metrics=dict[Words, _RunOfReport],
     ablations=dict[Words, Ablation],
     explorer=Words,
+    provenance=dict[Words, fields("started", started=Words)],
 )
 
 

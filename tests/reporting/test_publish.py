@@ -6,12 +6,15 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
+from random import Random
 
 import nbformat
 import pytest
 from browser import needs_browser, open_page
+from damages import damage
 from faults.events import watched
 from PIL import Image
 from reporting_samples import result
@@ -261,6 +264,90 @@ def test_without_a_report_it_is_said_how_to_make_one(repository):
     assert "There is no report yet. `make report` makes one" in newest_report().data
 
 
+def pairs_and_rows(index: Path) -> tuple[dict[str, str], list[str]]:
+    """What an index says of each pair of runs, and the last cell of each experiment."""
+    text = index.read_text(encoding="utf-8")
+    pairs = re.search(r'<script type="application/json" id="verdicts">(.*?)</script>', text)
+    rows = re.findall(r'<tr data-of="\d+">.*?<td data-label="validation by epoch">(.*?)</td></tr>', text)
+    return json.loads(pairs[1]) if pairs else {}, rows
+
+
+def test_what_the_index_says_of_two_runs_passes_for_no_verdict(tmp_path):
+    shutil.copytree(ROOT / "reports" / "published" / "demo", tmp_path / "demo")
+    pairs, _ = pairs_and_rows(write_index(tmp_path))
+    (said,) = pairs.values()
+    assert said.startswith("demo: demo-continue against demo: demo-train, by their intervals alone: ")
+    assert not re.search("better|worse|evidence", said)
+    metrics = json.loads((tmp_path / "demo" / "results.json").read_text())["metrics"]
+    tests = [metrics[run]["test"]["protocols"]["standard"] for run in ("demo-train", "demo-continue")]
+    for direction, name in (("i2t", "image → text"), ("t2i", "text → image")):
+        before, after = (test[direction]["r1"]["value"] for test in tests)
+        points = re.escape(f"({100 * (after - before):+.2f} points, 95 % ")
+        assert re.search(rf"{name} R@1 [\w: -]+ {points}", said)
+    page = (tmp_path / "index.html").read_text()
+    assert "A first look, no verdict" in page
+    assert "<code>python -m mmlib compare</code> decides" in page
+
+
+def test_the_index_says_why_there_is_no_curve(report):
+    folder = files.PUBLISHED / "demo"
+    publish("demo")
+    written = json.loads((folder / "results.json").read_text())
+    for curve, said in (
+        (None, "not recorded: an older report"), ([], "no epoch yet"), ([0.5], "one epoch"),
+        ([0.0, 0.5], '<svg class="curve"'),
+    ):  # fmt: skip
+        written["metrics"]["demo-train"]["curve"] = curve
+        (folder / "results.json").write_text(json.dumps(written))
+        assert pairs_and_rows(write_index(files.PUBLISHED))[1][0].startswith(said)
+    del written["metrics"]["demo-train"]["curve"]
+    (folder / "results.json").write_text(json.dumps(written))
+    assert pairs_and_rows(write_index(files.PUBLISHED))[1] == ["not recorded: an older report"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("curve", "x"), ("curve", [None]), ("curve", ["0.1", 2]), ("curve", [1e9]), ("curve", {"a": 1}),
+        ("provenance", []), ("provenance", {"a": None}), ("provenance", {"a": {"started": 7}}),
+        ("metrics", []), ("metrics", {"a": None}), ("test", {}), ("test", [1]), ("protocols", {}),
+        ("protocols", {"standard": {}}),
+    ],
+)  # fmt: skip
+def test_the_index_names_a_report_whose_numbers_are_damaged(field, value, report):
+    shutil.copytree(report, files.REPORTS / "whole")
+    content = json.loads((report / "results.json").read_text())
+    run = content["metrics"]["demo-train"]
+    (run["test"] if field == "protocols" else run if field in run else content)[field] = value
+    (report / "results.json").write_text(json.dumps(content))
+    text = write_index().read_text(encoding="utf-8")
+    assert re.search(rf"reports/demo/results\.json is damaged: .*{field.rstrip('s')}", text)
+    assert len(re.findall(r'<tr data-of="', text)) == 2
+
+
+def test_no_damage_keeps_the_index_from_being_written(report):
+    shutil.copytree(report, files.REPORTS / "whole")
+    whole = (report / "results.json").read_bytes()
+    contents = [b"", b"[]", b"null", b"7", whole[: len(whole) // 2], whole[:-2]]
+    for seed in range(60):
+        (report / "results.json").write_bytes(whole)
+        damage(report / "results.json", Random(seed))
+        contents.append(
+            (report / "results.json").read_bytes() if (report / "results.json").is_file() else None
+        )
+        if (report / "results.json").is_dir():
+            (report / "results.json").rmdir()
+    for content in contents:
+        (report / "results.json").unlink(missing_ok=True)
+        if content is not None:
+            (report / "results.json").write_bytes(content)
+        text = write_index().read_text(encoding="utf-8")
+        assert len(re.findall(r'<tr data-of="', text)) == 2
+        assert '<span class="badge complete">complete</span>' in text
+        if content in contents[:6]:
+            assert "reports/demo/results.json" in text
+
+
 @needs_browser
 def test_the_index_is_filtered_sorted_and_compares_two_runs(repository, tmp_path):
     for name, skill in (("weak", 0.2), ("strong", 3.0)):
@@ -282,7 +369,7 @@ def test_the_index_is_filtered_sorted_and_compares_two_runs(repository, tmp_path
         pick += "const s = document.getElementById(id);"
         pick += "s.value = [...s.options].find(o => o.text.startsWith(run)).value;"
         page.evaluate(f"{{{pick} s.dispatchEvent(new Event('change')); }}}}")
-        assert "image → text R@1: strong: strong is better" in page.text("#verdict")
+        assert "strong: strong is higher (" in page.text("#verdict")
         for width in (400, 1280):
             page.resize(width)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
