@@ -353,6 +353,7 @@ def _line(text: str | Path) -> str:
 
 def search(options: argparse.Namespace) -> int:
     """The command `search`; returns its exit code."""
+    _check_page(options.html)
     from mmlib.search import Retriever
 
     retriever = Retriever.load(options.run)

@@ -1,10 +1,11 @@
-"""Standard streams that cannot fail a command, and how far long work is."""
+"""Standard streams that cannot fail a command, how far long work is, and foreign text in Markdown."""
 
 import contextlib
 import io
 import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from tqdm import tqdm
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from mmlib.files import printable
 
 LINE_SECONDS = 30  # between the lines that say how far long work is, where no terminal shows a bar
+_MARKUP = re.compile(r"[\\`*\[\]<>~$]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|^#")
 
 
 def progress(work: Iterable | None = None, **options) -> tqdm:
@@ -94,3 +96,16 @@ class Output:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
                 os.close(nowhere)
+
+
+def plain_text(text: str) -> str:
+    """Foreign text for Markdown: one line, shown as it is, neither link, image, HTML nor emphasis."""
+    line = re.sub(r"\s*\n\s*", " ", printable(text.strip()))
+    return _MARKUP.sub(r"\\\g<0>", line)
+
+
+def table_lines(rows: Sequence[Sequence[object]]) -> list[str]:
+    """A table in Markdown, a line a row, of which the first names the columns; of foreign text as well."""
+    lines = [[plain_text(str(value)).replace("|", "\\|") for value in row] for row in rows]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return [f"| {' | '.join(line)} |" for line in lines]

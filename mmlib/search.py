@@ -134,7 +134,10 @@ class Retriever:
         """
         root = Path(folder).expanduser().resolve()
         if not root.is_dir():
-            raise FileNotFoundError(f"expected a folder of images, found none at {root}; correct the path")
+            found = "a file" if root.exists() else "none"
+            raise FileNotFoundError(
+                f"expected a folder of images at {shown(root)}, found {found}; correct it"
+            )
         there, outside = walk_images(root)
         if not there:
             raise ValueError(

@@ -233,13 +233,21 @@ def test_a_damaged_index_is_named(photos, damage):
         ),
         (["search", "absent", "dog"], 2, "absent"),
         (["index", "absent", "."], 2, "absent"),
-        (["index", "tiny", "no/such/folder"], 2, "expected a folder of images, found none at"),
-        (["index", "tiny", "EMPTY"], 1, "expected images (JPEG, PNG, WebP, GIF, BMP or TIFF) in"),
+        (["index", "tiny", "no/such/folder"], 2, "no/such/folder, found none; correct it"),
+        (["index", "tiny", "{photos}/00.png"], 2, "/00.png, found a file; correct it"),
+        (
+            ["search", "tiny", "x", "--html", "no/such/page.html"],
+            2,
+            "expected a page in a folder that exists",
+        ),
+        (["search", "tiny", "x", "--html", "{photos}"], 2, "expected the name of a file"),
+        (["index", "tiny", "{empty}"], 1, "expected images (JPEG, PNG, WebP, GIF, BMP or TIFF) in"),
     ],
 )
 def test_what_cannot_be_searched_is_said(photos, tmp_path, capsys, arguments, code, message):
     (tmp_path / "empty").mkdir()
-    arguments = [str(tmp_path / "empty") if word == "EMPTY" else word for word in arguments]
+    places = {"empty": tmp_path / "empty", "photos": photos}
+    arguments = [word.format(**places) for word in arguments]
     assert main(arguments) == code
     assert message in capsys.readouterr().err
 

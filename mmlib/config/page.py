@@ -1,6 +1,7 @@
-"""The page of all parameters, `docs/parameters.md`, from the configs; `make docs` writes it."""
+"""Parameters for people: the page of all, `docs/parameters.md` (`make docs` writes it); values in words."""
 
 import json
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -102,6 +103,27 @@ def _read_where(config: type[BaseModel], name: str) -> str:
 def _reader(name: str, values: tuple) -> str:
     words = ", ".join(f"`{_written(value)}`" for value in values if value != OTHER_THAN)
     return f"`{name}` {'is not' if OTHER_THAN in values else 'is'} {words}"
+
+
+def given(config: BaseModel) -> list[str]:
+    """The names of the parameters that a config has away from their default."""
+    fields = type(config).model_fields.items()
+    return [
+        name
+        for name, field in fields
+        if field.is_required() or getattr(config, name) != field.get_default(call_default_factory=True)
+    ]
+
+
+def value_text(value: Any) -> str:
+    """A parameter's value in words, without the brackets and quotes of a language."""
+    if value is None or value == [] or value == {}:
+        return "–"
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {value_text(part)}" for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(value_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":

@@ -306,17 +306,17 @@ def _conflicts(c: "TrainConfig") -> list[str]:
 
 IDENTITY = tuple(f for part in (DataConfig, TokenizerConfig, ModelConfig) for f in part.model_fields)
 PLACE = (*PlaceConfig.model_fields, "data_root")  # may differ when a run is resumed
-_OWN = ("epochs", "lr", "warmup_epochs", "seed")  # a continued run never inherits these
+OWN = ("epochs", "lr", "warmup_epochs", "seed")  # a continued run never inherits these
 
 
 def _continuing() -> dict[str, Any]:
     fields = {}
-    others = [name for name in TrainConfig.model_fields if name not in (*_OWN, *PlaceConfig.model_fields)]
-    for name in (*_OWN, *others):
+    others = [name for name in TrainConfig.model_fields if name not in (*OWN, *PlaceConfig.model_fields)]
+    for name in (*OWN, *others):
         field = TrainConfig.model_fields[name]
         kind = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
         as_parent = Field(None, description=f"{field.description} (null: as the parent)")
-        fields[name] = (kind, field) if name in _OWN else (kind | None, as_parent)
+        fields[name] = (kind, field) if name in OWN else (kind | None, as_parent)
     return fields
 
 

@@ -22,6 +22,12 @@ TABLES = ("captions.csv", "captions.tsv", "metadata.csv", "metadata.jsonl", "met
 IMAGE_COLUMNS = ("file_name", "image", "filename", "file", "image_name", "path")
 TEXT_COLUMNS = ("caption", "text", "captions", "texts")
 SPLIT_COLUMN = "split"
+_BY_COLUMN, _BY_FOLDER = "as the column split says", "by sub-folders"
+_REMEDIES = {
+    _BY_COLUMN: "write them into the column, or take it out: then splits are drawn",
+    _BY_FOLDER: "put photos into train/, val/ and test/, or all into a folder of another name, which has them"
+    " drawn",
+}
 SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
@@ -55,9 +61,13 @@ def load_folder(config: DataConfig) -> Dataset:
     there, outside = walk_images(root)
     if not there:
         links = f" but {count(outside, 'link')} out of it, which are not followed" if outside else ""
+        endings = sorted(
+            {path.suffix.lower() for path in root.rglob("*")} & {".heic", ".heif", ".avif", ".svg"}
+        )
+        others = f" but {', '.join(endings)}" if endings else ""
         raise FileNotFoundError(
-            f"expected images (JPEG, PNG, WebP, GIF, BMP or TIFF) in {shown(root)}, found none{links}; put"
-            " photos there"
+            f"expected images (JPEG, PNG, WebP, GIF, BMP or TIFF) in {shown(root)}, found none"
+            f"{links or others}; {'save them as JPEG' if others else 'put photos there'}"
         )
     source, rows = _find_captions(root, there)
     captions, split_of, notes = _by_photo(source, rows, there)
@@ -68,14 +78,14 @@ def load_folder(config: DataConfig) -> Dataset:
     if len(captions) < len(SPLITS):
         raise ValueError(
             f"{shown(source)}: expected captions of at least {len(SPLITS)} photos, one for each of"
-            f" {', '.join(SPLITS)}, found {len(captions)}; add photos"
+            f" {', '.join(SPLITS)}, found {len(captions)}; add {'captions' if unused else 'photos'}"
         )
     splits, how = _splits(config, sorted(captions), split_of)
     sizes = ", ".join(f"{split} {len(names):,}" for split, names in splits.items())
     if empty := [split for split in SPLITS if not splits[split]]:
         raise ValueError(
             f"expected photos in each of {', '.join(SPLITS)}, found none in {' and '.join(empty)} ({sizes};"
-            f" {how}); {_remedy(config, sorted(captions)) if how.startswith('drawn') else 'add photos there'}"
+            f" {how}); {_REMEDIES.get(how) or _remedy(config, sorted(captions))}"
         )
     if elsewhere := sorted(captions.keys() - {name for names in splits.values() for name in names}):
         notes.append(
@@ -138,12 +148,16 @@ def _find_captions(root: Path, there: Iterable[str]) -> tuple[Path, list[Row]]:
     for name in there:
         text = (root / name).with_suffix(".txt")
         if text.is_file():
-            rows.append(
-                (shown(text), name, [line for line in read_text(text).splitlines() if line.strip()], None)
-            )
+            lines = [line for line in read_text(text).splitlines() if line.strip()]
+            rows.append((shown(text), name, lines or [""], None))
     if not rows:
         endings = (".csv", ".tsv", ".txt", ".xlsx", ".xls", ".ods", ".json", ".jsonl", ".parquet")
         others = sorted(path.name for path in root.iterdir() if path.name.lower().endswith(endings))
+        if below := [path for path in sorted(root.iterdir()) if path.is_dir() and _tables(path)]:
+            raise FileNotFoundError(
+                f"expected captions of the photos in {shown(root)}, found {_tables(below[0])[0].name} in"
+                f" {printable(below[0].name)}; name that folder: -p data_root {shown(below[0])}"
+            )
         found = f"{first_of(others)}; save it as captions.csv" if others else "none; write captions.csv"
         raise FileNotFoundError(
             f"expected captions of the photos in {shown(root)}: {', '.join(TABLES)}, or a .txt beside each"
@@ -245,7 +259,7 @@ def _by_photo(
     names = list(dict.fromkeys(name for _, name, _, _ in rows))
     missing = [name for name in names if name not in file_of]
     if not captions and empty and len(missing) < len(names):
-        raise ValueError(f"{shown(source)}: expected captions, found only empty ones; fill the column in")
+        raise ValueError(f"{shown(source)}: expected captions, found only empty ones; fill them in")
     if not captions:
         raise ValueError(
             f"{shown(source)}: expected captions of the photos, found none for any: it names"
@@ -290,9 +304,9 @@ def _splits(
     """Photos by split, and where the splits come from, in words."""
     folder_of = {name: SPLIT_WORDS.get(name.partition("/")[0].lower()) for name in names}
     if split_of:
-        chosen, how = split_of, "as the column split says"
+        chosen, how = split_of, _BY_COLUMN
     elif any(folder_of.values()):
-        chosen, how = folder_of, "by sub-folders"
+        chosen, how = folder_of, _BY_FOLDER
     else:
         chosen = {name: _drawn(config, name) for name in names}
         how = (

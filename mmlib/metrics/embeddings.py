@@ -12,11 +12,10 @@ from mmlib.arrays import npz_names, open_npy, read_npz, refused
 from mmlib.metrics.protocols import first_captions, fold_ranks, protocol_named
 from mmlib.metrics.ranks import checked_map, paired_ranks, retrieval_ranks
 from mmlib.metrics.resampling import bootstrap_intervals
-from mmlib.metrics.summary import DIRECTIONS, summarise, summarise_folds
+from mmlib.metrics.summary import DIRECTION_NAMES, DIRECTIONS, summarise, summarise_folds
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 MOST_NAMES = 20  # of the arrays of a file, that an error lists
-DIRECTION_NAMES = {"i2t": "image → text", "t2i": "text → image"}
 
 _NAMED = re.compile(r"(?P<file>.+\.(?:npy|npz|safetensors)):(?P<name>.+)", re.DOTALL)
 

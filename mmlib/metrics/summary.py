@@ -11,6 +11,8 @@ from mmlib.metrics.protocols import check_protocol, recall_ceiling
 from mmlib.metrics.ranks import RetrievalRanks
 
 DIRECTIONS = ("i2t", "t2i")
+DIRECTION_NAMES = {"i2t": "image → text", "t2i": "text → image"}
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
 def recall_at_k(ranks, k: int) -> float:
@@ -192,3 +194,60 @@ def design_effect(hit_Q: np.ndarray, cluster_Q: np.ndarray) -> float:
     informative = min((hits_C > 0).sum(), (hits_C < size_C).sum())
     prior = PRIOR_CLUSTERS / (PRIOR_CLUSTERS + informative)
     return float(prior * largest + (1 - prior) * estimate)
+
+
+# --- in text
+
+
+def percent(fraction: float, like: float | None = None) -> str:
+    """`12.3`, or `0.34` below one percent; `like` gives the number whose decimals to follow."""
+    follow = fraction if like is None else like
+    return f"{100 * fraction:.{2 if 0 < follow < 0.01 else 1}f}"
+
+
+def recall_text(recall: dict) -> str:
+    """`12.4 % (8.9–17.1)`: an R@K with its 95 % interval."""
+    value = recall["value"]
+    low, high = (percent(recall[bound], like=value) for bound in ("low", "high"))
+    return f"{percent(value)}\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}({low}–{high})"
+
+
+def recall_cells(part: dict) -> dict[str, str]:
+    """The cells of one direction's recalls: value, interval, hits and n at K = 1, 5 and 10.
+
+    Where K items are the whole gallery, every model reaches 100 %, and the cell says so.
+    """
+    return {
+        f"R@{k}": "100 % by chance"
+        if part.get("gallery", k + 1) <= k
+        else f"{recall_text(part[f'r{k}'])}, {part[f'r{k}']['hits']:,}/{part['n']:,}"
+        for k in (1, 5, 10)
+    }
+
+
+def scope(dataset: str, split: str, summary: dict) -> str:
+    """`shapes · test split · protocol standard · 250 image and 1,250 caption queries`.
+
+    No split is named where the data's own words say all that is known.
+    """
+    folds = f" · mean over {summary['folds']} folds" if summary.get("folds") else ""
+    dataset += f" · {SPLIT_NAMES.get(split, split)} split" if split else ""
+    return (
+        f"{dataset} · protocol {summary['protocol']}"
+        f" · {summary['i2t']['n']:,} image and {summary['t2i']['n']:,} caption queries{folds}"
+    )
+
+
+def result_rows(run: str, summary: dict) -> list[dict]:
+    """The rows of a table for one run: both directions of a summary."""
+    rows = []
+    for direction in DIRECTIONS:
+        part = summary[direction]
+        rows.append(
+            {"run": run, "direction": DIRECTION_NAMES[direction]}
+            | recall_cells(part)
+            | {"chance R@1": f"{percent(part['r1']['chance'])} %"}
+            | {"median rank": f"{part['median_rank']:g} of {part['gallery']:,}"}
+            | {"tied": f"{part['tied']:,}", "rsum": percent(summary["rsum"])}
+        )
+    return rows

@@ -7,19 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mmlib.config.page import value_text
 from mmlib.metrics import RetrievalRanks, summarise
 from mmlib.metrics.compare import held_out_fingerprint, measured_on, p_in_words, why_not_comparable
+from mmlib.metrics.summary import DIRECTION_NAMES, SPLIT_NAMES, percent, recall_text, scope
 from mmlib.reporting.style import DIRECTIONS, SHADE, SOFT, draw_dots, guide, legend, new_figure, styled
-from mmlib.reporting.tables import (
-    DIRECTION_NAMES,
-    SPLIT_NAMES,
-    Table,
-    passed,
-    percent,
-    recall_text,
-    scope,
-    value_text,
-)
+from mmlib.reporting.tables import Table, passed
 from mmlib.training.ablation import members
 from mmlib.training.ablation_plan import PlannedRun, arms_of, candidates
 from mmlib.training.runs import read_result, run_folder, run_state, stored_environment
@@ -74,11 +67,11 @@ def ablation_table(record: dict) -> Table:
     tuned = any(arm["tried"] for arm in record["arms"])
     columns = [name for name in COLUMNS if tuned or name != "tuned"]
     frame = pd.DataFrame(rows, columns=columns, dtype=object).fillna("")
-    kinds = {arm["interval"] for arm in record["arms"]}
+    kinds, by = {arm["interval"] for arm in record["arms"]}, record["select_by"]
     chance = record["chance"].get("i2t_r1")
     parts = [
         ablation_scope(record),
-        f"best checkpoint of each run by {record['select_by']} on validation",
+        "last epoch of each run" if by == "last" else f"best checkpoint of each run by {by} on validation",
         *([f"chance R@1 {percent(chance)} %"] if chance else []),
         *(text for kind, text in INTERVALS.items() if kind in kinds),
         "training: seconds of one run, validation included",
@@ -131,7 +124,8 @@ def _arm_row(arm: dict, complete: list[dict], number: int) -> dict:
 
 def tuning_table(record: dict) -> Table:
     """What was tried on the validation split, and what was chosen; a sentence if nothing was tuned."""
-    by = record["select_by"]
+    is_last = record["select_by"] == "last"
+    by, epoch = ("rsum", "last epoch") if is_last else (record["select_by"], "best epoch")
     rows = []
     for arm in record["arms"]:
         for run in arm["tried"]:
@@ -142,7 +136,7 @@ def tuning_table(record: dict) -> Table:
                     "arm": arm["name"],
                     "tried": _parameters(run["tuned"]),
                     f"validation {by}": found,
-                    "best epoch": run["epoch"] or "",
+                    epoch: run["epoch"] or "",
                     "chosen": _chosen(run, arm["tried"]),
                 }
             )
@@ -150,7 +144,7 @@ def tuning_table(record: dict) -> Table:
         return Table(sentences=("Nothing was tuned: all values were fixed before.",))
     return Table(
         pd.DataFrame(rows),
-        f"Validation split, seed {record['seeds'][0]} alone, best epoch of each run; the highest {by} is"
+        f"Validation split, seed {record['seeds'][0]} alone, {epoch} of each run; the highest {by} is"
         " chosen, the earlier of equals, and used for all seeds. No other run of this table is evaluated.",
     )
 

@@ -22,12 +22,13 @@ from mmlib.metrics.compare import (
     verdict_in_words,
     why_not_comparable,
 )
+from mmlib.metrics.summary import DIRECTION_NAMES, percent, result_rows, scope
 from mmlib.reporting.curves import compared_curves
 from mmlib.reporting.explorer import thumbnails
 from mmlib.reporting.pages import SCRIPT, page_from
-from mmlib.reporting.results import change_rows, read_evaluated, result_rows, result_scope, results_table
+from mmlib.reporting.results import change_rows, read_evaluated, result_scope, results_table
 from mmlib.reporting.style import in_both_schemes
-from mmlib.reporting.tables import DIRECTION_NAMES, Table, p_text, percent, scope
+from mmlib.reporting.tables import Table, p_text
 from mmlib.training.runs import read_history, read_queries, stored_config, stored_environment
 
 SHOWN_QUERIES = 5  # of a kind, a direction and a pair

@@ -9,8 +9,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from mmlib.files import printable
+from mmlib.metrics.summary import scope
 from mmlib.reporting.style import DIRECTIONS, INK, SHADE, SOFT, guide, legend, new_figure, styled
-from mmlib.reporting.tables import best_row, phases, scope
+from mmlib.training.card import best_row, phases
 
 _MANY = 40  # epochs from which single points are no longer marked
 _STAR = {"marker": "*", "color": "#ffd23f", "markeredgecolor": INK, "linestyle": "none"}

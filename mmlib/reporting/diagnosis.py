@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from mmlib.metrics.summary import DIRECTION_NAMES, percent, recall_cells, scope
 from mmlib.reporting.style import BAR, DIRECTIONS, draw_dots, error_bars, guide, legend, new_figure, styled
-from mmlib.reporting.tables import DIRECTION_NAMES, Table, percent, recall_cells, scope
+from mmlib.reporting.tables import Table
 
 KINDS = {
     "length": "by length of the caption",

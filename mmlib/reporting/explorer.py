@@ -18,8 +18,8 @@ from mmlib.analysis.diagnosis import COLUMNS, THUMBNAIL, TOP_K
 from mmlib.data.decoding import MAX_BYTES, decode_image
 from mmlib.files import printable, read_bounded, write_text_atomic
 from mmlib.metrics import RetrievalRanks
+from mmlib.metrics.summary import percent
 from mmlib.reporting.pages import TEMPLATES, page_from
-from mmlib.reporting.tables import percent
 from mmlib.search import Hit
 from mmlib.training.runs import evaluated_file, read_arrays, read_queries, read_result
 

@@ -12,9 +12,10 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import MaxNLocator
 
 from mmlib.data import Dataset
+from mmlib.metrics.summary import DIRECTION_NAMES
 from mmlib.reporting.results import result_scope
 from mmlib.reporting.style import BAR, HIT, INK, MISS, SOFT, guide, new_figure, show, styled
-from mmlib.reporting.tables import DIRECTION_NAMES, Table
+from mmlib.reporting.tables import Table
 
 PICTURE_DPI = 110  # pictures weigh much and gain little from a sharper page
 SAMPLE_PIXELS = 160  # side at which a data set that draws its images draws a sample

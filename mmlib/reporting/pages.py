@@ -21,6 +21,7 @@ from nbconvert import HTMLExporter
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
+from mmlib import files
 from mmlib.reporting.notebooks import Page, mark_of, read_notebook
 from mmlib.reporting.tables import MARK
 
@@ -131,7 +132,7 @@ def render_notebook(
     anew, and what is foreign in the notebook is made harmless.
 
     Args:
-        executed_ipynb: notebook with its outputs.
+        executed_ipynb: notebook with its outputs; paths of the repository are shown from its root.
         experiment: its name.
         pages: all pages of the experiment, for navigation and state; a notebook that is not among
             them counts as complete.
@@ -151,6 +152,7 @@ def render_notebook(
     page = next((p for p in pages if p.name == name), Page(name, "complete", executed=executed_ipynb))
     made = {}
     try:
+        notebook = _from_root(notebook)
         notebook.cells = [c for c in notebook.cells if _PAPERMILL_MARK not in c.metadata.get("tags", [])]
         for cell in notebook.cells:
             if cell.get("outputs"):
@@ -193,6 +195,18 @@ def _streams_joined(outputs: list) -> list:
         else:
             joined.append(output)
     return joined
+
+
+def _from_root(value, key: str = ""):
+    """A notebook with the paths of the repository's files as they are from its root; pictures as they are."""
+    if isinstance(value, dict):
+        for name in value:
+            value[name] = _from_root(value[name], name)
+    elif isinstance(value, list):
+        value[:] = (_from_root(each, key) for each in value)
+    elif isinstance(value, str) and not key.startswith(("image/", "dark")) and len(files.ROOT.parts) > 1:
+        return re.sub(rf"(?<![\w.~/-]){re.escape(str(files.ROOT))}/", "", value)
+    return value
 
 
 def _in_order(cells: list) -> list:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from markupsafe import Markup
 
 from mmlib import files
 from mmlib.metrics.compare import measured_on, why_not_comparable
+from mmlib.metrics.summary import DIRECTION_NAMES, recall_cells, result_rows, scope
+from mmlib.output import plain_text
 from mmlib.reporting.ablation import ablation_table, ablation_verdicts
 from mmlib.reporting.notebooks import report_folder
 from mmlib.reporting.pages import SCRIPT, TEMPLATES, page_from
 from mmlib.reporting.report import FIGURES, overview, results_of
-from mmlib.reporting.results import protocols_of_results, result_rows, result_scope, results_table
-from mmlib.reporting.tables import DIRECTION_NAMES, Table, plain_text, recall_cells, scope
+from mmlib.reporting.results import protocols_of_results, result_scope, results_table
+from mmlib.reporting.tables import Table
 from mmlib.training.stored import Report, read_stored
 
 
@@ -158,7 +161,8 @@ def _numbers(metrics: dict) -> list[Table]:
     run, values = tried[-1]
     best = values["best"][-1]
     where = scope((values["data"] or {"name": "an unknown data set"})["name"], "val", best["val"])
-    caption = f"{where} · best epoch {best['epoch']}, not a test result · 95 % intervals · hits/n"
+    chosen = "last epoch" if values.get("best_by") == "last" else "best epoch"
+    caption = f"{where} · {chosen} {best['epoch']}, not a test result · 95 % intervals · hits/n"
     return [Table(pd.DataFrame(result_rows(run, best["val"])), caption)]
 
 
@@ -195,7 +199,7 @@ def publish(experiment: str) -> Path:
 
     Raises:
         FileNotFoundError: there is no such report, or a part of it is missing.
-        ValueError: it is not complete, or its `results.json` is damaged.
+        ValueError: it is not complete, its `results.json` is damaged, or a page names a path of this machine.
         InUse: the experiment is at work.
         OSError: it could not be copied; what was published before stands.
     """
@@ -281,7 +285,34 @@ def _files_of(source: Path, name: str) -> list[str]:
     names += ["explore.html"] if report.get("explorer") == "explore.html" else []
     for file in names:
         _require(source, file)
+        if not file.endswith(".png"):
+            _check_places(source, file)
     return names
+
+
+# Of a page, what no person reads: embedded pictures and the like.
+_ENCODED = re.compile(r"[A-Za-z0-9+/=]{200,}")
+_ABSOLUTE = re.compile(r"(?:(?<=file://)|(?<![\w./~<-]))/(\w[\w.-]*)(?:/[^\s\"'<>&\\)\]]*)?")
+
+
+def _check_places(source: Path, file: str) -> None:
+    """Passes if a file of a report names no path of this machine: whoever reads it has no such folder."""
+    text = _ENCODED.sub(" ", files.read_bounded(source / file).decode("utf-8", "replace"))
+    known = (found for found in _ABSOLUTE.finditer(text) if found[0] != "/dev/null")
+    known = [found[0] for found in known if found[1] in ("home", "Users") or Path("/", found[1]).exists()]
+    if not (places := list(dict.fromkeys(known))):
+        return
+    what_to_do = (
+        f"link it below the repository (ln -s {shlex.quote(places[0])} data/), give its path from there,"
+        f" data/{Path(places[0]).name}, and make the report again"
+    )
+    if Path(places[0]).is_relative_to(files.ROOT):
+        what_to_do = f"render it again: python -m mmlib report {source.name}"
+    more = f" and {len(places) - 3:,} more" if places[3:] else ""
+    raise ValueError(
+        f"{files.shown(source / file)}: expected no path of this machine on what is passed on, found"
+        f" {files.printable(', '.join(places[:3]))}{more}; {what_to_do}"
+    )
 
 
 def _is_own(report: Path, file: str) -> bool:

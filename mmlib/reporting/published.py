@@ -11,9 +11,10 @@ from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from mmlib.metrics import verdict_from_counts
+from mmlib.metrics.summary import DIRECTION_NAMES, recall_text
 from mmlib.reporting.results import result_scope, results_table
 from mmlib.reporting.style import DIRECTIONS, SHADE, SOFT, draw_dots, legend, new_figure, show, styled
-from mmlib.reporting.tables import DIRECTION_NAMES, Table, recall_text
+from mmlib.reporting.tables import Table
 
 NOTHING = "nothing: neither side pretrained"
 COLUMNS = {direction: f"{name} R@1/5/10" for direction, name in DIRECTION_NAMES.items()}

@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 
 from mmlib.files import explained, is_name, write_bytes_atomic, write_json
+from mmlib.output import plain_text
 from mmlib.reporting.ablation import ablation_table, ablation_verdicts, tuning_table
 from mmlib.reporting.explorer import explorer_page
 from mmlib.reporting.notebooks import Page, RunFiles, experiment_pages, read_run, report_folder, worst
 from mmlib.reporting.pages import render_notebook
 from mmlib.reporting.results import protocols_of_results, results_table
-from mmlib.reporting.tables import best_row, phases, plain_text
 from mmlib.training.ablation import members
+from mmlib.training.card import best_row, phases
 
 FIGURES = {  # that a reader wants first; those that a report lacks are left out
     "05_ablation-arms.png": "R@1 and R@10 of each arm",

@@ -10,8 +10,9 @@ from mmlib.metrics import RetrievalRanks, compare_runs, summarise
 from mmlib.metrics.compare import check_comparable, mcnemar, measured_on
 from mmlib.metrics.protocols import PROTOCOLS
 from mmlib.metrics.resampling import sign_flip_test
+from mmlib.metrics.summary import DIRECTION_NAMES, percent, result_rows, scope
 from mmlib.reporting.style import DIRECTIONS, draw_dots, guide, legend, new_figure, styled
-from mmlib.reporting.tables import DIRECTION_NAMES, Table, p_text, passed, percent, recall_cells, scope
+from mmlib.reporting.tables import Table, p_text, passed
 from mmlib.training.runs import read_queries, read_result, run_folder
 
 RECALLS = {f"{d}_r{k}": f"R@{k} {name}" for k in (1, 5, 10) for d, name in DIRECTION_NAMES.items()}
@@ -67,7 +68,7 @@ def results_table(results: list[dict], protocol: str = "standard") -> Table:
     """
     summaries = _summaries(results, protocol)
     rows = [row for result, part in zip(results, summaries) for row in result_rows(result["run"], part)]
-    caption = f"{result_scope(results[0], protocol)} · best checkpoint of each run · 95 % intervals · hits/n"
+    caption = f"{result_scope(results[0], protocol)} · {weights_of(results)} · 95 % intervals · hits/n"
     for name, ceiling in (summaries[0].get("ceiling") or {}).items():
         if ceiling < 1:
             direction, k = name.split("_r")
@@ -75,19 +76,12 @@ def results_table(results: list[dict], protocol: str = "standard") -> Table:
     return Table(pd.DataFrame(rows), caption)
 
 
-def result_rows(run: str, summary: dict) -> list[dict]:
-    """The rows of a table for one run: both directions of a summary."""
-    rows = []
-    for direction in DIRECTIONS:
-        part = summary[direction]
-        rows.append(
-            {"run": run, "direction": DIRECTION_NAMES[direction]}
-            | recall_cells(part)
-            | {"chance R@1": f"{percent(part['r1']['chance'])} %"}
-            | {"median rank": f"{part['median_rank']:g} of {part['gallery']:,}"}
-            | {"tied": f"{part['tied']:,}", "rsum": percent(summary["rsum"])}
-        )
-    return rows
+def weights_of(results: list[dict]) -> str:
+    """Which weights of their runs results are of: `best checkpoint of each run`, or the last epoch's."""
+    last = [result["run"] for result in results if "last" in (result["checkpoint"], result.get("select_by"))]
+    if len(last) == len(results):
+        return "last epoch of each run"
+    return "best checkpoint of each run" + (f", of {' and '.join(last)} the last epoch" if last else "")
 
 
 def protocols_of_results(results: list[dict]) -> list[str]:
@@ -128,7 +122,7 @@ def results_figure(results: list[dict], protocol: str = "standard") -> Figure:
     runs = [result["run"] for result in results]
     figure = new_figure(
         "Recall on the test split" if results[0]["split"] == "test" else "Recall",
-        f"{result_scope(results[0], protocol)} · best checkpoint of each run, 95 % intervals",
+        f"{result_scope(results[0], protocol)} · {weights_of(results)}, 95 % intervals",
         f"Dot plots of recall at 1, 5, 10 for {', '.join(runs)}, both directions, each with its interval, and"
         " the chance level.",
         height=0.75 + 0.62 * len(results),

@@ -13,7 +13,8 @@ from IPython.display import display
 from PIL import Image
 
 from mmlib.files import checked_name, printable
-from mmlib.reporting.tables import DIRECTION_NAMES, MARK, percent
+from mmlib.metrics.summary import DIRECTION_NAMES, percent
+from mmlib.reporting.tables import MARK
 
 # matplotlib reads a matplotlibrc of the current folder before any other, and modules can be imported from
 # there: it is imported from a folder of ours without Python files, before all that imports it.

@@ -1,7 +1,6 @@
 """Tables of a run, each number with its scope (data set, split, protocol, n); checks that end a notebook."""
 
 import html
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +8,13 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel
 
+from mmlib.config.page import given, value_text
 from mmlib.data import Dataset
 from mmlib.data.tokenizers import loss_shares, losses_warning
-from mmlib.files import printable
+from mmlib.metrics.summary import percent, recall_text, scope
+from mmlib.output import plain_text, table_lines
+from mmlib.training.card import best_row, health_warning, outcome, phases
 from mmlib.training.checkpoint import load_checkpoint
-from mmlib.training.health import health_warning
 from mmlib.training.optimisation import learning_rate
 from mmlib.training.runs import (
     pretrained_encoders,
@@ -25,13 +26,10 @@ from mmlib.training.runs import (
 )
 
 MARK = "mmlib"  # key of our metadata: on an output its name, on a notebook why it stopped
-DIRECTION_NAMES = {"i2t": "image → text", "t2i": "text → image"}
-SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 SMALL_RUN = (
     "A small run on drawn shapes, to see how everything works: its numbers say nothing of photographs."
     " For real data: make report EXPERIMENT=flickr8k-cpu."
 )
-_MARKUP = re.compile(r"[\\`*\[\]<>~]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|^#")
 
 
 @dataclass(frozen=True)
@@ -79,10 +77,7 @@ class Table:
         """The lines of a Markdown text; sentences become its list."""
         lines = [f"- {plain_text(sentence)}" for sentence in self.sentences]
         if self.frame is not None:
-            rows = [list(self.frame), *self.frame.itertuples(index=False)]
-            rows = [[plain_text(str(value)).replace("|", "\\|") for value in row] for row in rows]
-            rows.insert(1, ["---"] * len(self.frame.columns))
-            lines += ["", *(f"| {' | '.join(row)} |" for row in rows)]
+            lines += ["", *table_lines([list(self.frame), *self.frame.itertuples(index=False)])]
         return [*lines, *(["", plain_text(self.caption)] if self.caption else [])]
 
 
@@ -106,90 +101,9 @@ def _html_row(names, row, tag: str) -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def plain_text(text: str) -> str:
-    """Foreign text for Markdown: one line, shown as it is, neither link, image, HTML nor emphasis."""
-    line = re.sub(r"\s*\n\s*", " ", printable(text.strip()))
-    return _MARKUP.sub(r"\\\g<0>", line)
-
-
-# --- numbers in text
-
-
-def percent(fraction: float, like: float | None = None) -> str:
-    """`12.3`, or `0.34` below one percent; `like` gives the number whose decimals to follow."""
-    follow = fraction if like is None else like
-    return f"{100 * fraction:.{2 if 0 < follow < 0.01 else 1}f}"
-
-
 def p_text(p: float | None) -> str:
     """`0.032`, `< 0.001` where digits would say more than they know, nothing for None."""
     return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def recall_text(recall: dict) -> str:
-    """`12.4 % (8.9–17.1)`: an R@K with its 95 % interval."""
-    value = recall["value"]
-    low, high = (percent(recall[bound], like=value) for bound in ("low", "high"))
-    return f"{percent(value)}\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}({low}–{high})"
-
-
-def recall_cells(part: dict) -> dict[str, str]:
-    """The cells of one direction's recalls: value, interval, hits and n at K = 1, 5 and 10.
-
-    Where K items are the whole gallery, every model reaches 100 %, and the cell says so.
-    """
-    return {
-        f"R@{k}": "100 % by chance"
-        if part.get("gallery", k + 1) <= k
-        else f"{recall_text(part[f'r{k}'])}, {part[f'r{k}']['hits']:,}/{part['n']:,}"
-        for k in (1, 5, 10)
-    }
-
-
-def scope(dataset: str, split: str, summary: dict) -> str:
-    """`shapes · test split · protocol standard · 250 image and 1,250 caption queries`.
-
-    No split is named where the data's own words say all that is known.
-    """
-    folds = f" · mean over {summary['folds']} folds" if summary.get("folds") else ""
-    dataset += f" · {SPLIT_NAMES.get(split, split)} split" if split else ""
-    return (
-        f"{dataset} · protocol {summary['protocol']}"
-        f" · {summary['i2t']['n']:,} image and {summary['t2i']['n']:,} caption queries{folds}"
-    )
-
-
-def phases(history: list[dict]) -> list[list[dict]]:
-    """The rows of a history, one list a phase, in order.
-
-    Raises:
-        ValueError: the history is empty.
-    """
-    if not history:
-        raise ValueError(
-            "the history is empty: expected at least one finished epoch; the run stopped before its"
-            " first validation, see its status.json"
-        )
-    return [
-        [row for row in history if row["phase"] == phase] for phase in sorted({r["phase"] for r in history})
-    ]
-
-
-def best_row(rows: list[dict], by: str = "rsum") -> dict:
-    """The epoch with the highest validation metric, the earliest of equals; by `last`, the last one.
-
-    Raises:
-        ValueError: the metric is not in the validation summary.
-    """
-    if by == "last":
-        return rows[-1]
-    for row in rows:
-        if by not in row["val"]:
-            raise ValueError(
-                f"best by {by!r}: expected a metric of the validation summary ('rsum' or 'mean_r1'),"
-                f" not found at epoch {row['epoch']}"
-            )
-    return max(rows, key=lambda row: row["val"][by])
 
 
 # --- tables of a run
@@ -197,32 +111,15 @@ def best_row(rows: list[dict], by: str = "rsum") -> dict:
 
 def parameter_table(config: BaseModel) -> Table:
     """Parameters with value and meaning: those set away from their default, the others folded."""
-    fields = type(config).model_fields
     rows = [
         {"parameter": name, "value": value_text(getattr(config, name)), "meaning": field.description or ""}
-        for name, field in fields.items()
+        for name, field in type(config).model_fields.items()
     ]
-    is_set = [
-        field.is_required() or getattr(config, name) != field.get_default(call_default_factory=True)
-        for name, field in fields.items()
-    ]
-    frame = pd.DataFrame(rows)
-    others = frame[~np.array(is_set)]
+    frame, is_given = pd.DataFrame(rows), np.isin([row["parameter"] for row in rows], given(config))
+    others = frame[~is_given]
     return Table(
-        frame[np.array(is_set)],
-        folded=(f"{len(others)} more at their defaults", others) if len(others) else None,
+        frame[is_given], folded=(f"{len(others)} more at their defaults", others) if len(others) else None
     )
-
-
-def value_text(value: Any) -> str:
-    """A parameter's value in words, without the brackets and quotes of a language."""
-    if value is None or value == [] or value == {}:
-        return "–"
-    if isinstance(value, dict):
-        return "; ".join(f"{name}: {value_text(part)}" for name, part in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(value_text, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def dataset_table(dataset: Dataset) -> Table:
@@ -310,13 +207,7 @@ def best_epochs_table(history: list[dict], dataset: str, best_by: str = "rsum") 
     for part in phases(history):
         best = best_row(part, best_by)
         i2t, t2i = best["val"]["i2t"], best["val"]["t2i"]
-        sentences = [
-            f"{best['run']} {'ended' if best_by == 'last' else 'was best'} after epoch {best['epoch']} of"
-            f" {part[-1]['epoch']}:"
-            f" {percent(i2t['r1']['value'])} % of {i2t['n']:,} images find a caption of theirs first,"
-            f" {percent(t2i['r1']['value'])} % of {t2i['n']:,} captions their image"
-            f" (by chance {percent(t2i['r1']['chance'])} %)."
-        ]
+        sentences = [outcome(part, best_by)]
         if warning := health_warning(part):
             sentences.append(f"Epoch {part[-1]['epoch']}: {warning}.")
         rows.append(

@@ -13,7 +13,7 @@ from mmlib.metrics import RetrievalRanks, summarise, summarise_seeds
 from mmlib.metrics.compare import ALPHA, check_comparable, compare_seeds, holm, measured_on
 from mmlib.metrics.summary import DIRECTIONS
 from mmlib.training.ablation_plan import PlannedRun, arms_of, candidates, plan_grid
-from mmlib.training.health import collapse_in
+from mmlib.training.card import best_row, collapse_in
 from mmlib.training.runs import (
     open_run,
     read_history,
@@ -145,10 +145,8 @@ def _due(arms: dict[str, list[PlannedRun]]) -> Iterator[tuple[PlannedRun, bool]]
 def _line(run: PlannedRun, end: dict, final: bool) -> str:
     if end["state"] != "complete":
         return f"{end['state']}, {end['reason']}"
-    line = (
-        f"validation {run.config.select_by} {100 * end['validation']:.1f} % at epoch {end['epoch']},"
-        f" {end['seconds']:.0f} s"
-    )
+    by = "rsum" if run.config.select_by == "last" else run.config.select_by
+    line = f"validation {by} {100 * end['validation']:.1f} % at epoch {end['epoch']}, {end['seconds']:.0f} s"
     if not final:
         return line
     result = read_result(run.name)
@@ -172,9 +170,7 @@ def outcome(run: PlannedRun) -> dict | None:
     by, history = run.config.select_by, read_history(run.name)
     if not diverged and len(history) > 1 and all(map(collapse_in, history[-2:])):
         state, reason = "collapsed", collapse_in(history[-1])
-    best = None
-    if state == "complete":  # the earliest of equals
-        best = history[-1] if by == "last" else max(history, key=lambda row: row["val"][by])
+    best = best_row(history, by) if state == "complete" else None
     return {
         "run": run.name,
         "seed": run.config.seed,

@@ -22,7 +22,6 @@ from mmlib.metrics.protocols import protocols_of
 from mmlib.model import DualEncoder
 from mmlib.model.backbones import create_open_clip, open_clip_tag
 from mmlib.output import progress
-from mmlib.training.health import embedding_health
 from mmlib.training.processes import all_gather_objects
 
 if TYPE_CHECKING:
@@ -221,3 +220,23 @@ def check_protocol_of(dataset: Dataset, split: str, protocol: str) -> None:
 
 def _batches(items: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
+
+
+def embedding_health(image_ND: torch.Tensor, caption_MD: torch.Tensor) -> dict[str, float]:
+    """How embeddings lie on the unit sphere.
+
+    Args:
+        image_ND, caption_MD: embeddings of a split.
+
+    Returns:
+        `image_spread` and `caption_spread`, 1 - |mean unit vector|²: 0 if all lie at one point, 1 if they
+        cancel out; `modality_gap`, the distance between the two means (Liang et al. 2022).
+    """
+    image_D, caption_D = (
+        torch.nn.functional.normalize(x.double(), dim=1).mean(0) for x in (image_ND, caption_MD)
+    )
+    return {
+        "image_spread": float(1 - image_D @ image_D),
+        "caption_spread": float(1 - caption_D @ caption_D),
+        "modality_gap": float((image_D - caption_D).norm()),
+    }

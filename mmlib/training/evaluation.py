@@ -25,6 +25,7 @@ from mmlib.metrics.compare import held_out_fingerprint
 from mmlib.metrics.protocols import fold_ranks, protocols_of
 from mmlib.metrics.summary import summarise_folds
 from mmlib.model import DualEncoder, build_model
+from mmlib.training.card import write_card
 from mmlib.training.checkpoint import (
     check_fits,
     check_same_data,
@@ -193,6 +194,7 @@ def _evaluate_run(
     result = {
         "run": run,
         "checkpoint": config.checkpoint,
+        "select_by": trained.select_by,
         "epoch": parts.epoch,
         "split": config.split,
         "data": dataset.identity,
@@ -234,6 +236,7 @@ def _evaluate_run(
         folder.write_json("queries.json", queries_of(dataset, config.split))
         folder.write_json("diagnosis.json", diagnosis)
         folder.write_json("results.json", result)
+        write_card(folder)
     return result
 
 

@@ -27,6 +27,7 @@ from mmlib.data import Tokenizer
 from mmlib.data.batches import Batch, PairSource, SplitTensors
 from mmlib.metrics import summarise
 from mmlib.model import DualEncoder
+from mmlib.training.card import health_warning
 from mmlib.training.checkpoint import (
     checkpoint_bytes,
     evaluated_weights,
@@ -35,7 +36,6 @@ from mmlib.training.checkpoint import (
     set_rng_state,
 )
 from mmlib.training.embed import rank_split
-from mmlib.training.health import health_warning
 from mmlib.training.optimisation import (
     Chunked,
     average_state,

@@ -1,8 +1,9 @@
 """A run folder: everything that one training run leaves behind, and the only thing reports read.
 
 `config.json`, `environment.json`, `tokenizer.json`, `history.jsonl`, `status.json`, `last.pt`,
-`best.pt`, `model.safetensors`; evaluation adds `results.json`, `ranks.npz`, `diagnosis.json`, `slots.npz`,
-`gallery.npz` and `queries.json` (the last two hold images and captions of the data set).
+`best.pt`, `model.safetensors`, `README.md` (its card); evaluation adds `results.json`, `ranks.npz`,
+`diagnosis.json`, `slots.npz`, `gallery.npz` and `queries.json` (the last two hold images and captions of the
+data set).
 """
 
 import contextlib

@@ -17,8 +17,9 @@ from mmlib.config import ParameterError, TrainConfig, build, continued, differen
 from mmlib.data import Dataset, Tokenizer, build_tokenizer, load_dataset
 from mmlib.data.batches import PairSource
 from mmlib.data.tokenizers import count_losses, loss_shares, losses_warning
-from mmlib.files import InUse
+from mmlib.files import InUse, printable
 from mmlib.model import build_loss, build_model, load_learned
+from mmlib.training.card import write_card
 from mmlib.training.checkpoint import (
     Parent,
     check_fits,
@@ -91,6 +92,9 @@ def train(
                 learner = _build_learner(start, inputs, folder, fabric, log)
                 _run(learner)
             fabric.barrier()
+        elif fabric.is_global_zero and not (run_folder(config.run) / "README.md").exists():
+            with contextlib.suppress(InUse, OSError), open_run(config.run) as folder:
+                write_card(folder)  # of a run from before there were cards
     except Exception as error:
         if has_lost_another(fabric, error):
             raise RuntimeError(
@@ -297,19 +301,20 @@ def _build_learner(start: _Start, inputs: tuple, folder: RunFolder, fabric: "Fab
         log(f"run {config.run!r} goes on in epoch {position.epoch}, step {position.step + 1}{source}")
         return learner
     if fabric.is_global_zero:
-        _start_folder(learner, parent, start.dataset.identity)
+        _start_folder(learner, parent, start.dataset)
     if parent and parent.optimizer_state == "keep":
         keep_optimizer_state(learner.optimizer, parent.content, (model, loss))
     return learner
 
 
-def _start_folder(learner: Learner, parent: Parent | None, data_identity: dict) -> None:
+def _start_folder(learner: Learner, parent: Parent | None, dataset: Dataset) -> None:
     folder, config = learner.folder, learner.config
     losses = count_losses(learner.tokenizer, learner.val_data.split.captions, config.max_tokens)
     _log_losses(losses, learner.progress.log)
     described = describe_machine(learner.fabric.device) | {
         "seed": config.seed,
-        "data": data_identity,
+        "data": dataset.identity,
+        "notes": [printable(note)[:1000] for note in dataset.notes],
         "tokenizer_losses": losses,
         "parent": parent.lineage if parent else None,
         "trainable_weights": sum(p.numel() for g in learner.optimizer.param_groups for p in g["params"]),
@@ -357,6 +362,7 @@ def _run(learner: Learner) -> None:
                     status("failed", f"{type(error).__name__}: {error}")
             raise
         if fabric.is_global_zero:
+            write_card(learner.folder)  # first: a run that says it is complete has one
             status("complete")
 
 

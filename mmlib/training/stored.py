@@ -72,8 +72,8 @@ _Losses = fields(
 )
 _Parent = fields(run=Name, checkpoint=Literal["best", "last"], epoch=Count)
 Environment = fields(
-    "tokenizer_losses",  # which older runs did not count
-    data=Data, parent=_Parent | None, trainable_weights=Count, tokenizer_losses=_Losses,
+    "tokenizer_losses notes",  # which older runs did not keep
+    data=Data, parent=_Parent | None, trainable_weights=Count, tokenizer_losses=_Losses, notes=list[Words],
 )  # fmt: skip
 Choice = fields("select_by", select_by=Metric)
 Status = fields("reason", state=Literal["running", "complete", "failed", "interrupted", "killed"], reason=str)
@@ -99,7 +99,9 @@ def _has_standard(result: BaseModel) -> BaseModel:
 
 
 Result = fields(
+    "select_by",  # older ones do not say what chose the checkpoint
     check=_has_standard,
+    select_by=Metric,
     run=Name, checkpoint=Words, epoch=Count, split=Words, data=Data, pretraining=Words,
     protocols=dict[Words, Summary],
 )  # fmt: skip

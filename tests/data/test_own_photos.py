@@ -194,13 +194,55 @@ def test_captions_that_are_missing_in_json_and_parquet_are_left_out(root, monkey
 def test_too_few_photos_are_told_what_would_do(root):
     paint(root, "a.png", "b.png", "c.png")
     (root / "captions.csv").write_text("image,caption\na.png,x\n")
-    with pytest.raises(ValueError, match=r"captions of at least 3 photos, .* found 1; add photos"):
+    with pytest.raises(ValueError, match=r"captions of at least 3 photos, .* found 1; add captions"):
         load(root)
     (root / "captions.csv").write_text("image,caption\na.png,x\nb.png,y\nc.png,z\n")
     with pytest.raises(ValueError, match=r"found none in .*; use split_seed \d+, or add photos") as caught:
         load(root)
     seed = int(re.search(r"split_seed (\d+), or", str(caught.value))[1])
     assert all(load(root, split_seed=seed).splits[split].images for split in ("train", "val", "test"))
+
+
+def test_what_lies_elsewhere_or_is_of_another_kind_is_named(root):
+    paint(root, "photos/a.png", "photos/b.png", "photos/c.png")
+    (root / "photos" / "captions.csv").write_text("image,caption\na.png,x\n")
+    expected = r"expected captions .* found captions.csv in photos; name that folder: -p data_root \S+/photos"
+    with pytest.raises(FileNotFoundError, match=expected):
+        load(root)
+    (root / "iphone").mkdir()
+    (root / "iphone" / "a.HEIC").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"found none but \.heic; save them as JPEG"):
+        load(root / "iphone")
+
+
+def test_empty_text_files_are_told_of_as_such(root):
+    names = ("train/a", "val/b", "test/c", "train/d")
+    paint(root, *(f"{name}.png" for name in names))
+    for name in names:
+        (root / f"{name}.txt").write_text("\n")
+    with pytest.raises(ValueError, match="expected captions, found only empty ones; fill them in"):
+        load(root)
+    for name in names[:3]:
+        (root / f"{name}.txt").write_text("one\n\ntwo\n")
+    notes = load(root).notes
+    assert "Left out: 1 empty caption." in notes
+    assert "Left out: 1 photo without captions: train/d.png." in notes
+
+
+@pytest.mark.parametrize(
+    ("place", "column", "said"),
+    [
+        ("", ",split\n", "as the column split says); write them into the column, or take it out"),
+        ("train/", "\n", "by sub-folders); put photos into train/, val/ and test/, or all into a folder of"),
+    ],
+)
+def test_photos_that_are_all_in_one_split_are_told_what_would_do(root, place, column, said):
+    paint(root, *(f"{place}{name}.png" for name in "abc"))
+    part = ",train\n" if column == ",split\n" else "\n"
+    rows = "".join(f"{place}{name}.png,x{part}" for name in "abc")
+    (root / "captions.csv").write_text(f"image,caption{column}{rows}")
+    with pytest.raises(ValueError, match=re.escape(f"none in val and test (train 3, val 0, test 0; {said}")):
+        load(root)
 
 
 def test_a_photo_that_is_in_two_splits_leaves_training(root):
@@ -234,7 +276,7 @@ def test_names_of_other_systems_find_their_files(root):
         ("image,caption,split\na.png,x,trian\n", r"expected a split of train, .*, found 'trian'"),
         ("image,caption,split\na.png,x,train\na.png,y,test\n", r"in one split, found test after train"),
         ("image,caption,split\na.png,x,train\nb.png,y,\n", r"expected a split of train, .*, found ''"),
-        ("image,caption\na.png,\nb.png, \n", r"expected captions, found only empty ones; fill the column in"),
+        ("image,caption\na.png,\nb.png, \n", r"expected captions, found only empty ones; fill them in"),
     ],
 )  # fmt: skip
 def test_tables_that_cannot_be_used_are_explained(root, content, message):

@@ -287,8 +287,9 @@ def test_results_of_a_run_whose_overwriting_was_killed_are_not_taken_for_the_new
     tiny_train(**RUN | {"epochs": 1, "lr": 0.02})
     assert {path.name for path in folder.iterdir()} - {".lock"} == {
         "config.json", "environment.json", "tokenizer.json", "history.jsonl", "status.json",
-        "best.pt", "last.pt", "model.safetensors",
+        "best.pt", "last.pt", "model.safetensors", "README.md",
     }  # fmt: skip
+    assert "Not evaluated yet" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_an_evaluation_waits_for_nobody_who_writes(tiny_place):

@@ -358,3 +358,12 @@ def test_the_plan_is_a_row_an_arm(planned):
     assert list(table.frame["tuned on validation"]) == ["–", "lr 0.1; lr 0.2"]
     assert list(table.frame["runs"]) == [3, 4]
     assert table.caption.startswith("7 training runs;")
+
+
+def test_an_ablation_of_last_epochs_says_so(ablation):
+    of_last = ablation | {"select_by": "last"}
+    assert " · last epoch of each run · " in ablation_table(of_last).caption
+    tried = tuning_table(of_last)
+    assert {"validation rsum", "last epoch"} <= set(tried.frame)
+    assert "alone, last epoch of each run; the highest rsum is chosen" in tried.caption
+    assert "best checkpoint of each run by rsum on validation" in ablation_table(ablation).caption

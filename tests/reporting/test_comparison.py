@@ -13,8 +13,8 @@ from mmlib.cli import main
 from mmlib.files import read_json, write_json
 from mmlib.metrics import RetrievalRanks, compare_runs, summarise_seeds
 from mmlib.metrics.compare import holm, measured_on
+from mmlib.metrics.summary import percent
 from mmlib.reporting.comparison import compared_with, comparison_table, write_comparison
-from mmlib.reporting.tables import percent
 
 HOSTILE = "</td><img src=x onerror=alert(1)> \x1b[31m שלום \u202e 'x' & 🎈"
 RUNS = ("one", "two", "three")

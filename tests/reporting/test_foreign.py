@@ -17,11 +17,12 @@ from browser import BROWSER, FLAGS, needs_browser
 from bs4 import BeautifulSoup
 
 from mmlib import files
+from mmlib.output import plain_text
 from mmlib.reporting.pages import POLICY, SCRIPT, TEMPLATES, harmless_html, policy_for
 from mmlib.reporting.publish import write_index
 from mmlib.reporting.report import overview, write_report
 from mmlib.reporting.results import results_table
-from mmlib.reporting.tables import Table, plain_text
+from mmlib.reporting.tables import Table
 
 ACT = "document.documentElement.dataset.ran=1"
 BREAK_OUT = f'"><img src=x onerror="{ACT}"><script>{ACT}</script><i a="'

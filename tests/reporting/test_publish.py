@@ -380,3 +380,65 @@ def test_the_index_is_filtered_sorted_and_compares_two_runs(repository, tmp_path
         assert page.evaluate("document.querySelectorAll('.card:not([hidden])').length") == 1
         assert page.complaints == []
         assert page.requests == []
+
+
+def with_text(repository, text: str) -> Path:
+    """A complete local report with a text on its page."""
+    repository.run("demo-train")
+    stream = nbformat.v4.new_output("stream", name="stdout", text=text)
+    data = {"text/html": f"<p>{text}</p>", "text/plain": text}
+    repository.executed("demo", "03_evaluate", [stream, nbformat.v4.new_output("display_data", data=data)])
+    return write_report("demo")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("data_root {outside}/photos", "{outside}/photos"),
+        ("data_root = '{outside}/photos'", "{outside}/photos"),
+        ("hf:{outside}/bert", "{outside}/bert"),
+        ("file://{outside}/x", "{outside}/x"),
+        ("/home/nobody-here/photos", "/home/nobody-here/photos"),
+        ("/Users/nobody-here/photos", "/Users/nobody-here/photos"),
+    ],
+)
+def test_a_page_with_a_path_of_the_machine_is_not_published(
+    repository, tmp_path_factory, text, named, capsys
+):
+    outside = tmp_path_factory.mktemp("elsewhere")
+    named = named.format(outside=outside)
+    with_text(repository, text.format(outside=outside))
+    assert main(["publish", "demo"]) == 1
+    said = capsys.readouterr().err
+    assert (
+        "reports/demo/03_evaluate.html: expected no path of this machine on what is passed on, found" in said
+    )
+    assert f"found {named};" in said
+    assert f"link it below the repository (ln -s {named} data/), give its path from there, data/" in said
+    assert not (files.PUBLISHED / "demo").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://example.org/home/x", "and/or, 1 / 2", "data/home/x", "../tmp/x", "/nothing-here/x", "~/x"],
+)
+def test_what_is_no_path_of_the_machine_is_published(repository, text):
+    with_text(repository, text)
+    publish("demo")
+    assert (files.PUBLISHED / "demo" / "03_evaluate.html").is_file()
+
+
+def test_a_path_inside_the_repository_is_shown_from_its_root(repository):
+    report = with_text(repository, f"data_root {files.ROOT}/data/photos, and {files.ROOT}-other")
+    page = (report / "03_evaluate.html").read_text()
+    assert page.count("data_root data/photos, and ") == 2
+    assert f"{files.ROOT}/" not in page
+    with pytest.raises(ValueError, match=f"found {files.ROOT}-other; link it below"):
+        publish("demo")
+
+
+def test_a_report_that_was_rendered_with_paths_of_the_repository_is_rendered_again(report):
+    page = report / "03_evaluate.html"
+    page.write_text(page.read_text() + f"<p>{files.ROOT}/data</p>")
+    with pytest.raises(ValueError, match="render it again: python -m mmlib report demo"):
+        publish("demo")

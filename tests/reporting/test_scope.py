@@ -98,3 +98,17 @@ def test_runs_that_hold_out_the_same_stand_together_everywhere(places, data_a, d
 def test_runs_that_hold_out_other_data_stand_together_nowhere(places, data_b, split_b, reason):
     said = places(ONE | HELD_OUT, data_b, split_b)
     assert {place for place, text in said.items() if reason in (text or "")} == said.keys()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        (({}, {"select_by": "rsum"}), "best checkpoint of each run ·"),
+        (({"select_by": "last"}, {"checkpoint": "last"}), "last epoch of each run ·"),
+        (({"select_by": "last"}, {}), "best checkpoint of each run, of one the last epoch ·"),
+    ],
+)
+def test_a_caption_says_which_weights_of_a_run_were_measured(chosen, said):
+    results = [samples.result(run) | more for run, more in zip(("one", "two"), chosen)]
+    assert said in results_table(results).caption
+    assert said.removesuffix(" ·") in results_figure(results).texts[1].get_text().replace("\n", " ")

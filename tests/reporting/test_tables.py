@@ -5,7 +5,9 @@ import reporting_samples as samples
 from pydantic import BaseModel, Field
 from torch import nn
 
+from mmlib.config.page import value_text
 from mmlib.metrics import recall_interval
+from mmlib.metrics.summary import percent, recall_cells, recall_text
 from mmlib.model.network import MemoryBlock
 from mmlib.reporting import best_epochs_table, model_table, parameter_table, results_table
 from mmlib.reporting.pages import harmless_html
@@ -15,7 +17,6 @@ from mmlib.reporting.published import (
     reference_section,
     why_not_published,
 )
-from mmlib.reporting.tables import percent, recall_cells, recall_text, value_text
 
 
 class Config(BaseModel):

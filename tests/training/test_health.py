@@ -8,7 +8,8 @@ from tiny_runs import tiny_train
 
 from mmlib.model import MemoryNetwork
 from mmlib.reporting import health_table
-from mmlib.training.health import embedding_health, health_warning
+from mmlib.training.card import health_warning
+from mmlib.training.embed import embedding_health
 
 pytestmark = pytest.mark.usefixtures("tiny_place")
 

@@ -24,8 +24,8 @@ from mmlib.config import ParameterError
 from mmlib.data import shapes
 from mmlib.data.tokenizers import loss_shares, losses_warning
 from mmlib.files import InUse, read_json
+from mmlib.metrics.summary import percent
 from mmlib.reporting import lineage_table
-from mmlib.reporting.tables import percent
 from mmlib.training import read_history, read_result, run_state, start, stored_config
 from mmlib.training.loop import Learner
 from mmlib.training.runs import open_run, require_complete
@@ -73,7 +73,7 @@ def test_what_a_run_leaves_behind(folder):
     history = tiny_train()
     assert {path.name for path in folder.iterdir()} - {".lock"} == {
         "config.json", "environment.json", "tokenizer.json", "history.jsonl", "status.json",
-        "best.pt", "last.pt", "model.safetensors",
+        "best.pt", "last.pt", "model.safetensors", "README.md",
     }  # fmt: skip
     assert read_history("tiny") == history
     assert stored_config("tiny") == tiny_config()
