@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mmlib.files import explained, printable, write_bytes_atomic, write_json, write_text_atomic
+from mmlib.output import quiet
 from mmlib.search import Retriever
 
 OPSET = 20
@@ -142,12 +143,8 @@ def tower_bytes(model, kind: str, size: int, tokens: int, vocabulary: int) -> by
         return torch.randint(vocabulary, (items, tokens), generator=generator), length_B
 
     batch = torch.export.Dim("batch")
-    noisy = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in noisy]
     try:
-        for logger in noisy:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), torch.no_grad():
+        with quiet(logging.ERROR), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 tower, example(TRACED), dynamic_shapes=tuple({0: batch} for _ in names), strict=False
@@ -163,9 +160,6 @@ def tower_bytes(model, kind: str, size: int, tokens: int, vocabulary: int) -> by
             f"the {kind} tower cannot be exported to ONNX: {printable(said[:300])}; train with another"
             f" {kind}_encoder, or search with the run itself (python -m mmlib index)"
         ) from error
-    finally:
-        for logger, level in zip(noisy, levels):
-            logger.setLevel(level)
     item = example(CHECKED)
     with torch.no_grad():
         expected_BD = tower(*item).numpy()

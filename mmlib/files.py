@@ -278,9 +278,9 @@ def is_name(name: Any) -> bool:
     return isinstance(name, str) and bool(_NAME.fullmatch(name)) and len(name.encode()) <= MAX_NAME_BYTES
 
 
-def nearest(name: str, names: Iterable[str], cutoff: float = 0.5) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
     """`; did you mean 'lr'?` for the known name that is most like `name`; nothing if none is."""
-    near = difflib.get_close_matches(str(name), list(names), n=1, cutoff=cutoff)
+    near = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

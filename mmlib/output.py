@@ -1,11 +1,12 @@
-"""Standard streams that cannot fail a command, how far long work is, and foreign text in Markdown."""
+"""Standard streams that cannot fail a command, how far long work is, quiet libraries, text in Markdown."""
 
 import contextlib
 import io
+import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
 
 from tqdm import tqdm
@@ -16,7 +17,7 @@ LINE_SECONDS = 30  # between the lines that say how far long work is, where no t
 _MARKUP = re.compile(r"[\\`*\[\]<>~$]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|^#")
 
 
-def progress(work: Iterable | None = None, **options) -> tqdm:
+def progress(work: Iterable | None = None, show: Callable[[dict], None] | None = None, **options) -> tqdm:
     """The work, or a bar to `update`, that says how far it is.
 
     In a terminal that is a bar; in a file or a notebook, a line each `LINE_SECONDS`, so that short work
@@ -25,30 +26,50 @@ def progress(work: Iterable | None = None, **options) -> tqdm:
 
     Args:
         work: is iterated over; None if the caller updates.
+        show: shows how far it is, by `tqdm.format_dict`, in place of bar and lines.
         options: of tqdm; `desc`, `unit` and `total` are in the lines.
     """
-    if sys.stderr is not None and sys.stderr.isatty():
+    if show is None and sys.stderr is not None and sys.stderr.isatty():
         return tqdm(work, **options)
-    return _Lines(work, **options | {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS})
+    if show is None:
+        show, options = _write_line, options | {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS}
+    return _Shown(work, show, **options)
 
 
-class _Lines(tqdm):
-    """A bar for what is no terminal: a line now and then."""
+class _Shown(tqdm):
+    """A bar that a function shows."""
 
     monitor_interval = 0  # no thread of its own
 
-    def __init__(self, work, **options):
-        super().__init__(work, file=io.StringIO(), miniters=1, leave=False, **options)
+    def __init__(self, work, show, **options):
+        self._show = show
+        super().__init__(work, **options | {"file": io.StringIO(), "miniters": 1, "leave": False})
 
     def display(self, msg=None, pos=None) -> None:
-        """Writes a line; tqdm asks for it."""
-        if msg is None and self.n:
-            look = self.format_dict | {
-                "bar_format": "{desc}: {n_fmt} of {total_fmt} {unit}s, {remaining} left"
-            }
-            ipython = sys.modules.get("IPython")
-            in_kernel = ipython and hasattr(ipython.get_ipython(), "kernel")
-            print(self.format_meter(**look), file=sys.stdout if in_kernel else sys.stderr, flush=True)
+        """Shows how far it is; tqdm asks for it."""
+        if msg is None:
+            self._show(self.format_dict)
+
+
+def _write_line(bar: dict) -> None:
+    if bar["n"]:
+        look = bar | {"bar_format": "{desc}: {n_fmt} of {total_fmt} {unit}s, {remaining} left"}
+        ipython = sys.modules.get("IPython")
+        in_kernel = ipython and hasattr(ipython.get_ipython(), "kernel")
+        print(tqdm.format_meter(**look), file=sys.stdout if in_kernel else sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """Keeps remarks of libraries, up to this level, to itself while the block lasts."""
+    root, nothing, before = logging.getLogger(), logging.NullHandler(), logging.root.manager.disable
+    root.addHandler(nothing)  # else a library's first remark sets up logging for the whole process
+    logging.disable(level)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        root.removeHandler(nothing)
 
 
 class Output:

@@ -68,14 +68,12 @@ class _Index:
         model: `Retriever.model_digest` of the model that embedded them.
         stamps: name to (size, time of change in ns), in the order of the rows.
         unit_ND: embeddings of unit length, float32.
-        unreadable: name to (size, time of change in ns, reason).
     """
 
     folder: Path
     model: str
     stamps: dict[str, tuple[int, int]]
     unit_ND: np.ndarray
-    unreadable: dict[str, tuple[int, int, str]]
 
 
 class Retriever:
@@ -120,8 +118,8 @@ class Retriever:
     def index(self, folder: str | os.PathLike) -> Indexed:
         """Embed the images of a folder and its sub-folders that are new or have changed.
 
-        A file is taken for unchanged if its size and time of change are.  What was embedded before an
-        interruption is kept.
+        A file is taken for unchanged if its size and time of change are; one that could not be read is tried
+        again.  What was embedded before an interruption is kept.
 
         Args:
             folder: JPEG, PNG, WebP, GIF, BMP and TIFF files are indexed; hidden folders are passed over, and
@@ -147,28 +145,26 @@ class Retriever:
         path = self._path(root)
         before = _read(path) if path.exists() else None
         if before is None or before.model != self.model_digest:
-            before = _Index(root, self.model_digest, {}, np.empty((0, 0), np.float32), {})
+            before = _Index(root, self.model_digest, {}, np.empty((0, 0), np.float32))
         kept = [name for name, stamp in before.stamps.items() if there.get(name) == stamp]
-        unreadable = {n: of for n, of in before.unreadable.items() if there.get(n) == of[:2]}
-        known = unreadable.keys() | set(kept)
-        new = [name for name in there if name not in known]
+        new = [name for name, stamp in there.items() if before.stamps.get(name) != stamp]
         removed = len(before.stamps) - len(kept)
         rows = {name: row for row, name in enumerate(before.stamps)}
         parts = [before.unit_ND[[rows[name] for name in kept]]] if kept else []
         done: list[str] = []
+        unreadable: dict[str, str] = {}
         try:
             for names, unit_BD, reasons in self._embedded(root, new):
                 done += names
                 parts.append(unit_BD)
-                unreadable |= {name: (*there[name], reason) for name, reason in reasons.items()}
+                unreadable |= reasons
         finally:
-            if done or removed or unreadable != before.unreadable:
+            if done or removed:
                 stamps = {name: there[name] for name in kept + done}
                 unit_ND = np.concatenate(parts) if parts else before.unit_ND[:0]
-                self._write(path, _Index(root, self.model_digest, stamps, unit_ND, unreadable))
+                self._write(path, _Index(root, self.model_digest, stamps, unit_ND))
                 self._indexes = None
-        reasons = {name: of[2] for name, of in unreadable.items()}
-        return Indexed(len(kept) + len(done), len(done), removed, reasons, outside)
+        return Indexed(len(kept) + len(done), len(done), removed, unreadable, outside)
 
     def _embedded(
         self, root: Path, names: Sequence[str]
@@ -299,7 +295,6 @@ class Retriever:
             "folder": str(index.folder),
             "model": index.model,
             "files": [[name, *stamp] for name, stamp in index.stamps.items()],
-            "unreadable": [[name, *known] for name, known in index.unreadable.items()],
         }
         content = io.BytesIO()
         text = np.frombuffer(json.dumps(record).encode(), np.uint8)
@@ -325,13 +320,12 @@ def _read(path: Path) -> _Index:
         arrays = read_npz(path, ["record", "unit_ND"])
         record = parse_json(arrays["record"].tobytes(), str(path))
         stamps = {str(name): (int(size), int(time)) for name, size, time in record["files"]}
-        unreadable = {str(n): (int(size), int(time), str(why)) for n, size, time, why in record["unreadable"]}
         unit_ND = arrays["unit_ND"]
         if unit_ND.dtype != np.float32 or unit_ND.ndim != 2 or len(unit_ND) != len(stamps):
             raise ValueError(f"embeddings {unit_ND.shape} of {unit_ND.dtype} for {len(stamps):,} images")
         if not np.isfinite(unit_ND).all():
             raise ValueError("embeddings that are not finite")
-        return _Index(Path(record["folder"]), str(record["model"]), stamps, unit_ND, unreadable)
+        return _Index(Path(record["folder"]), str(record["model"]), stamps, unit_ND)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{shown(path)} is damaged ({printable(str(error))}); delete it and index the folder again"

@@ -5,12 +5,3 @@ Needs a data set, embeddings and ranks (the memory's reads: a model); knows noth
 
 from mmlib.analysis.diagnosis import changed_queries, diagnose, nearest_neighbours, queries_of
 from mmlib.analysis.memory import memory_health, slot_readers
-
-__all__ = [
-    "changed_queries",
-    "diagnose",
-    "memory_health",
-    "nearest_neighbours",
-    "queries_of",
-    "slot_readers",
-]

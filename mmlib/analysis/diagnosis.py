@@ -179,9 +179,9 @@ def calibration(margin_Q, rank_Q, *, bins: int = MARGIN_BINS, cluster_Q=None) ->
     return rows
 
 
-def histograms(parts: dict[str, np.ndarray], bins: int = SIMILARITY_BINS) -> dict:
+def histograms(parts: dict[str, np.ndarray]) -> dict:
     """Histograms over common `edges`; by part `n`, `mean`, `median` and `counts`."""
-    edges = np.histogram_bin_edges(np.concatenate(list(parts.values())), bins)
+    edges = np.histogram_bin_edges(np.concatenate(list(parts.values())), SIMILARITY_BINS)
     return {"edges": edges.tolist()} | {
         name: {
             "n": len(values),
@@ -357,7 +357,7 @@ def recall_by_group(rank_Q, members: dict[str, np.ndarray], *, k: int = 1, clust
     return rows
 
 
-def image_clusters(image_ND, clusters: int = CLUSTERS, seed: int = 0) -> np.ndarray:
+def image_clusters(image_ND, clusters: int = CLUSTERS) -> np.ndarray:
     """k-means over image directions: the cluster of each image, int64 (N,), 0 the largest.
 
     The best of `STARTS` runs from random images.  Fewer clusters than asked where images are fewer,
@@ -369,7 +369,7 @@ def image_clusters(image_ND, clusters: int = CLUSTERS, seed: int = 0) -> np.ndar
     from scipy.cluster.vq import kmeans, vq
 
     unit_ND = UnitRows(image_ND, "image_ND")[:].cpu().numpy()
-    centre_CD, _ = kmeans(unit_ND, min(clusters, len(unit_ND)), iter=STARTS, rng=seed)
+    centre_CD, _ = kmeans(unit_ND, min(clusters, len(unit_ND)), iter=STARTS, rng=0)
     _, label_N = np.unique(vq(unit_ND, centre_CD)[0], return_inverse=True)
     by_size = np.argsort(-np.bincount(label_N), kind="stable")
     return np.argsort(by_size)[label_N]

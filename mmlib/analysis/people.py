@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mmlib.data import Dataset
-from mmlib.data.captions import read_token_file
+from mmlib.data.captions import read_lines, read_token_file
 from mmlib.data.photos import FLICKR8K_TOKENS, find_file
-from mmlib.files import from_root, read_text
+from mmlib.files import from_root
 from mmlib.metrics import RetrievalRanks
 from mmlib.metrics.ranks import UnitRows, ranks_of_pairs
 from mmlib.metrics.resampling import TAILS, image_weights
@@ -179,11 +179,9 @@ def read_judgements(
         ValueError: a malformed line, by number; a judged caption without a text.
     """
     table = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
         try:
-            image, caption, *numbers = line.rstrip("\r").split("\t")
+            image, caption, *numbers = line.split("\t")
             first, second, third = map(float, numbers)
         except ValueError:
             raise ValueError(

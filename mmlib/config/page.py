@@ -6,29 +6,19 @@ from typing import Any
 from pydantic import BaseModel
 
 from mmlib import files
-from mmlib.config.parameters import (
+from mmlib.config import (
     AblationConfig,
     AnalysisConfig,
-    AugmentConfig,
     ContinueConfig,
-    DataConfig,
     EvaluateConfig,
-    LossConfig,
-    ModelConfig,
     OptimConfig,
-    PlaceConfig,
-    TokenizerConfig,
     TrainConfig,
-    TuneConfig,
 )
 from mmlib.config.reading import OTHER_THAN
 
 PAGE = files.ROOT / "docs" / "parameters.md"
-GROUPS = {  # of a training run
-    "Data": DataConfig, "Tokenizer": TokenizerConfig, "Model": ModelConfig, "Loss": LossConfig,
-    "Augmentation": AugmentConfig, "Fine-tuning": TuneConfig, "Optimisation": OptimConfig,
-    "Place": PlaceConfig,
-}  # fmt: skip
+TITLES = ("Data", "Tokenizer", "Model", "Loss", "Augmentation", "Fine-tuning", "Optimisation", "Place")
+GROUPS = dict(zip(TITLES, TrainConfig.__bases__, strict=True))  # of a training run
 OTHERS = {"Evaluate": EvaluateConfig, "Analysis": AnalysisConfig, "Ablation": AblationConfig}
 HEAD = f"""# Every parameter
 

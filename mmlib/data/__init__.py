@@ -5,19 +5,6 @@ from mmlib.data.dataset import SPLITS, Dataset, ImageSource, Split
 from mmlib.data.store import Store, open_store
 from mmlib.data.tokenizers import Tokenizer, build_tokenizer, restore_tokenizer
 
-__all__ = [
-    "SPLITS",
-    "Dataset",
-    "ImageSource",
-    "Split",
-    "Store",
-    "Tokenizer",
-    "build_tokenizer",
-    "load_dataset",
-    "open_store",
-    "restore_tokenizer",
-]
-
 
 def load_dataset(config: DataConfig) -> Dataset:
     """The data set that the config names, its training split without images that are held out.

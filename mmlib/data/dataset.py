@@ -59,8 +59,6 @@ class Split:
     shard_of_image_N: np.ndarray | None = None
 
     def __post_init__(self):
-        if len(set(self.images)) != len(self.images):
-            raise ValueError(f"split {self.name!r}: image names must be unique")
         for attribute, dtype, length in (
             ("image_of_caption_M", np.int64, len(self.captions)),
             ("weight_of_caption_M", np.float64, len(self.captions)),

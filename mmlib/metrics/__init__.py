@@ -8,17 +8,3 @@ from mmlib.metrics.protocols import PROTOCOLS
 from mmlib.metrics.ranks import RetrievalRanks, paired_ranks, retrieval_ranks
 from mmlib.metrics.resampling import bootstrap_intervals
 from mmlib.metrics.summary import recall_at_k, recall_interval, summarise
-
-__all__ = [
-    "PROTOCOLS",
-    "RetrievalRanks",
-    "bootstrap_intervals",
-    "compare_runs",
-    "paired_ranks",
-    "recall_at_k",
-    "recall_interval",
-    "retrieval_ranks",
-    "summarise",
-    "summarise_seeds",
-    "verdict_from_counts",
-]

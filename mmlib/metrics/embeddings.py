@@ -12,7 +12,7 @@ from mmlib.arrays import npz_names, open_npy, read_npz, refused
 from mmlib.metrics.protocols import first_captions, fold_ranks, protocol_named
 from mmlib.metrics.ranks import checked_map, paired_ranks, retrieval_ranks
 from mmlib.metrics.resampling import bootstrap_intervals
-from mmlib.metrics.summary import DIRECTION_NAMES, DIRECTIONS, summarise, summarise_folds
+from mmlib.metrics.summary import DIRECTION_NAMES, DIRECTIONS, ceilings_in_words, summarise, summarise_folds
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 MOST_NAMES = 20  # of the arrays of a file, that an error lists
@@ -119,11 +119,7 @@ def results_text(summary: dict, data: str) -> str:
         f" {summary['t2i']['n']:,} caption queries{folds} · {summary['width']} dimensions"
         " · ties count against the model"
     )
-    for name, ceiling in (summary["ceiling"] or {}).items():
-        if ceiling < 1:
-            direction, k = name.split("_r")
-            lines.append(f"a perfect model reaches {100 * ceiling:.1f} % {DIRECTION_NAMES[direction]} R@{k}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *ceilings_in_words(summary)])
 
 
 def _interval_text(metric: dict) -> str:

@@ -47,6 +47,15 @@ def summarise(ranks: RetrievalRanks, *, protocol: str | None = None, ks=(1, 5, 1
     return summary | {"ceiling": ceiling if min(ceiling.values()) < 1 else None}
 
 
+def ceilings_in_words(summary: dict) -> list[str]:
+    """`a perfect model reaches 20.0 % image → text R@1`, for each recall of a summary that has a ceiling."""
+    below = {name: ceiling for name, ceiling in (summary.get("ceiling") or {}).items() if ceiling < 1}
+    return [
+        f"a perfect model reaches {100 * ceiling:.1f} % {DIRECTION_NAMES[name[:3]]} R@{name[5:]}"
+        for name, ceiling in below.items()
+    ]
+
+
 def chance_recall(ranks: RetrievalRanks, direction: str, k: int) -> float:
     """Expected R@K of a ranking in random order, exact.
 
@@ -64,7 +73,7 @@ def chance_recall(ranks: RetrievalRanks, direction: str, k: int) -> float:
     return float(np.average(chances, weights=times))
 
 
-def summarise_folds(folds: list[RetrievalRanks], *, protocol: str = "coco_1k_folds", ks=(1, 5, 10)) -> dict:
+def summarise_folds(folds: list[RetrievalRanks], *, protocol: str = "coco_1k_folds") -> dict:
     """Mean over folds of every metric, in the layout of `summarise`.
 
     Each R@K is the mean of the folds' (the field's way); its interval is `recall_interval` over
@@ -76,7 +85,7 @@ def summarise_folds(folds: list[RetrievalRanks], *, protocol: str = "coco_1k_fol
     """
     for fold in folds:
         check_protocol(fold, protocol)
-    return {"protocol": protocol, "folds": len(folds), **_mean_over(folds, ks), "ceiling": None}
+    return {"protocol": protocol, "folds": len(folds), **_mean_over(folds, (1, 5, 10)), "ceiling": None}
 
 
 def _mean_over(folds: list[RetrievalRanks], ks) -> dict:

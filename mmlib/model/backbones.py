@@ -16,10 +16,8 @@ Shapes: B items, L tokens, F feature channels, P positions.
 """
 
 import json
-import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +37,7 @@ from mmlib.model.pretrained import (
     load_file,
     reading,
 )
+from mmlib.output import quiet
 
 # Modules of torchvision's classification models that come after the last map or beside the way to it.
 CUT = ("avgpool", "flatten", "dropout", "classifier", "fc", "head", "heads", "AuxLogits", "aux1", "aux2")
@@ -230,7 +229,8 @@ def create_open_clip(
     file = weights if is_file(weights) and load_pretrained else None
     # A text tower of transformers has its configuration on the hub.
     hub = bool(about.get("hf_hub")) or "hf_model_name" in open_clip.get_model_config(name)["text_cfg"]
-    with _quiet(), downloading(full, f"weights {(tag or weights)!r}", f"{option}=<path>", hub):
+    # Remarks are on random weights, which are what was asked for.
+    with quiet(), downloading(full, f"weights {(tag or weights)!r}", f"{option}=<path>", hub):
         if tag and load_pretrained:
             file = open_clip.download_pretrained(about)
         # Weights that were trained with the quick form of GELU give other features with the exact one.
@@ -302,20 +302,6 @@ def _read_open_clip_text(
 def _check_positions(full: str, positions: int | None, max_tokens: int) -> None:
     if positions and 0 < positions < max_tokens:
         raise ParameterError(f"max_tokens: {full} has {positions} positions, found {max_tokens}")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps a library's remarks on random weights to itself; they are what was asked for."""
-    root, nothing = logging.getLogger(), logging.NullHandler()
-    level = logging.root.manager.disable
-    root.addHandler(nothing)  # else the library's first remark sets up logging for the whole process
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(level)
-        root.removeHandler(nothing)
 
 
 def build_hf_text(name: str, settings: Any, load_pretrained: bool, architecture: dict | None) -> Backbone:

@@ -22,7 +22,7 @@ from mmlib.metrics.compare import (
     verdict_in_words,
     why_not_comparable,
 )
-from mmlib.metrics.summary import DIRECTION_NAMES, percent, result_rows, scope
+from mmlib.metrics.summary import DIRECTION_NAMES, ceilings_in_words, percent, result_rows, scope
 from mmlib.reporting.curves import compared_curves
 from mmlib.reporting.explorer import thumbnails
 from mmlib.reporting.pages import SCRIPT, page_from
@@ -188,12 +188,8 @@ def write_evaluation(
     """
     where = scope(printable(data), "", summary)
     caption = f"{where} · 95 % intervals · hits/n · ties count against the model"
-    for key, ceiling in (summary.get("ceiling") or {}).items():
-        if ceiling < 1:
-            direction, k = key.split("_r")
-            caption += f" · a perfect model reaches {percent(ceiling)} % {DIRECTION_NAMES[direction]} R@{k}"
     rows = [{k: v for k, v in row.items() if k != "run"} for row in result_rows(name, summary)]
-    parts = [("Result", [Table(pd.DataFrame(rows), caption)])]
+    parts = [("Result", [Table(pd.DataFrame(rows), " · ".join([caption, *ceilings_in_words(summary)]))])]
     shown = {printable(other): found for other, found in comparisons.items()}
     differences = [
         Table(

@@ -33,18 +33,15 @@ def loss_curves(history: list[dict], dataset: str, batch_size: int | None = None
     Raises:
         ValueError: the history is empty.
     """
-    runs = _phase_names(history)
-    figure = new_figure(
-        "Training loss by epoch",
-        f"{dataset} · training split · mean over the batches of an epoch · {runs}",
-        f"Line chart of the training loss by epoch on {dataset}; {runs}.",
-        height=1.4,
-    )
-    axes = _curve(figure, history, [row["train_loss"] for row in history], "loss (nats)")
+    axes = _curve(
+        history, [row["train_loss"] for row in history], "Training loss by epoch",
+        f"{dataset} · training split · mean over the batches of an epoch",
+        f"the training loss by epoch on {dataset}", "loss (nats)", height=1.4,
+    )  # fmt: skip
     if batch_size:
         guide(axes, math.log(batch_size), f"guessing, ln {batch_size}", below=True)
     axes.set_ylim(bottom=0)
-    return figure
+    return axes.figure
 
 
 @styled
@@ -54,16 +51,11 @@ def lr_curve(history: list[dict]) -> Figure:
     Raises:
         ValueError: the history is empty.
     """
-    runs = _phase_names(history)
-    figure = new_figure(
-        "Learning rate by epoch",
-        f"at the first step of each epoch · {runs}",
-        f"Line chart of the learning rate at the first step of each epoch; {runs}.",
-        height=1.6,
-    )
-    axes = _curve(figure, history, [row["lr"] for row in history], "learning rate")
-    axes.set_ylim(0, 1.08 * max(row["lr"] for row in history))
-    return figure
+    rates, where = [row["lr"] for row in history], "at the first step of each epoch"
+    drawn = f"the learning rate {where}"
+    axes = _curve(history, rates, "Learning rate by epoch", where, drawn, "learning rate", height=1.6)
+    axes.set_ylim(0, 1.08 * max(rates))
+    return axes.figure
 
 
 @styled
@@ -114,9 +106,13 @@ def _marks(history: list[dict]) -> dict:
     return {"marker": None} if len(history) >= _MANY else {}
 
 
-def _curve(figure: Figure, history: list[dict], values: list[float], name: str) -> Axes:
-    """Axes with one value an epoch."""
-    axes = figure.add_subplot()
+def _curve(
+    history: list[dict], values: list[float], title: str, where: str, drawn: str, name: str, height: float
+) -> Axes:
+    """The axes of a figure of their own, with one value an epoch."""
+    runs = _phase_names(history)
+    alt = f"Line chart of {drawn}; {runs}."
+    axes = new_figure(title, f"{where} · {runs}", alt, height=height).add_subplot()
     look = {"color": INK, "marker": "o", "markersize": 3.2} | _marks(history)
     axes.plot([row["epoch"] for row in history], values, **look)
     axes.set_ylabel(name)

@@ -16,11 +16,12 @@ from PIL import Image
 
 from mmlib.analysis.diagnosis import COLUMNS, THUMBNAIL, TOP_K
 from mmlib.data.decoding import MAX_BYTES, decode_image
-from mmlib.files import printable, read_bounded, write_text_atomic
+from mmlib.files import parse_json, printable, read_bounded, write_text_atomic
 from mmlib.metrics import RetrievalRanks
 from mmlib.metrics.summary import percent
 from mmlib.reporting.pages import TEMPLATES, page_from
 from mmlib.search import Hit
+from mmlib.training.embed import MOST_BYTES
 from mmlib.training.runs import evaluated_file, read_arrays, read_queries, read_result
 
 SIDE = 320  # pixels of the longer side of a thumbnail
@@ -65,18 +66,37 @@ def explorer_page(experiment: str, runs: Sequence[str]) -> tuple[str, bytes] | N
     html = page_from(
         "explore.html.j2",
         (TEMPLATES / "minisearch.min.js").read_text(encoding="utf-8"),
+        (TEMPLATES / "text_encoder.js").read_text(encoding="utf-8"),
         (TEMPLATES / "explore.js").read_text(encoding="utf-8"),
         experiment=experiment,
         split=queries["split"],
         data_name=result["data"]["name"],
         sheets=_sheets(arrays),
-        data=Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),
+        data=_script_json(data),
+        towers=_towers(explored, loaded),
         run=explored[-1],
         rows=_table(data, last),
         queries=len(data["captions"]),
     )
     kind = "html" if queries["redistributable"] else "private.html"
     return f"explore.{kind}", html.encode()
+
+
+def _script_json(value: dict) -> Markup:
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def _towers(runs: Sequence[str], loaded: dict[str, dict[str, np.ndarray]]) -> dict[int, Markup]:
+    """Text towers by the number of their run, of the last runs first, as many as a page can hold."""
+    found, room = {}, MOST_BYTES
+    for number, run in reversed([*enumerate(runs)]):
+        packed, weights = (loaded[run].get(name, np.empty(0)) for name in ("tower", "tower_weights"))
+        if not len(packed) or len(weights) > room:
+            continue
+        tower = parse_json(packed.tobytes(), f"the text tower in neighbours.npz of run {run!r}")
+        room -= len(weights)
+        found[number] = _script_json({**tower, "weights": base64.b64encode(weights.tobytes()).decode()})
+    return found
 
 
 def _neighbours(run: str) -> dict[str, np.ndarray]:

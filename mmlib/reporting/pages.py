@@ -185,18 +185,6 @@ def render_notebook(
     return made
 
 
-def _streams_joined(outputs: list) -> list:
-    """The outputs with the lines of a stream in one, which papermill leaves one by one."""
-    joined = []
-    for output in outputs:
-        is_more = joined and output.output_type == joined[-1].output_type == "stream"
-        if is_more and output.name == joined[-1].name:
-            joined[-1].text += output.text
-        else:
-            joined.append(output)
-    return joined
-
-
 def _from_root(value, key: str = ""):
     """A notebook with the paths of the repository's files as they are from its root; pictures as they are."""
     if isinstance(value, dict):
@@ -207,6 +195,18 @@ def _from_root(value, key: str = ""):
     elif isinstance(value, str) and not key.startswith(("image/", "dark")) and len(files.ROOT.parts) > 1:
         return re.sub(rf"(?<![\w.~/-]){re.escape(str(files.ROOT))}/", "", value)
     return value
+
+
+def _streams_joined(outputs: list) -> list:
+    """The outputs with the lines of a stream in one, which papermill leaves one by one."""
+    joined = []
+    for output in outputs:
+        is_more = joined and output.output_type == joined[-1].output_type == "stream"
+        if is_more and output.name == joined[-1].name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _in_order(cells: list) -> list:

@@ -10,7 +10,7 @@ from mmlib.metrics import RetrievalRanks, compare_runs, summarise
 from mmlib.metrics.compare import check_comparable, mcnemar, measured_on
 from mmlib.metrics.protocols import PROTOCOLS
 from mmlib.metrics.resampling import sign_flip_test
-from mmlib.metrics.summary import DIRECTION_NAMES, percent, result_rows, scope
+from mmlib.metrics.summary import DIRECTION_NAMES, ceilings_in_words, percent, result_rows, scope
 from mmlib.reporting.style import DIRECTIONS, draw_dots, guide, legend, new_figure, styled
 from mmlib.reporting.tables import Table, p_text, passed
 from mmlib.training.runs import read_queries, read_result, run_folder
@@ -69,11 +69,7 @@ def results_table(results: list[dict], protocol: str = "standard") -> Table:
     summaries = _summaries(results, protocol)
     rows = [row for result, part in zip(results, summaries) for row in result_rows(result["run"], part)]
     caption = f"{result_scope(results[0], protocol)} · {weights_of(results)} · 95 % intervals · hits/n"
-    for name, ceiling in (summaries[0].get("ceiling") or {}).items():
-        if ceiling < 1:
-            direction, k = name.split("_r")
-            caption += f" · a perfect model reaches {percent(ceiling)} % {DIRECTION_NAMES[direction]} R@{k}"
-    return Table(pd.DataFrame(rows), caption)
+    return Table(pd.DataFrame(rows), " · ".join([caption, *ceilings_in_words(summaries[0])]))
 
 
 def weights_of(results: list[dict]) -> str:

@@ -1,8 +1,12 @@
 """Embeddings of a split: of a model in training or a finished one, and of a pretrained one as it is.
 
-Shapes: N images, M captions, D width.
+And a text encoder as a page can run it, which embeds what a person types there.
+
+Shapes: N images, M captions, D width, R rows, C columns.
 """
 
+import json
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from mmlib.analysis import memory_health
 from mmlib.config import ParameterError
@@ -21,6 +26,8 @@ from mmlib.metrics import RetrievalRanks, retrieval_ranks
 from mmlib.metrics.protocols import protocols_of
 from mmlib.model import DualEncoder
 from mmlib.model.backbones import create_open_clip, open_clip_tag
+from mmlib.model.encoders import GRUEncoder, TextEncoder, WordsEncoder
+from mmlib.model.network import CosineMemory, CosineMemoryNetwork, MemoryBlock, MemoryNetwork
 from mmlib.output import progress
 from mmlib.training.processes import all_gather_objects
 
@@ -240,3 +247,163 @@ def embedding_health(image_ND: torch.Tensor, caption_MD: torch.Tensor) -> dict[s
         "caption_spread": float(1 - caption_D @ caption_D),
         "modality_gap": float((image_D - caption_D).norm()),
     }
+
+
+# --- the text tower in a page: a list of steps, which templates/text_encoder.js takes
+
+MOST_BYTES = 6_000_000  # of weights in a page; a third more as text
+FINE_BYTES = 500_000  # below, 16 bits for a number cost a page little
+
+
+def page_tower(model: DualEncoder, tokenizer: Tokenizer, max_tokens: int, image_ND) -> dict[str, np.ndarray]:
+    """What a page needs to rank a split's images for any text, in a few megabytes.
+
+    Every matrix is rounded to 8 bits, of a small tower to 16, row by row with a scale of its own.
+
+    Args:
+        model: its encoder of captions is one of `text_steps`.
+        tokenizer: whose state goes into the page.
+        max_tokens: where a text is cut.
+        image_ND: embeddings of the images.
+
+    Returns:
+        `tower`, uint8: JSON with `tokenizer`, `maxTokens`, `padded` (whether padding is embedded too),
+        `bits`, `steps`, the `mean` of the images' unit vectors and `images`, how they differ from it, where
+        `{"at", "shape"}` stands for an array; and `tower_weights`, uint8, the arrays.  Nothing if the
+        encoder has no steps, or weights of more than `MOST_BYTES`.
+    """
+    try:
+        steps = text_steps(model)
+    except TypeError:
+        return {}
+    unit_ND = nn.functional.normalize(torch.as_tensor(image_ND).float(), dim=-1)
+    mean_D = unit_ND.mean(0)  # apart: where images lie close together, rounding would mix them up
+    tower = {
+        "tokenizer": tokenizer.state,
+        "maxTokens": max_tokens,
+        "padded": not getattr(model.text_encoder, "padding_mask", True),
+        "steps": steps,
+        "mean": mean_D,
+        "images": unit_ND - mean_D,
+    }
+    for bits, most in ((16, FINE_BYTES), (8, MOST_BYTES)):
+        parts: dict[int, tuple[dict, bytes]] = {}
+        packed = json.dumps({**_packed(tower, bits, parts), "bits": bits}).encode()
+        weights = b"".join(content for _, content in parts.values())
+        if len(weights) <= most:
+            contents = {"tower": packed, "tower_weights": weights}
+            return {name: np.frombuffer(content, np.uint8) for name, content in contents.items()}
+    return {}
+
+
+def _packed(value, bits: int, parts: dict[int, tuple[dict, bytes]]):
+    """The value with a place and a shape for each tensor, whose bytes go into `parts`, once by its id."""
+    if isinstance(value, dict):
+        return {name: _packed(part, bits, parts) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_packed(part, bits, parts) for part in value]
+    if not isinstance(value, torch.Tensor):
+        return value
+    if id(value) not in parts:
+        content = _rounded(value.detach().float().cpu().numpy(), bits)
+        at = sum(len(other) for _, other in parts.values())
+        parts[id(value)] = {"at": at, "shape": list(value.shape)}, content
+    return parts[id(value)][0]
+
+
+def _rounded(values: np.ndarray, bits: int) -> bytes:
+    """A matrix as whole numbers, filled up to four bytes, then a scale of each row; a vector as float32."""
+    if values.ndim == 1:
+        return values.astype("<f4").tobytes()
+    highest = 2 ** (bits - 1) - 1
+    scale_R = np.maximum(np.abs(values).max(1), np.finfo(np.float32).tiny) / highest
+    content = np.rint(values / scale_R[:, None]).astype(f"<i{bits // 8}").tobytes()
+    return content + bytes(-len(content) % 4) + scale_R.astype("<f4").tobytes()
+
+
+def text_steps(part: nn.Module) -> list:
+    """What a module does to rows of numbers (R, C), of a model to the ids of one caption, in evaluation.
+
+    Returns:
+        Steps `[name, argument, …]`, named as in text_encoder.js; arguments are tensors, numbers and lists
+        of steps.
+
+    Raises:
+        TypeError: the module has none, as a pretrained encoder.
+    """
+    match part:
+        case nn.Dropout():
+            return []
+        case nn.GELU() | nn.ReLU():
+            return [[type(part).__name__.lower()]]
+        case nn.Linear():
+            return [["linear", part.weight, part.bias]]
+        case nn.LayerNorm():
+            return [["norm", part.weight, part.bias]]
+        case nn.Sequential() | nn.ModuleList():
+            return [step for inner in part for step in text_steps(inner)]
+        case nn.TransformerEncoder():
+            return text_steps(part.layers)
+        case nn.TransformerEncoderLayer():
+            inner = [*text_steps(part.linear1), ["gelu"], *text_steps(part.linear2)]
+            first, second = text_steps(part.norm1), text_steps(part.norm2)
+            return [["add", *_attend(part.self_attn)], *first, ["add", *inner], *second]
+        case TextEncoder():
+            steps = [["embed", part.token.weight, part.position_LD], *text_steps(part.layers), ["mean"]]
+            return [*steps, *text_steps(part.norm), *text_steps(part.project)]
+        case GRUEncoder():
+            ahead, back = (
+                ["gru", gru.weight_ih_l0, gru.bias_ih_l0, gru.weight_hh_l0, gru.bias_hh_l0]
+                for gru in (part.ahead, part.back)
+            )
+            states = ["join", [ahead], [["reverse"], back, ["reverse"]]]
+            pooled = ["join", [["mean"]], [["max"]]]
+            steps = [["embed", part.token.weight, None], states, pooled]
+            return [*steps, *text_steps(part.norm), *text_steps(part.project)]
+        case WordsEncoder():
+            steps = [["embed", part.token.weight, None], ["mean"]]
+            return [*steps, *text_steps(part.norm), *text_steps(part.feed_forward)]
+        case MemoryBlock():
+            return [["add", *_attend(part.attention, part.slots_SD)], *text_steps(part.norm)]
+        case CosineMemory():
+            unit_SHE, scale = (
+                nn.functional.normalize(part.key_SHE, dim=-1),
+                math.exp(-part.log_temperature.item()),
+            )
+            slots = [[["constant", of.flatten(1)]] for of in (unit_SHE, part.value_SHE)]
+            read = ["attend", unit_SHE.shape[1], scale, True, text_steps(part.query), *slots]
+            return [["add", read, ["linear", part.gain * part.output.weight, None]]]
+        case CosineMemoryNetwork():
+            return text_steps(part.text_encoder) + text_steps(part.central_memory)
+        case MemoryNetwork():
+            return _published_steps(part)
+        case DualEncoder():
+            return text_steps(part.text_encoder)
+    raise TypeError(f"expected a module with steps, found {type(part).__name__}")
+
+
+def _attend(attention: nn.MultiheadAttention, slots_SD: torch.Tensor | None = None) -> list:
+    """Attention of the rows to each other, or to slots, whose projections do not depend on the rows."""
+    scale = attention.head_dim**-0.5
+    parts = zip(attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3))
+    query, *rest = [[["linear", weight, bias]] for weight, bias in parts]
+    if slots_SD is not None:
+        rest = [[["constant", nn.functional.linear(slots_SD, *projection[1:])]] for [projection] in rest]
+    return [["attend", attention.num_heads, scale, False, query, *rest], *text_steps(attention.out_proj)]
+
+
+def _published_steps(network: MemoryNetwork) -> list:
+    """A caption alone enters the fusion beside what never changes: the absent image's type, and the bits."""
+    joined, absent_D = network.fusion[0], network.type_2D[0]
+    D = len(absent_D)
+    image_ED, text_ED, bits_E2 = joined.weight.split([D, D, 2], dim=1)
+    bias_E = joined.bias + image_ED @ absent_D + text_ED @ network.type_2D[1] + bits_E2[:, 1]
+    central = text_steps(network.central_memory)
+    return [
+        *text_steps(network.text_encoder),
+        *text_steps(network.modality_memory["text"]),
+        ["linear", text_ED, bias_E],
+        *text_steps(network.fusion[1:]),
+        *central,
+        *[["add", *text_steps(network.feedback)], *central] * network.feedback_steps,
+    ]

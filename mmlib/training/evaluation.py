@@ -34,7 +34,7 @@ from mmlib.training.checkpoint import (
     load_weights,
     tokenizer_of,
 )
-from mmlib.training.embed import embed_captions, embed_split
+from mmlib.training.embed import embed_captions, embed_split, page_tower
 from mmlib.training.inputs import split_tensors
 from mmlib.training.processes import build_fabric
 from mmlib.training.runs import (
@@ -211,6 +211,9 @@ def _evaluate_run(
         "slots": slot_readers(parts.model, data, config.eval_batch_size),
         "ranks": vars(ranks),
     }
+    if arrays["neighbours"] and not trained.memory_write:  # a page does not write
+        tower = page_tower(model, parts.tokenizer, trained.max_tokens, image_ND)
+        arrays["neighbours"] |= tower
     data_root = trained.folder if config.data_root is None else config.data_root
     diagnosis = diagnose(
         dataset,

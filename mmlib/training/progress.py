@@ -12,6 +12,7 @@ from tqdm import tqdm
 from mmlib.config import TrainConfig
 from mmlib.files import explained
 from mmlib.metrics.summary import DIRECTIONS
+from mmlib.output import progress
 from mmlib.training.runs import RunFolder, remove
 
 _KS = ("r1", "r5", "r10")
@@ -95,7 +96,7 @@ class Progress:
     def batches(self, batches: Iterable, **options) -> Iterable:
         """The batches, with a bar (tqdm's options) in a terminal or a watched notebook."""
         if self._live:
-            return _CellBar(batches, progress=self, **options)
+            return progress(batches, self.draw, mininterval=0.5, **options)
         return tqdm(batches, disable=not (self._is_main and sys.stderr.isatty()), **options)
 
     def log(self, line: str) -> None:
@@ -166,21 +167,6 @@ class Progress:
             for row in rows:
                 self._tracker.log_metrics(scalars(row), row["epoch"])
             self._tracker.save()
-
-
-class _CellBar(tqdm):
-    """A bar that is drawn in a notebook's cell."""
-
-    monitor_interval = 0  # no thread of its own
-
-    def __init__(self, *args, progress: Progress, **options):
-        self._progress = progress
-        super().__init__(*args, mininterval=0.5, miniters=1, **options)
-
-    def display(self, msg=None, pos=None) -> None:
-        """Draws how far the bar is; tqdm asks for it."""
-        if msg is None:
-            self._progress.draw(self.format_dict)
 
 
 def scalars(row: dict) -> dict[str, float]:

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shlex
 import shutil
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -12,10 +14,15 @@ from tiny_runs import TINY, tiny_evaluate, tiny_train
 from mmlib import files
 from mmlib.analysis.diagnosis import nearest_neighbours
 from mmlib.data import load_dataset
+from mmlib.files import printable
 from mmlib.metrics import RetrievalRanks
 from mmlib.reporting.explorer import explorer_page
 from mmlib.training.runs import read_arrays, read_queries
 
+APPROXIMATE = (
+    "approximate: computed in this page from weights rounded to 16 bits; the lists of the split's own"
+    " captions are exact"
+)
 HOSTILE = "</script><img src=x onerror=alert(1)> \x1b[31m שלום \u202e 'x' & 🎈"
 
 
@@ -142,18 +149,96 @@ def test_a_person_searches_filters_and_compares(opened, place):
 
 
 @needs_browser
-def test_a_sentence_that_is_no_caption_is_said_to_need_the_model(opened):
+def test_words_of_no_caption_are_answered_in_the_page_and_called_approximate(opened):
     page, address = opened
     page.press("/")
     page.type("circ")
-    assert page.evaluate("document.getElementById('own').hidden")
+    assert page.text("#list .rank") == "your own text"
+    assert page.evaluate("state.q") != "typed"  # while captions match, they come first
     page.type(" zeppelin")
     assert page.text("#count").startswith("0 of 150")
-    assert 'python -m mmlib search two "circ zeppelin"' in page.text("#own")
-    assert page.text("#query") == "nothing to show"
+    assert page.text("#query") == "circ zeppelin"
+    for side, runs in (("", ["two"]), ("&a=one&b=two", ["one", "two"])):
+        page.open(f"{address}#s=circ%20zeppelin&q=typed{side}")
+        assert page.evaluate("[...document.querySelectorAll('#runs h2')].map(h => h.innerText)") == runs
+        assert page.evaluate("document.querySelectorAll('#runs .results button').length") == 10 * len(runs)
+        said = page.evaluate("[...document.querySelectorAll('#runs p')].map(p => p.innerText)")
+        assert said == [APPROXIMATE] * len(runs)
+    assert "right" not in page.text("#runs")
+    answers = "[...document.querySelectorAll('#runs section')].map(s => s.querySelector('ol').innerHTML)"
+    one, two = page.evaluate(answers)
+    assert one != two  # each of its own tower
+    page.open(f"{address}#d=i2t&s=zeppelin")
+    assert page.text("#query").startswith("nothing to show: no caption has these words")
+
+
+@needs_browser
+def test_keys_ask_with_words_of_ones_own_also_where_captions_match(opened):
+    page, _ = opened
+    page.press("/")
+    page.type("red circle")
+    assert page.text("#query") != "red circle"
+    page.press("Enter")
+    assert (page.text("#query"), page.text("#runs p")) == ("red circle", APPROXIMATE)
+    assert page.evaluate("new URLSearchParams(location.hash.slice(1)).get('q')") == "typed"
     page.press("ArrowDown")
-    page.open(f"{address}#f=misses&s=zeppelin")
-    assert page.evaluate("document.querySelectorAll('#runs section').length") == 0
+    assert page.text("#query") != "red circle"
+    page.press("ArrowUp")
+    assert page.text("#query") == "red circle"
+    page.evaluate("document.querySelector('#runs button').click()")
+    assert page.evaluate("[state.d, state.s]") == ["i2t", ""]
+
+
+@needs_browser
+def test_a_caption_typed_to_the_letter_has_its_exact_list(opened):
+    page, address = opened
+    captions = read_queries("two")["captions"]
+    for number in (0, 77, 149):
+        page.open(f"{address}#s={quote(captions[number])}")
+        first = captions.index(captions[number])
+        assert page.evaluate("[state.q, towers.size, listed.some(({ q }) => q === 'typed')]") == [
+            first,
+            0,
+            False,
+        ]
+        assert "approximate" not in page.text("#runs")
+        page.press("/")
+        page.press("Enter")
+        assert page.evaluate("state.q") == first
+
+
+@needs_browser
+def test_what_a_person_or_a_link_types_stays_text(opened):
+    page, address = opened
+    for given in (HOSTILE, "word " * 500, "\U000e0001'$(id)`\r\n\x07", "🎈" * 3000):
+        page.open(f"{address}#q=typed&s={quote(given)}")
+        shown = printable(given.strip())
+        assert page.evaluate("document.querySelector('#query').textContent") == shown
+        assert page.evaluate("document.querySelector('#list span').textContent") == shown
+        assert page.evaluate("document.querySelectorAll('#runs .results button').length") == 10
+        assert page.evaluate("document.querySelectorAll('img').length") == 0
+        page.resize(400)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    page.open(f"{address}#q=typed&s=%20")
+    assert page.evaluate("state.q") == 0
+
+
+@needs_browser
+def test_a_tower_that_is_not_there_leaves_the_command_as_a_shell_takes_it(place, tmp_path, monkeypatch):
+    arrays = {run: read_arrays(run, "neighbours") for run in ("one", "two")}
+    heavy = arrays["two"]["tower_weights"]
+    monkeypatch.setattr("mmlib.reporting.explorer.MOST_BYTES", len(heavy))  # of the last run alone
+    name, content = explorer_page("tiny", ["one", "two"])
+    (tmp_path / name).write_bytes(content)
+    with open_page(tmp_path / "profile", f"file://{tmp_path / name}") as page:
+        for given in ('it\'s $(id) "x" \\ !', "--html", "a\x1b[31m"):
+            page.open(f"file://{tmp_path / name}#a=one&b=two&q=typed&s={quote(given)}")
+            assert page.text("#runs section:last-child p") == APPROXIMATE
+            assert "POSIX shell" in page.text("#runs section:first-child p")
+            words = shlex.split(page.text("#runs section:first-child code"))
+            assert words[:5] == ["python", "-m", "mmlib", "search", "one"]
+            assert words[5:] == ["--"] * given.startswith("-") + [printable(given)]
+        assert page.complaints == []
 
 
 @needs_browser
@@ -192,7 +277,7 @@ def test_it_fits_a_phone_and_has_names_for_all_its_parts(opened):
 def test_axe_finds_no_serious_fault_in_either_scheme(opened, scheme):
     page, address = opened
     page.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-    for place in ("#q=3", "#d=i2t&a=one&b=two&q=3", "#s=zeppelin"):
+    for place in ("#q=3", "#d=i2t&a=one&b=two&q=3", "#a=one&b=two&s=zeppelin"):
         page.open(address + place)
         assert serious_faults(page) == []
 

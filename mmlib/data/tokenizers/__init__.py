@@ -28,16 +28,6 @@ from mmlib.data.tokenizers.learned import (
 )
 from mmlib.data.tokenizers.pretrained import ClipTokenizer, EncoderTokenizer, encoder_tokenizer
 
-__all__ = [
-    "Tokenizer",
-    "build_tokenizer",
-    "count_losses",
-    "encoder_tokenizer",
-    "loss_shares",
-    "losses_warning",
-    "restore_tokenizer",
-]
-
 KINDS = {
     "char": ClosedTokenizer, "char-reference": ClosedTokenizer, "word": ClosedTokenizer, "bpe": BpeTokenizer,
     "clip": ClipTokenizer, "encoder": EncoderTokenizer,

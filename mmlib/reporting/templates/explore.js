@@ -1,8 +1,10 @@
 "use strict";
-// State lies in the address: #a=RUN&b=RUN&d=t2i&f=all&s=WORDS&q=NUMBER
+// State lies in the address: #a=RUN&b=RUN&d=t2i&f=all&s=WORDS&q=NUMBER, or q=typed: the words themselves
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const SHOWN = 200; // entries of the list
+const RESULTS = 10;
+const TYPED = "typed"; // in place of a query's number: what stands in the search field
 const captionsOf = data.images.map(() => []);
 data.imageOfCaption.forEach((image, caption) => captionsOf[image].push(caption));
 const index = new MiniSearch({ fields: ["text"], searchOptions: { prefix: true, combineWith: "AND" } });
@@ -27,12 +29,28 @@ function thumbnail(image) {
   return made;
 }
 
-function text(caption) {
-  return element("span", { dir: "auto", textContent: data.captions[caption] });
+function text(content) {
+  return element("span", { dir: "auto", textContent: content });
+}
+
+// As `printable` of Python has the captions: what moves a cursor or turns the direction is shown as an escape.
+function printable(content) {
+  return content.replace(/(?![\u200c\u200d\n\t])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (character) => {
+    const code = character.codePointAt(0).toString(16);
+    const [mark, digits] = code.length > 4 ? ["U", 8] : code.length > 2 ? ["u", 4] : ["x", 2];
+    return character === "\r" ? "\\r" : `\\${mark}${code.padStart(digits, "0")}`;
+  });
 }
 
 function run(name) {
   return data.runs.find((r) => r.name === name);
+}
+
+const towers = new Map(); // unpacked when a text is typed for the first time
+function towerOf(name) {
+  const packed = $(`tower-${data.runs.findIndex((r) => r.name === name)}`);
+  if (packed && !towers.has(name)) towers.set(name, unpackTower(JSON.parse(packed.textContent)));
+  return towers.get(name);
 }
 
 function foundBy(results) {
@@ -41,13 +59,23 @@ function foundBy(results) {
   return counts;
 }
 
+function typed() {
+  return state.s.trim();
+}
+
+// The captions that are what was typed, to the letter: their lists are exact, so nothing is computed.
+function sameAsTyped() {
+  const shown = printable(typed());
+  return data.captions.flatMap((caption, number) => (caption.trim() === shown ? [number] : []));
+}
+
 // The queries of the list, in order, each with what stands at the right of it.
 function queries() {
   const results = run(state.a)[state.d];
   const other = run(state.a)[state.d === "t2i" ? "i2t" : "t2i"];
   let numbers = results.rank.map((_, number) => number);
-  if (state.s.trim()) {
-    const captions = index.search(state.s).map((found) => found.id);
+  if (typed()) {
+    const captions = [...new Set([...sameAsTyped(), ...index.search(state.s).map((found) => found.id)])];
     numbers = state.d === "t2i" ? captions : [...new Set(captions.map((c) => data.imageOfCaption[c]))];
   }
   const rank = (q) => results.rank[q];
@@ -65,15 +93,16 @@ function queries() {
 }
 
 function drawList() {
-  listed = queries();
-  const shown = listed.slice(0, SHOWN);
+  const found = queries();
   const total = run(state.a)[state.d].rank.length;
-  const more = listed.length > SHOWN ? `, the first ${SHOWN} shown` : "";
-  $("count").textContent = `${listed.length.toLocaleString("en")} of ${total.toLocaleString("en")} queries${more}`;
-  $("own").hidden = listed.length > 0 || !state.s.trim();
-  $("command").textContent = `python -m mmlib search ${state.a} ${JSON.stringify(state.s)}`;
-  $("list").replaceChildren(...shown.map(({ q, note }) => {
-    const label = state.d === "t2i" ? [text(q)] : [thumbnail(q), element("span", { textContent: data.images[q] })];
+  const more = found.length > SHOWN ? `, the first ${SHOWN} shown` : "";
+  $("count").textContent = `${found.length.toLocaleString("en")} of ${total.toLocaleString("en")} queries${more}`;
+  const own = state.d === "t2i" && typed() && !sameAsTyped().length;
+  listed = [...(own ? [{ q: TYPED, note: "your own text" }] : []), ...found.slice(0, SHOWN)];
+  $("list").replaceChildren(...listed.map(({ q, note }) => {
+    const label = q === TYPED ? [text(printable(typed()))]
+      : state.d === "t2i" ? [text(data.captions[q])]
+        : [thumbnail(q), element("span", { textContent: data.images[q] })];
     const button = element("button", { type: "button", onclick: () => go({ q }) },
       ...label, element("span", { className: "rank", textContent: note }));
     button.dataset.q = q;
@@ -81,19 +110,55 @@ function drawList() {
   }));
 }
 
+// An item that was found; a click asks with it.
+function result(item, note, isRight = false) {
+  const captions = state.d === "t2i";
+  const button = element("button", {
+    type: "button", className: isRight ? "right" : "",
+    onclick: () => go({ d: captions ? "i2t" : "t2i", q: item, s: "", f: "all" }),
+  }, captions ? thumbnail(item) : text(data.captions[item]), element("small", { textContent: note }));
+  return element("li", {}, button);
+}
+
+// What a run finds for the text in the search field, or how to ask it where its tower is not in the page.
+function typedResults(name) {
+  const tower = towerOf(name);
+  const heading = element("h2", { textContent: name });
+  if (!tower) {
+    const words = printable(typed()).replaceAll("'", "'\\''");
+    const command = `python -m mmlib search ${name} ${words.startsWith("-") ? "-- " : ""}'${words}'`;
+    return element("section", {}, heading, element("p", { className: "own" },
+      "This page does not hold the text encoder of this run (a pretrained one, one that is too large, or one of an"
+      + " older evaluation). Ask the model itself, over a folder that it has indexed; in a POSIX shell (sh, bash, zsh): ",
+      element("code", { textContent: command })));
+  }
+  const items = nearestImages(tower, typed(), RESULTS).map(({ item, similarity }, place) =>
+    result(item, `${place + 1} · ≈ ${similarity.toFixed(2)}`));
+  return element("section", {}, heading,
+    element("p", { className: "own" }, element("strong", { textContent: "approximate" }),
+      `: computed in this page from weights rounded to ${tower.bits} bits; the lists of the split's own captions are exact`),
+    element("ol", { className: "results pictures" }, ...items));
+}
+
 function drawResults() {
   const captions = state.d === "t2i";
   for (const button of $("list").querySelectorAll("button")) {
-    button.setAttribute("aria-current", Number(button.dataset.q) === state.q);
+    button.setAttribute("aria-current", button.dataset.q === String(state.q));
   }
   if (state.q === null) {
-    $("query").replaceChildren("nothing to show");
+    const hint = state.d === "i2t" && typed() ? ": no caption has these words; to ask with them, choose caption → images" : "";
+    $("query").replaceChildren(`nothing to show${hint}`);
     $("runs").replaceChildren();
     return;
   }
-  $("query").replaceChildren(captions ? text(state.q) : thumbnail(state.q),
-    captions ? "" : element("span", { textContent: data.images[state.q] }));
   const names = [state.a, state.b].filter((name, place, all) => name && all.indexOf(name) === place);
+  if (state.q === TYPED) {
+    $("query").replaceChildren(text(printable(typed())));
+    $("runs").replaceChildren(...names.map(typedResults));
+    return;
+  }
+  $("query").replaceChildren(captions ? text(data.captions[state.q]) : thumbnail(state.q),
+    captions ? "" : element("span", { textContent: data.images[state.q] }));
   $("runs").replaceChildren(...names.map((name) => {
     const results = run(name)[state.d];
     const right = new Set(captions ? [data.imageOfCaption[state.q]] : captionsOf[state.q]);
@@ -103,11 +168,7 @@ function drawResults() {
     const items = results.top[state.q].map((item, place) => {
       const isRight = right.has(item);
       const note = `${place + 1} · ${(results.similarity[state.q][place] / 1000).toFixed(3)}${isRight ? " · right ✓" : ""}`;
-      const button = element("button", {
-        type: "button", className: isRight ? "right" : "",
-        onclick: () => go({ d: captions ? "i2t" : "t2i", q: item, s: "", f: "all" }),
-      }, captions ? thumbnail(item) : text(item), element("small", { textContent: note }));
-      return element("li", {}, button);
+      return result(item, note, isRight);
     });
     return element("section", {},
       element("h2", { textContent: name }),
@@ -130,7 +191,9 @@ function read() {
     s: given.get("s") ?? "",
   };
   drawList();
-  state.q = q >= 0 && q < run(state.a)[d].rank.length ? q : listed.length ? listed[0].q : null;
+  const isKnown = given.get("q") === TYPED ? listed[0]?.q === TYPED : q >= 0 && q < run(state.a)[d].rank.length;
+  const first = listed.find((entry) => entry.q !== TYPED) ?? listed[0]; // captions before what needs computing
+  state.q = isKnown ? (given.get("q") === TYPED ? TYPED : q) : first ? first.q : null;
   $("run-a").value = state.a;
   $("run-b").value = state.b;
   $("direction").value = state.d;
@@ -163,12 +226,12 @@ document.onkeydown = (event) => {
     $("search").focus();
     event.preventDefault();
   }
+  if (event.key === "Enter" && event.target === $("search") && listed[0]?.q === TYPED) go({ q: TYPED });
   const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
   if (!step || !listed.length) return;
   event.preventDefault();
-  const last = Math.min(listed.length, SHOWN) - 1;
   const place = listed.findIndex(({ q }) => q === state.q);
-  go({ q: listed[Math.max(0, Math.min(last, place + step))].q });
+  go({ q: listed[Math.max(0, Math.min(listed.length - 1, place + step))].q });
   const current = $("list").querySelector("[aria-current=true]");
   if (current) current.scrollIntoView({ block: "nearest" });
 };
