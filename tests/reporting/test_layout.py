@@ -187,6 +187,15 @@ def test_a_printed_comparison_has_its_tables_whole(browser, folder):
 
 
 @needs_browser
+def test_only_figures_that_are_wide_say_so(browser, folder):
+    browser.resize(400)
+    hint = "getComputedStyle(document.querySelector('main figure'), '::before').display"
+    for name, shown in (("01_train", "block"), ("search", "none")):
+        browser.open(f"file://{folder / name}.html")
+        assert browser.evaluate(hint) == shown
+
+
+@needs_browser
 def test_a_phone_cuts_off_no_number(browser, folder):
     browser.open(f"file://{folder / '04_analysis.html'}")
     browser.resize(400)

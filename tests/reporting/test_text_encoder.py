@@ -157,3 +157,16 @@ def test_no_tower_is_kept_of_a_memory_that_is_written_while_it_is_read(page):
     tiny_evaluate("writes")
     assert "tower" not in read_arrays("writes", "neighbours")
     assert load_dataset(run).redistributable
+
+
+def test_the_demos_page_finds_for_its_captions_typed_what_its_exact_lists_have(page):
+    address = page.evaluate("location.href")
+    page.open(f"file://{files.PUBLISHED / 'demo' / 'explore.html'}")
+    assert len((files.PUBLISHED / "demo" / "explore.html").read_bytes()) < 2.5e6
+    for run in ("demo-train", "demo-continue"):
+        tower, exact_M = f"towerOf('{run}')", page.evaluate(f"run('{run}').t2i.top.map((row) => row[0])")
+        first = "(text) => nearestImages(tower, text, 1)[0].item"
+        found_M = page.evaluate(f"(() => {{ const tower = {tower}; return data.captions.map({first}); }})()")
+        assert len(found_M) == 1250
+        assert np.mean(np.array(found_M) == exact_M) >= 0.95
+    page.open(address)
