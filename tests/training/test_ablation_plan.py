@@ -151,5 +151,5 @@ def test_the_ablations_of_this_repository_can_be_planned(path):
     config = build(AblationConfig, read_yaml(path))
     planned = plan_grid(config)
     assert {run.config.dataset for run in planned} == {"flickr8k"}
-    assert len({run.arm for run in planned}) > 1
-    assert config.claims
+    arms = {run.arm for run in planned}
+    assert config.claims if len(arms) > 1 else len(config.seeds) >= 3  # a single row is for its seeds
