@@ -163,6 +163,7 @@ def test_of_another_architecture_names_each_size():
     assert "max_tokens: 24 in the checkpoint, 12 here" in str(caught.value)
 
 
+@pytest.mark.usefixtures("tiny_place")
 def test_a_checkpoint_of_before_a_parameter_has_its_default():
     config = tiny_train(epochs=1) and checkpoint("tiny")["config"]
     path, content = files.RUNS / "tiny" / "last.pt", checkpoint("tiny")
