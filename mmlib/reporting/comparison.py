@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from mmlib.analysis import changed_queries
 from mmlib.config import ParameterError
+from mmlib.config.parameters import PLACE
 from mmlib.files import printable, write_text_atomic
 from mmlib.metrics import RetrievalRanks, summarise_seeds
 from mmlib.metrics.compare import (
@@ -248,8 +249,8 @@ def _sentence(compared: _Compared, a: int, b: int, found: dict) -> dict:
     }
 
 
-def _recipe(run: str, below: int = 0) -> tuple[str, str] | None:
-    """What the run shares with those that differ by seed alone, and its seed, with those of its parents.
+def _recipe(run: str, below: int = 0) -> tuple[str, tuple[int, ...]] | None:
+    """What the run shares with those that differ by seed alone, and its seed and those of its parents.
 
     Args:
         run: its name.
@@ -262,27 +263,24 @@ def _recipe(run: str, below: int = 0) -> tuple[str, str] | None:
         parameters, environment = stored_config(run).model_dump(mode="json"), stored_environment(run)
     except (OSError, ValueError):
         return None
-    parent, seed = environment["parent"], str(parameters["seed"])
-    passed_over = {"run", "seed", "overwrite", "device", "data_root", "tracker", "checkpoint_seconds"}
-    passed_over.add("checkpoint_steps")
+    parent, seeds = environment["parent"], (parameters["seed"],)
     if parent and below < LONGEST_LINE:  # runs of several seeds continue parents of several seeds
-        recipe, first = _recipe(parent["run"], below + 1) or (parent["run"], "")
-        parent = parent | {"run": recipe, "epoch": None}
-        seed += f" after {first}" if first else ""
-    shared = {name: value for name, value in parameters.items() if name not in passed_over}
-    return json.dumps([shared, environment["data"]["fingerprint"], parent], sort_keys=True), seed
+        recipe, before = _recipe(parent["run"], below + 1) or (parent["run"], ())
+        parent, seeds = parent | {"run": recipe, "epoch": None}, seeds + before
+    shared = {name: value for name, value in parameters.items() if name not in (*PLACE, "seed")}
+    return json.dumps([shared, environment["data"]["fingerprint"], parent], sort_keys=True), seeds
 
 
 def _over_seeds(compared: _Compared) -> list[Table]:
     """Runs that differ by seed alone: their means, and recipes against each other seed by seed."""
     tables = []
     for group in compared.groups():
-        recipes: dict[str, dict[str, int]] = {}
+        recipes: dict[str, dict[tuple[int, ...], int]] = {}
         sentences, p_values, found = [], [], []
         for run in group:
             if found_recipe := _recipe(compared.runs[run]):
-                recipe, seed = found_recipe
-                first = recipes.setdefault(recipe, {}).setdefault(seed, run)
+                recipe, seeds = found_recipe
+                first = recipes.setdefault(recipe, {}).setdefault(seeds, run)
                 if first != run:
                     sentences.append(
                         f"{compared.runs[run]} has the recipe and the seed of {compared.runs[first]} and is"
@@ -296,7 +294,7 @@ def _over_seeds(compared: _Compared) -> list[Table]:
             rows.append(
                 {
                     "runs of one recipe": ", ".join(compared.runs[run] for run in runs.values()),
-                    "seeds": ", ".join(runs),
+                    "seeds": ", ".join(" after ".join(map(str, seeds)) for seeds in runs),
                     "mean R@1 (95 %)": f"{percent(part['mean'])} % ({percent(part['low'])}"
                     f"–{percent(part['high'])})",
                     "standard deviation over seeds": f"{percent(part['sd'])} %",
@@ -304,9 +302,7 @@ def _over_seeds(compared: _Compared) -> list[Table]:
             )
         for first, second in itertools.combinations(several, 2):
             if not first.keys() & second.keys():  # one continues the other: by the seed that each began with
-                first, second = (
-                    {seed.split()[-1]: run for seed, run in side.items()} for side in (first, second)
-                )
+                first, second = ({seeds[-1:]: run for seeds, run in side.items()} for side in (first, second))
             if seeds := sorted(first.keys() & second.keys()):
                 sides = [[compared.ranks[side[seed]] for seed in seeds] for side in (first, second)]
                 metric = compare_seeds(*sides)["metrics"]["mean_r1"]
