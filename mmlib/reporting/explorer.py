@@ -6,7 +6,6 @@ scripts run.
 
 import base64
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from mmlib.data.decoding import MAX_BYTES, decode_image
 from mmlib.files import parse_json, printable, read_bounded, write_text_atomic
 from mmlib.metrics import RetrievalRanks
 from mmlib.metrics.summary import percent
-from mmlib.reporting.pages import TEMPLATES, page_from
+from mmlib.reporting.pages import TEMPLATES, page_from, script_json
 from mmlib.search import Hit
 from mmlib.training.embed import MOST_BYTES
 from mmlib.training.runs import evaluated_file, read_arrays, read_queries, read_result
@@ -72,7 +71,7 @@ def explorer_page(experiment: str, runs: Sequence[str]) -> tuple[str, bytes] | N
         split=queries["split"],
         data_name=result["data"]["name"],
         sheets=_sheets(arrays),
-        data=_script_json(data),
+        data=script_json(data),
         towers=_towers(explored, loaded),
         run=explored[-1],
         rows=_table(data, last),
@@ -80,10 +79,6 @@ def explorer_page(experiment: str, runs: Sequence[str]) -> tuple[str, bytes] | N
     )
     kind = "html" if queries["redistributable"] else "private.html"
     return f"explore.{kind}", html.encode()
-
-
-def _script_json(value: dict) -> Markup:
-    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def _towers(runs: Sequence[str], loaded: dict[str, dict[str, np.ndarray]]) -> dict[int, Markup]:
@@ -95,7 +90,7 @@ def _towers(runs: Sequence[str], loaded: dict[str, dict[str, np.ndarray]]) -> di
             continue
         tower = parse_json(packed.tobytes(), f"the text tower in neighbours.npz of run {run!r}")
         room -= len(weights)
-        found[number] = _script_json({**tower, "weights": base64.b64encode(weights.tobytes()).decode()})
+        found[number] = script_json({**tower, "weights": base64.b64encode(weights.tobytes()).decode()})
     return found
 
 

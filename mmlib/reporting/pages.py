@@ -284,6 +284,11 @@ def _png(text: str) -> bytes:
     return png if png.startswith(b"\x89PNG\r\n\x1a\n") else b""
 
 
+def script_json(value: dict) -> Markup:
+    """A value for a script element: no text in it can end the element."""
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
+
+
 def page_from(template: str, *scripts: str, **shown) -> str:
     """A page of a template of ours, autoescaped, with the stylesheet and the only scripts that may run.
 

@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import itertools
-import json
 import math
 import os
 import re
@@ -21,7 +20,7 @@ from mmlib.metrics.summary import DIRECTION_NAMES, recall_cells, result_rows, sc
 from mmlib.output import plain_text
 from mmlib.reporting.ablation import ablation_table, ablation_verdicts
 from mmlib.reporting.notebooks import report_folder
-from mmlib.reporting.pages import SCRIPT, TEMPLATES, page_from
+from mmlib.reporting.pages import SCRIPT, TEMPLATES, page_from, script_json
 from mmlib.reporting.report import FIGURES, overview, results_of
 from mmlib.reporting.results import protocols_of_results, result_scope, results_table
 from mmlib.reporting.tables import Table
@@ -57,7 +56,7 @@ def write_index(reports: Path | None = None) -> Path:
         experiments=cards,
         published=link,
         runs=[run["label"] for run in runs],
-        verdicts=Markup(json.dumps(_verdicts(runs)).replace("<", "\\u003c")),
+        verdicts=script_json(_verdicts(runs)),
     )
     with files.explained(index):
         files.write_text_atomic(index, text)
