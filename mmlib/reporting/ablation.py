@@ -13,7 +13,7 @@ from mmlib.metrics.compare import held_out_fingerprint, measured_on, p_in_words,
 from mmlib.metrics.summary import DIRECTION_NAMES, SPLIT_NAMES, percent, recall_text, scope
 from mmlib.reporting.style import DIRECTIONS, SHADE, SOFT, draw_dots, guide, legend, new_figure, styled
 from mmlib.reporting.tables import Table, passed
-from mmlib.training.ablation import members
+from mmlib.training.ablation import ensembles_of, members
 from mmlib.training.ablation_plan import PlannedRun, arms_of, candidates
 from mmlib.training.runs import read_result, run_folder, run_state, stored_environment
 from mmlib.training.stored import DECIDES
@@ -62,7 +62,7 @@ def ablation_table(record: dict) -> Table:
         if not arm["runs"]:
             said = "failed: it diverged or collapsed with every value that was tried"
             rows.append({"arm": arm["name"], "direction": said})
-    for ensemble in record.get("ensembles", ()):
+    for ensemble in ensembles_of(record):
         rows += _ensemble_rows(ensemble, record["scope"])
     tuned = any(arm["tried"] for arm in record["arms"])
     columns = [name for name in COLUMNS if tuned or name != "tuned"]
@@ -283,7 +283,7 @@ def _sentence(claim: dict, record: dict) -> str:
 def _not_judged(claim: dict, record: dict) -> str:
     arms = {arm["name"]: arm for arm in record["arms"]}
     asked = [claim["arm"], claim["over"]]
-    parts = {ensemble["name"]: ensemble["of"] for ensemble in record.get("ensembles", ())}
+    parts = {ensemble["name"]: ensemble["of"] for ensemble in ensembles_of(record)}
     reasons = []
     for name in dict.fromkeys(part for each in asked for part in parts.get(each, [each])):
         failed = [run for run in arms[name]["runs"] or arms[name]["tried"] if run["state"] != "complete"]
@@ -301,7 +301,7 @@ def ablation_figure(record: dict) -> Figure:
     Args:
         record: of `mmlib.training.ablation`.
     """
-    arms = [*record["arms"], *record.get("ensembles", ())]
+    arms = [*record["arms"], *ensembles_of(record)]
     kinds = [kind for kind in dict.fromkeys(arm["interval"] for arm in arms) if kind]
     several = "seeds and queries" in kinds
     seeds = [Line2D([], [], marker="o", color=SOFT, **_SEED, label="single seeds")] if several else []

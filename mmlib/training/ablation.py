@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmlib.config import AblationConfig, EvaluateConfig, ParameterError, build, differences
+from mmlib.data import Dataset
 from mmlib.metrics import RetrievalRanks, summarise, summarise_seeds
 from mmlib.metrics.compare import ALPHA, check_comparable, compare_seeds, holm, measured_on
 from mmlib.metrics.summary import DIRECTIONS
@@ -121,6 +122,7 @@ def _joined(
     from mmlib.training.evaluation import joined_ranks
 
     ranks: dict[str, dict[int, RetrievalRanks]] = {}
+    datasets: dict[str, Dataset] = {}
     for name, joined in config.ensembles.items():
         ranks[name] = {}
         for seed in config.seeds:
@@ -128,7 +130,7 @@ def _joined(
             if [outcome(run)["state"] for run in of_seed] == ["complete"] * len(joined):
                 wanted = {"split": config.split, "checkpoint": CHECKPOINT, "device": config.device}
                 wanted |= {"runs": [run.name for run in of_seed], "data_root": config.data_root}
-                ranks[name][seed] = joined_ranks(build(EvaluateConfig, wanted))
+                ranks[name][seed] = joined_ranks(build(EvaluateConfig, wanted), datasets)
     return ranks
 
 
@@ -287,6 +289,11 @@ def read_ablation(run: str) -> dict | None:
     """
     path = run_folder(run) / FILE
     return read_stored(path, Ablation) if path.exists() else None
+
+
+def ensembles_of(record: dict) -> list[dict]:
+    """The ensembles of an ablation; older records do not have the field."""
+    return record.get("ensembles") or []
 
 
 def members(record: dict) -> tuple[str, ...]:

@@ -136,13 +136,17 @@ def evaluate(config: EvaluateConfig) -> list[dict]:
     return [_evaluate_run(run, parts, config, datasets, fabric) for run, parts in loaded.items()]
 
 
-def joined_ranks(config: EvaluateConfig) -> RetrievalRanks:
+def joined_ranks(config: EvaluateConfig, datasets: dict[str, Dataset]) -> RetrievalRanks:
     """Ranks of an ensemble: the unit embeddings of all runs side by side, so its similarity is their mean.
+
+    Args:
+        config: its runs, their checkpoint and the split.
+        datasets: what was loaded before, to be shared between ensembles; what is loaded here is added.
 
     Raises:
         FileNotFoundError, ValueError: as `evaluate`.
     """
-    fabric, datasets = build_fabric(config), {}
+    fabric = build_fabric(config)
     images, texts = [], []
     for run in config.runs:
         parts = load_run(run, config.checkpoint, fabric.device)

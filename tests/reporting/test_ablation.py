@@ -148,6 +148,12 @@ def test_the_table_has_both_directions_of_each_arm_and_what_failed(ablation):
     assert "queries alone" not in table.caption
 
 
+def test_a_record_of_before_there_were_ensembles_is_shown_as_ever(ablation):
+    older = ablation | {"ensembles": None}
+    assert ablation_table(older).frame.equals(ablation_table(ablation).frame)
+    assert len(ablation_figure(older).axes[0].get_yticks()) == len(ablation["arms"])
+
+
 def test_of_one_seed_the_interval_is_said_to_be_of_queries_alone():
     table = ablation_table(record(seeds=(4,)))
     assert "95 % interval over queries alone, which says nothing of other seeds" in table.caption
