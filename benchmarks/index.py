@@ -1,8 +1,8 @@
 """Searching photos: a folder indexed beside a bare loop of the encoder, then indexed again, and one search.
 
-Both embed the same pictures with the same weights in batches of the same size.  Ours finds, decodes and
-resizes the files and writes the index; the bare loop has the pixels in memory and does nothing but forward
-passes, so it is what an index could reach at most.
+All embed the same pictures in batches of the same size.  Ours finds, decodes and resizes the files and
+writes the index; the bare loops have the pixels in memory and do nothing but forward passes: one of the
+run's own encoder, which is what an index could reach at most, one of the model as timm builds it.
 """
 
 import os
@@ -95,6 +95,25 @@ def bare(count: int, device: str) -> Callable[[], None]:
     return work
 
 
+def bare_timm(count: int, device: str) -> Callable[[], None]:
+    """Forward passes of the model as timm builds it, over random pixels; it does less, for it has no head."""
+    import timm
+    import torch
+
+    from mmlib.search import BATCH
+
+    name = RUN["image_encoder"].removeprefix("timm:")
+    model = timm.create_model(name, num_classes=0).eval().to(device)
+    image_B3HW = torch.rand(BATCH, 3, RUN["image_size"], RUN["image_size"]).to(device)
+
+    def work() -> None:
+        with torch.no_grad():
+            for _ in range(0, count, BATCH):
+                model(image_B3HW).cpu()
+
+    return work
+
+
 def _median(work: Callable[[], None]) -> float:
     return round(statistics.median(seconds_of(work) for _ in range(5)), 4)
 
@@ -106,10 +125,14 @@ def rows(quick: bool, device: str = "cpu") -> list[dict]:
     count = COUNT[quick]
     given = {"count": count, "device": device}
     found = compare(
-        "index, first time", Contender("Retriever.index", ours, given), [Contender("bare loop", bare, given)],
+        "index, first time", Contender("Retriever.index", ours, given),
+        [Contender("bare loop", bare, given), Contender("bare loop, timm", bare_timm, given)],
         work=f"{count:,} JPEG files of 500 px, tf_efficientnet_lite2 at 224 px",
         amount=count, unit="images/s", repetitions=3 if quick else 1, warm_up=int(quick), memory=False,
-        notes={"bare loop": "forward passes alone, pixels in memory"},
+        notes={
+            "bare loop": "forward passes alone, pixels in memory",
+            "bare loop, timm": "the same of the model as timm builds it, channels first",
+        },
     )  # fmt: skip
     run, folder = trained(device), photos(count)
 

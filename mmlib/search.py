@@ -180,11 +180,14 @@ class Retriever:
                 return str(error)
 
         batches = [names[first : first + BATCH] for first in range(0, len(names), BATCH)]
+        on_cpu = not names or next(self._model.model.parameters()).device.type == "cpu"
         bar = progress(total=len(names), desc="images", unit="image", delay=1)
         with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-            ahead = pool.map(load, batches[0] if batches else ())
+            ahead = None
             for batch, following in zip_longest(batches, batches[1:], fillvalue=()):
-                decoded, ahead = ahead, pool.map(load, following)  # while this batch is embedded
+                decoded = list(ahead or pool.map(load, batch))
+                # While a GPU embeds these; decoding would take a CPU's cores from its encoder.
+                ahead = None if on_cpu else pool.map(load, following)
                 loaded = dict(zip(batch, decoded))
                 pixels = {name: image for name, image in loaded.items() if not isinstance(image, str)}
                 reasons = {name: image for name, image in loaded.items() if isinstance(image, str)}

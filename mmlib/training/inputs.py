@@ -130,7 +130,7 @@ def open_features(encoder: Encoder, store: Store, config: TrainConfig, cache: Pa
 
     def compute(start: int, stop: int) -> np.ndarray:
         pixels_BHWC = torch.from_numpy(np.array(store.array[start:stop])).to(device)
-        plain = normalise(pixels_BHWC, encoder.mean, encoder.std).to(memory_format=torch.channels_last)
+        plain = normalise(pixels_BHWC, encoder.mean, encoder.std)
         feature_BV = np.repeat(_features(encoder, plain).cpu().numpy()[:, None], views, axis=1)
         is_train_B = is_train_N[start:stop]
         for view in range(1, views if is_train_B.any() else 1):

@@ -63,7 +63,7 @@ def test_torchvision_features_are_what_reaches_the_classifier(tmp_path, name, la
     from torchvision.models import get_model
 
     options = {"init_weights": False, "transform_input": True} if name == "googlenet" else {}
-    model = get_model(name, **options)
+    model = get_model(name, **options).to(memory_format=torch.channels_last)  # as the encoder computes
     encoder = build(f"torchvision:{name}", saved(tmp_path / "weights.pth", model), 64)
     image_BCHW = torch.randn(2, 3, 64, 64)
     expected_BF = penultimate(model, last(model), image_BCHW)
@@ -80,7 +80,7 @@ def test_torchvision_positions_and_class_token(tmp_path, pooling):
             super().__init__(**options | {"num_layers": 2, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 8})
 
     image_BCHW = torch.randn(2, 3, 32, 32)
-    model = squeezenet1_1()
+    model = squeezenet1_1().to(memory_format=torch.channels_last)
     encoder = build("torchvision:squeezenet1_1", saved(tmp_path / "s.pt", model), image_pooling=pooling)
     map_BFHW = model.features(image_BCHW)
     expected = map_BFHW.mean((2, 3)) if pooling == "encoder" else flat(map_BFHW)
