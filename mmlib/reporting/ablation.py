@@ -79,6 +79,16 @@ def ablation_table(record: dict) -> Table:
     return Table(frame, " · ".join(parts))
 
 
+def best_arm(record: dict) -> dict[str, str] | None:
+    """`run`, `scope` and R@1 by direction of the arm or ensemble with the highest mean R@1, None if none."""
+    measured = [arm for arm in (*record["arms"], *ensembles_of(record)) if arm["metrics"]]
+    if not measured:
+        return None
+    best = max(measured, key=lambda arm: arm["metrics"][DECIDES]["mean"])
+    rows = {d: _direction_row(best["metrics"], record["scope"], d)["R@1"] for d in DIRECTIONS}
+    return {"run": best["name"], "scope": ablation_scope(record)} | rows
+
+
 def _ensemble_rows(ensemble: dict, where: dict | None) -> list[dict]:
     said = {
         "arm": ensemble["name"],

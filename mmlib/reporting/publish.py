@@ -18,7 +18,7 @@ from mmlib import files
 from mmlib.metrics.compare import measured_on, why_not_comparable
 from mmlib.metrics.summary import DIRECTION_NAMES, recall_cells, result_rows, scope
 from mmlib.output import plain_text
-from mmlib.reporting.ablation import ablation_table, ablation_verdicts
+from mmlib.reporting.ablation import ablation_table, ablation_verdicts, best_arm
 from mmlib.reporting.notebooks import report_folder
 from mmlib.reporting.pages import SCRIPT, TEMPLATES, page_from, script_json
 from mmlib.reporting.report import FIGURES, overview, results_of
@@ -79,6 +79,8 @@ def _card(folder: Path) -> dict:
             card["best"] = {"run": best["run"], "scope": result_scope(best)}
             for d in ("i2t", "t2i"):
                 card["best"][d] = recall_cells(best["protocols"]["standard"][d])["R@1"]
+        for record in (report.get("ablations") or {}).values():
+            card["best"] = card["best"] or best_arm(record)
         # Where there is an ablation, its verdicts are the result.
         verdicts = [ablation_verdicts(record) for record in (report.get("ablations") or {}).values()]
         tables = [dataclasses.replace(table, caption="") for table in verdicts] or _numbers(report["metrics"])

@@ -298,6 +298,14 @@ def test_the_report_keeps_the_record_and_the_numbers_of_each_run(report, ablatio
     assert "abl" not in content["runs"]
 
 
+def test_the_index_shows_the_best_arm_of_an_ablation(report, ablation):
+    strong = next(arm["metrics"]["i2t_r1"] for arm in ablation["arms"] if arm["name"] == "strong")
+    shown = f"{100 * strong['mean']:.1f} % ({100 * strong['low']:.1f}–{100 * strong['high']:.1f})"
+    row = re.search(r'<tr data-of="0">.*?</tr>', write_index().read_text(encoding="utf-8"))[0]
+    cells = re.findall(r'<td data-label="(?:best run or arm|image → text R@1)">(.*?)</td>', row)
+    assert [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in cells] == ["strong", shown]
+
+
 def test_the_index_shows_verdicts_in_place_of_the_numbers_of_one_run(report, ablation):
     page = write_index().read_text(encoding="utf-8")
     assert ablation_verdicts(ablation).sentences[0] in page
