@@ -145,8 +145,8 @@ class TokenizerConfig(RunConfig):
 class ModelConfig(RunConfig):
     """The memory network's sizes (reference: 16, 512, 4, 8, 4, 0.1, 128, 2, mask off)."""
 
-    image_encoder: str = param("vit", "vit, timm:<name>, torchvision:<name> or open_clip:<name>")
-    image_weights: str = param("none", "none, default (the library's own), a tag of it, or a file")
+    image_encoder: str = param("vit", "vit, timm:<name>, torchvision:<name>, open_clip:<name>; several: a+b")
+    image_weights: str = param("none", "none, default (the library's own), a tag of it, a file; each: a+b")
     image_pooling: Literal["encoder", "attention"] = param(
         "encoder", "pretrained: the encoder's own vector, or learned attention over its positions"
     )

@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,14 +29,16 @@ from torch.nn import functional as F
 
 from mmlib import files
 from mmlib.config import ParameterError
-from mmlib.model.encoders import real_positions, unknown_name
+from mmlib.model.encoders import IMAGE_ENCODERS, real_positions, unknown_name
 from mmlib.model.pretrained import (
+    JOIN,
     Backbone,
     chosen_tag,
     downloading,
     is_file,
     load_file,
     reading,
+    side_by_side,
 )
 from mmlib.output import quiet
 
@@ -43,6 +46,34 @@ from mmlib.output import quiet
 CUT = ("avgpool", "flatten", "dropout", "classifier", "fc", "head", "heads", "AuxLogits", "aux1", "aux2")
 POOLING_FILE = "1_Pooling/config.json"
 Blocks = list[tuple[str, list[str]]]
+
+
+def build_image_backbone(config: Any, load_pretrained: bool) -> Backbone:
+    """The backbone that `image_encoder` names, or several, joined by `+`, with their features side by side.
+
+    Of several, `image_weights` is one for all, or one for each, joined likewise.
+    """
+    names = config.image_encoder.split(JOIN)
+    weights = config.image_weights.split(JOIN) if len(names) > 1 else [config.image_weights]
+    if len(weights) not in (1, len(names)):
+        raise ParameterError(
+            f"image_weights: expected one for all of {len(names)} image encoders or one for each, joined by"
+            f" {JOIN!r}, found {len(weights)}"
+        )
+    if len(names) > 1 and config.image_pooling == "attention":
+        raise ParameterError(
+            f"image_pooling 'attention' takes one image encoder, found {len(names)}; use 'encoder'"
+        )
+    builders = {"timm": build_timm, "torchvision": build_torchvision, "open_clip": build_open_clip_image}
+    parts = []
+    for name, of_one in zip(names, weights * len(names) if len(weights) == 1 else weights):
+        library, _, model = name.partition(":")
+        if library not in builders or not model:
+            known = [*([] if parts else IMAGE_ENCODERS), *(f"{library}:<name>" for library in builders)]
+            raise unknown_name("image_encoder", name, known)
+        chosen = SimpleNamespace(image_weights=of_one, image_pooling=config.image_pooling)
+        parts.append(builders[library](model, chosen, load_pretrained))
+    return parts[0] if len(parts) == 1 else side_by_side(parts)
 
 
 def build_timm(name: str, config: Any, load_pretrained: bool) -> Backbone:

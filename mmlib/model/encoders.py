@@ -304,17 +304,8 @@ def build_image_encoder(config: Any, *, load_pretrained: bool = True) -> Encoder
     from mmlib.model import backbones
     from mmlib.model.pretrained import PretrainedEncoder
 
-    library, _, model = name.partition(":")
-    builders = {
-        "timm": backbones.build_timm,
-        "torchvision": backbones.build_torchvision,
-        "open_clip": backbones.build_open_clip_image,
-    }
-    if library not in builders or not model:
-        known = (*IMAGE_ENCODERS, *(f"{library}:<name>" for library in builders))
-        raise unknown_name("image_encoder", name, known)
     encoder = PretrainedEncoder(
-        builders[library](model, config, load_pretrained),
+        backbones.build_image_backbone(config, load_pretrained),
         (torch.zeros(1, 3, config.image_size, config.image_size),),
         config,
     )

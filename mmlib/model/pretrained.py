@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mmlib.model.encoders import Block, Encoder, unknown_name
 from mmlib.model.network import build_head
 
 FILES = (".safetensors", ".pth", ".pt", ".bin")
+JOIN = "+"  # between several image encoders, and between their weights
 SHOWN = 3  # lines of a library's message that ours repeats
 
 
@@ -50,6 +52,41 @@ class Backbone:
     size: int = 0
     ids: int = 0
     architecture: dict | None = None
+
+
+class SideBySide(nn.Module):
+    """Several image backbones of the same pixels, each with its own normalisation; features joined (B, ΣF).
+
+    Args:
+        parts: the backbones; images come with the normalisation of the first.
+    """
+
+    def __init__(self, parts: Sequence[Backbone]):
+        super().__init__()
+        self.models, self.reads = nn.ModuleList(part.model for part in parts), [part.read for part in parts]
+        mean_K3, std_K3 = (torch.tensor([getattr(part, of) for part in parts]) for of in ("mean", "std"))
+        self.register_buffer("gain_K3", std_K3[0] / std_K3, persistent=False)
+        self.register_buffer("shift_K3", (mean_K3[0] - mean_K3) / std_K3, persistent=False)
+
+    def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        """Normalised images (B, 3, H, W) → (B, ΣF)."""
+        columns = zip(self.models, self.reads, self.gain_K3[..., None, None], self.shift_K3[..., None, None])
+        return torch.cat([read(m, image_BCHW * gain + shift) for m, read, gain, shift in columns], dim=-1)
+
+
+def side_by_side(parts: Sequence[Backbone]) -> Backbone:
+    """One backbone of several; its blocks are theirs of equal distance from the output."""
+    blocks = []
+    levels = zip_longest(*(reversed(part.blocks) for part in parts))
+    for level in reversed(list(levels)):
+        there = [(k, *block) for k, block in enumerate(level) if block]
+        label = JOIN.join(label for _, label, _ in there)
+        blocks.append((label, [f"models.{k}.{name}" for k, _, names in there for name in names]))
+    name, identity = (JOIN.join(getattr(part, of) for part in parts) for of in ("name", "identity"))
+    first, model = parts[0], SideBySide(parts)
+    return Backbone(
+        name, model, SideBySide.__call__, blocks, identity, first.mean, first.std, min(p.size for p in parts)
+    )
 
 
 class PretrainedEncoder(Encoder):

@@ -84,11 +84,13 @@ def stored_config(run: str) -> TrainConfig:
 
 def pretrained_encoders(config: TrainConfig) -> dict[str, str]:
     """`image` and `text` to what that encoder had learned before the run: its name and weights."""
-    return {
-        side: f"{getattr(config, f'{side}_encoder')} ({Path(getattr(config, f'{side}_weights')).name})"
-        for side in ("image", "text")
-        if getattr(config, f"{side}_weights") != "none"
-    }
+    learned = {}
+    for side in ("image", "text"):
+        encoder, weights = (getattr(config, f"{side}_{part}") for part in ("encoder", "weights"))
+        if weights != "none":
+            parts = weights.split("+") if "+" in encoder else [weights]  # of several image encoders
+            learned[side] = f"{encoder} ({'+'.join(Path(part).name for part in parts)})"
+    return learned
 
 
 def stored_choice(run: str) -> str:

@@ -295,3 +295,75 @@ def test_a_restored_run_needs_no_weights(monkeypatch, tmp_path, name, weights):
     encoder = build_image_encoder(config(image_encoder=name, image_weights=weights), load_pretrained=False)
     encoder.load_state_dict(encoder.state_dict())
     assert encoder.feature_shape
+
+
+PAIR = "timm:test_efficientnet+torchvision:mobilenet_v3_small"  # they normalise pixels differently
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two encoders, and both as one, with the same weights."""
+    import timm
+    from torchvision.models import mobilenet_v3_small
+
+    files = (
+        saved(tmp_path / "e.safetensors", timm.create_model("test_efficientnet")),
+        saved(tmp_path / "m.pth", mobilenet_v3_small()),
+    )
+    alone = [build(name, file) for name, file in zip(PAIR.split("+"), files)]
+    return alone, build(PAIR, "+".join(map(str, files)))
+
+
+def test_the_features_of_joined_encoders_stand_side_by_side(pair):
+    alone, joined = pair
+    pixels_B3HW = torch.rand(2, 3, 32, 32)
+    *expected, found = (
+        e.features((pixels_B3HW - as_column(e.mean)) / as_column(e.std)) for e in (*alone, joined)
+    )
+    assert joined.feature_shape == (sum(e.feature_shape[0] for e in alone),)
+    torch.testing.assert_close(found, torch.cat(expected, dim=1), rtol=1e-4, atol=1e-4)
+
+
+def as_column(values):
+    return torch.tensor(values)[:, None, None]
+
+
+def test_joined_encoders_are_tuned_from_the_output_alike(pair):
+    alone, joined = pair
+    joined.set_tune("last-1")
+    tuned = {name for name, p in joined.backbone.named_parameters() if p.requires_grad}
+    for number, encoder in enumerate(alone):
+        encoder.set_tune("last-1")
+        own = {name for name, p in encoder.backbone.named_parameters() if p.requires_grad}
+        assert own == {
+            n.removeprefix(f"models.{number}.") for n in tuned if n.startswith(f"models.{number}.")
+        }
+    joined.set_tune(f"last-{max(len(e.blocks) for e in alone)}")
+    assert all(p.requires_grad for p in joined.backbone.parameters())
+
+
+def test_the_order_and_weights_of_joined_encoders_are_in_the_fingerprint(pair):
+    _, joined = pair
+    others = (joined, build(PAIR), build("+".join(reversed(PAIR.split("+")))))
+    assert len({encoder.fingerprint() for encoder in others}) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"name": f"{PAIR}+timm:test_vit", "weights": "none+none"},
+            "image_weights: expected one for all of 3 image encoders or one for each, joined.* found 2",
+        ),
+        (
+            {"name": PAIR, "image_pooling": "attention"},
+            "image_pooling 'attention' takes one image encoder, found 2; use 'encoder'",
+        ),
+        ({"name": "timm:test_vit+vit"}, "unknown image_encoder 'vit'"),
+        ({"name": "timm:test_vit+"}, "unknown image_encoder ''"),
+        ({"name": "timm:test_vit+timm:test_vitt"}, "unknown timm model 'test_vitt'.*test_vit"),
+    ],
+)
+def test_what_cannot_be_joined_is_named(settings, message):
+    with pytest.raises(ParameterError, match=message):
+        build(**settings)

@@ -315,3 +315,20 @@ def test_a_protocol_is_of_one_data_set_and_one_size():
     assert names("flickr30k", "test", 1000) == ["flickr30k_1k"]
     for other in (("coco", "test", 1000), ("coco", "val", 5000), ("flickr8k", "test", 1000)):
         assert names(*other) == []
+
+
+def test_joined_image_encoders_are_trained_on_and_named_with_their_weights(tmp_path):
+    import timm
+    from safetensors.torch import save_file
+    from torchvision.models import mobilenet_v3_small
+
+    files_of_weights = [tmp_path / "e.safetensors", tmp_path / "m.pth"]
+    save_file(timm.create_model("test_efficientnet").state_dict(), files_of_weights[0])
+    torch.save(mobilenet_v3_small().state_dict(), files_of_weights[1])
+    name = "timm:test_efficientnet+torchvision:mobilenet_v3_small"
+    changes = {"image_encoder": name, "image_weights": "+".join(map(str, files_of_weights))}
+    tiny_train(run="joined", image_size=32, image_tune="none", epochs=1, **changes)
+    for file in files_of_weights:
+        file.unlink()  # the checkpoint has the weights
+    (result,) = tiny_evaluate("joined")
+    assert result["pretraining"] == f"image: {name} (e.safetensors+m.pth)"
