@@ -18,6 +18,7 @@ Shapes: B items, L tokens, F feature channels, P positions.
 import json
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,7 +90,8 @@ def build_timm(name: str, config: Any, load_pretrained: bool) -> Backbone:
     tag = chosen_tag(full, weights, [own_tag] if own_tag else tags, "image_weights")
     tagged, is_loaded = f"{architecture}.{tag or own_tag}".rstrip("."), bool(tag) and load_pretrained
     hub = is_loaded and bool(timm.models.get_pretrained_cfg(tagged).hf_hub_id)
-    with downloading(full, f"weights {weights!r}", "image_weights=<path>", hub):
+    search = downloading(full, f"weights {weights!r}", "image_weights=<path>", hub)
+    with search if is_loaded else nullcontext():
         model = timm.create_model(tagged, pretrained=is_loaded, num_classes=0)
     about = model.pretrained_cfg
     if load_pretrained and is_file(weights):
@@ -161,8 +163,8 @@ def build_torchvision(name: str, config: Any, load_pretrained: bool) -> Backbone
     options = {"image_size": max(entry.meta["min_size"])} if is_vit else {}
     if name in ("googlenet", "inception_v3"):
         options = {"init_weights": False}  # slow, and torchvision means to give it up
-    with downloading(full, f"weights {weights!r}", "image_weights=<path>"):
-        loaded = entry if tag and load_pretrained else None
+    loaded = entry if tag and load_pretrained else None
+    with downloading(full, f"weights {weights!r}", "image_weights=<path>") if loaded else nullcontext():
         model = models.get_model(name, weights=loaded, progress=False, **options)
     if hasattr(model, "transform_input"):  # Inception and GoogLeNet renormalise their input
         model.transform_input = weights != "none"
@@ -266,7 +268,8 @@ def create_open_clip(
     # A text tower of transformers has its configuration on the hub.
     hub = bool(about.get("hf_hub")) or "hf_model_name" in open_clip.get_model_config(name)["text_cfg"]
     # Remarks are on random weights, which are what was asked for.
-    with quiet(), downloading(full, f"weights {(tag or weights)!r}", f"{option}=<path>", hub):
+    search = downloading(full, f"weights {(tag or weights)!r}", f"{option}=<path>", hub)
+    with quiet(), search if hub or (tag and load_pretrained) else nullcontext():
         if tag and load_pretrained:
             file = open_clip.download_pretrained(about)
         # Weights that were trained with the quick form of GELU give other features with the exact one.

@@ -31,6 +31,12 @@ def test_files_in_each_format(tmp_path, state, suffix):
     assert_loaded(build(path), state)
 
 
+@pytest.mark.parametrize("name", ["timm:test_resnet", "torchvision:resnet18", "open_clip:ViT-B-32"])
+def test_nothing_is_said_to_be_looked_for_where_there_is_nothing_to_fetch(name, caplog):
+    build_image_encoder(config(image_encoder=name, image_size=224))
+    assert [record.message for record in caplog.records if "looking for" in record.message] == []
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
