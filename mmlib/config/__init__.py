@@ -18,6 +18,7 @@ from mmlib.config.parameters import (
     differences,
 )
 from mmlib.config.reading import (
+    JOIN,
     ParameterError,
     ask,
     build,

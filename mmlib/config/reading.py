@@ -30,6 +30,7 @@ from mmlib.files import nearest, printable, read_text
 
 NOTHING = ("", "~", "null", "None")  # text that means no value, where a field may have none
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
+JOIN = "+"  # between several image encoders, and between their weights
 LARGEST = 2**63 - 1  # whole numbers have to fit into 64 bits
 SHOWN = 200  # characters of a value in a message
 LISTED = 20  # wrong parameters in a message

@@ -29,10 +29,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmlib import files
-from mmlib.config import ParameterError
+from mmlib.config import JOIN, ParameterError
 from mmlib.model.encoders import IMAGE_ENCODERS, real_positions, unknown_name
 from mmlib.model.pretrained import (
-    JOIN,
     Backbone,
     chosen_tag,
     downloading,

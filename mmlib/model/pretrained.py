@@ -16,13 +16,12 @@ import torch
 from torch import nn
 
 from mmlib import files
-from mmlib.config import ParameterError
+from mmlib.config import JOIN, ParameterError
 from mmlib.files import fetching
 from mmlib.model.encoders import Block, Encoder, unknown_name
 from mmlib.model.network import build_head
 
 FILES = (".safetensors", ".pth", ".pt", ".bin")
-JOIN = "+"  # between several image encoders, and between their weights
 SHOWN = 3  # lines of a library's message that ours repeats
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from mmlib import files
 from mmlib.arrays import read_npz
-from mmlib.config import ParameterError, TrainConfig, build
+from mmlib.config import JOIN, ParameterError, TrainConfig, build
 from mmlib.training import stored
 
 _OF_WEIGHTS = (
@@ -88,8 +88,8 @@ def pretrained_encoders(config: TrainConfig) -> dict[str, str]:
     for side in ("image", "text"):
         encoder, weights = (getattr(config, f"{side}_{part}") for part in ("encoder", "weights"))
         if weights != "none":
-            parts = weights.split("+") if "+" in encoder else [weights]  # of several image encoders
-            learned[side] = f"{encoder} ({'+'.join(Path(part).name for part in parts)})"
+            parts = weights.split(JOIN) if JOIN in encoder else [weights]
+            learned[side] = f"{encoder} ({JOIN.join(Path(part).name for part in parts)})"
     return learned
 
 
