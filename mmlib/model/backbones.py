@@ -55,7 +55,8 @@ def build_image_backbone(config: Any, load_pretrained: bool) -> Backbone:
     """
     names = config.image_encoder.split(JOIN)
     weights = config.image_weights.split(JOIN) if len(names) > 1 else [config.image_weights]
-    if len(weights) not in (1, len(names)):
+    of_each = weights * len(names) if len(weights) == 1 else weights
+    if len(of_each) != len(names):
         raise ParameterError(
             f"image_weights: expected one for all of {len(names)} image encoders or one for each, joined by"
             f" {JOIN!r}, found {len(weights)}"
@@ -66,7 +67,7 @@ def build_image_backbone(config: Any, load_pretrained: bool) -> Backbone:
         )
     builders = {"timm": build_timm, "torchvision": build_torchvision, "open_clip": build_open_clip_image}
     parts = []
-    for name, of_one in zip(names, weights * len(names) if len(weights) == 1 else weights):
+    for name, of_one in zip(names, of_each):
         library, _, model = name.partition(":")
         if library not in builders or not model:
             known = [*([] if parts else IMAGE_ENCODERS), *(f"{library}:<name>" for library in builders)]
