@@ -208,7 +208,7 @@ class _Decoded:
         return _on(self._device, pixels)
 
     def _pixels(self, index: int) -> np.ndarray:
-        image = self.source.load(self._images[index], self._size).convert("RGB")
+        image = self.source.load(self._images[index], self._size)
         return resize_image(image, self._size, self._resize)
 
 

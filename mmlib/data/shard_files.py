@@ -46,7 +46,7 @@ from mmlib.output import progress
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 4  # raised when what is found changes
+FORMAT = 5  # raised when what is found changes
 WINDOW = 8  # shards whose pairs are mixed; while they are read, the next ones are fetched
 LOOK_SIDE = 32  # of the small pictures that are kept of all images for the leak guard, pixels
 WORKERS = 8  # shards indexed at once
@@ -364,7 +364,7 @@ def read_tar(tar: Tar, file: BinaryIO, looks: BinaryIO) -> None:
 def _look(content: bytes, suffix: str) -> bytes | None:
     """The pixels of an image's small picture; None if it cannot be decoded."""
     try:
-        return resize_image(decode_image(content, suffix).convert("RGB"), LOOK_SIDE, "squash").tobytes()
+        return resize_image(decode_image(content, suffix), LOOK_SIDE, "squash").tobytes()
     except (OSError, ValueError):
         return None
 

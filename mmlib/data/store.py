@@ -27,7 +27,7 @@ from mmlib.output import progress
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3  # raised when the meaning of the values changes, including how images are resized
+FORMAT = 4  # raised when the meaning of the values changes, including how images are resized
 IMAGES = 256  # decoded at once
 
 Compute = Callable[[int, int], np.ndarray]  # rows start to stop - 1 → their values
@@ -83,7 +83,7 @@ def open_store(
     def load(name: str) -> np.ndarray | str:
         """The pixels, or why there are none."""
         try:
-            return resize_image(dataset.source.load(name, size).convert("RGB"), size, resize)
+            return resize_image(dataset.source.load(name, size), size, resize)
         except (OSError, ValueError) as error:
             return f"{printable(name)} ({error})"
 
