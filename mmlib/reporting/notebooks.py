@@ -1,7 +1,11 @@
 """Executed notebooks and the runs behind them: reading, parameters, state."""
 
 import ast
+import contextlib
+import json
+import shlex
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +13,7 @@ from typing import Any, Literal
 import nbformat
 
 from mmlib import files
-from mmlib.config import ParameterError
+from mmlib.config import CONFIG_OF_NOTEBOOK, ParameterError, read_values, read_yaml
 from mmlib.files import NAME_RULE, checked_name, is_name, printable, read_bounded
 from mmlib.reporting.tables import MARK
 from mmlib.training.ablation import members, read_ablation
@@ -197,6 +201,28 @@ def experiment_pages(experiment: str) -> tuple[Page, ...]:
             f" or {files.shown(executed)}/*.ipynb; run it with: make report EXPERIMENT={experiment}"
         )
     return tuple(_page(executed / f"{name}.ipynb") for name in sorted(names))
+
+
+def command_of(experiment: str, pages: Iterable[Page]) -> str:
+    """What makes the whole report: `make report`, with parameters that were given beside the YAML files."""
+    given: dict[str, Any] = {}
+    for page in (page for page in pages if page.executed):
+        file, config = files.PARAMS / experiment / f"{page.name}.yaml", CONFIG_OF_NOTEBOOK.get(page.name)
+        written: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ParameterError):  # then all of them were given
+            written = read_yaml(file)
+        written = read_values(config, written) if config else written
+        for name, value in parameters_of(read_notebook(page.executed)).items():
+            if name != "overwrite" and (name not in written or written[name] != value):
+                given[name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    arguments = shlex.join(word for name, text in given.items() for word in ("-p", name, text))
+    command = f"make report EXPERIMENT={experiment}"
+    return f"{command} ARGS={shlex.quote(arguments.replace('$', '$$'))}" if given else command
+
+
+def parameters_of(executed: nbformat.NotebookNode) -> dict[str, Any]:
+    """The parameters that papermill gave to a notebook."""
+    return executed.metadata.get("papermill", {}).get("parameters") or {}
 
 
 def worst(parts: list[tuple[str, str | None]]) -> tuple[str, str | None]:

@@ -22,7 +22,7 @@ from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
 from mmlib import files
-from mmlib.reporting.notebooks import Page, mark_of, read_notebook
+from mmlib.reporting.notebooks import Page, command_of, mark_of, parameters_of, read_notebook
 from mmlib.reporting.tables import MARK
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -170,6 +170,7 @@ def render_notebook(
                 made[f"{'private' if output in private else 'figures'}/{name}-{figure}.png"] = png
         shown = {"title": _take_title(notebook) or name, "experiment": experiment, "page": page}
         shown |= {"explorer": explorer, "command": _command(notebook, name)}
+        shown["whole"] = command_of(experiment, pages or [page])
         shown["origins"] = _origins(environments or {})
         notebook.cells = _in_order(notebook.cells)
         if private:
@@ -224,9 +225,8 @@ def _in_order(cells: list) -> list:
 
 def _command(notebook: nbformat.NotebookNode, name: str) -> str:
     """What runs this notebook alone, with its parameters."""
-    given = notebook.metadata.get("papermill", {}).get("parameters") or {}
     words = ["papermill", f"notebooks/{name}.ipynb", "out.ipynb"]
-    for key, value in given.items():
+    for key, value in parameters_of(notebook).items():
         flat = isinstance(value, str | int | float)
         words += ["-p", key, str(value)] if flat else ["-y", json.dumps({key: value}, ensure_ascii=False)]
     return shlex.join(words)

@@ -5,11 +5,19 @@ import errno
 import os
 from pathlib import Path
 
-from mmlib.files import explained, is_name, write_bytes_atomic, write_json
+from mmlib.files import explained, is_name, printable, write_bytes_atomic, write_json
 from mmlib.output import plain_text
 from mmlib.reporting.ablation import ablation_table, ablation_verdicts, tuning_table
 from mmlib.reporting.explorer import explorer_page
-from mmlib.reporting.notebooks import Page, RunFiles, experiment_pages, read_run, report_folder, worst
+from mmlib.reporting.notebooks import (
+    Page,
+    RunFiles,
+    command_of,
+    experiment_pages,
+    read_run,
+    report_folder,
+    worst,
+)
 from mmlib.reporting.pages import render_notebook
 from mmlib.reporting.results import protocols_of_results, results_table
 from mmlib.training.ablation import members
@@ -133,6 +141,7 @@ def _record(
     problems += [problem for run in runs.values() for problem in run.problems]
     report = {
         "experiment": experiment,
+        "command": command_of(experiment, pages),
         "state": state,
         "reason": reason,
         "problems": list(dict.fromkeys(problems)),
@@ -176,7 +185,8 @@ def overview(report: dict, files: list[str], place: str = "") -> str:
     """
     experiment, why = report["experiment"], f" ({plain_text(report['reason'])})" if report["reason"] else ""
     lines = [f"# {plain_text(experiment)}", "", f"State: **{plain_text(report['state'])}**{why}.", ""]
-    lines += [f"Made by `make report EXPERIMENT={experiment}`. Pages, to be opened in a browser:", ""]
+    command = report.get("command", f"make report EXPERIMENT={experiment}")  # older reports lack it
+    lines += ["Made by", "", f"    {printable(command)}", "", "Pages, to be opened in a browser:", ""]
     pages = {name: notebook["page"] for name, notebook in report["notebooks"].items() if notebook["page"]}
     lines += [f"- [{plain_text(name)}]({place}{page})" for name, page in pages.items()]
     if report.get("explorer") == "explore.html":

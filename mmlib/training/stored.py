@@ -241,7 +241,8 @@ _RunOfReport = fields(
     data=Data | None, best=list[fields(epoch=Count, val=Summary)], test=Result | None, curve=list[Share],
 )  # fmt: skip
 Report = fields(
-    "ablations explorer provenance",
+    "ablations command explorer provenance",
+    command=Words,
     state=Literal["failed", "killed", "interrupted", "running", "incomplete", "complete"],
     reason=str | None,
     notebooks=dict[Words, fields(page=Name | None)],

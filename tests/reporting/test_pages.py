@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shlex
 
 import nbformat
 import pytest
@@ -255,10 +256,35 @@ def test_what_came_out_stands_first_and_how_to_make_it_again_last(repository):
     assert places == sorted(places)
     assert '<a href="#part-1">How it was made</a> <a href="#part-2">Work</a>' in page
     again = BeautifulSoup(page, "html.parser").find(class_="again").text
-    assert "make report EXPERIMENT=demo" in again
+    arguments = """-p arms '"'"'["a b"]'"'"' -p lr 0.1 -p run demo-train"""
+    assert f"make report EXPERIMENT=demo ARGS='{arguments}'\n" in again
     assert """01_train.ipynb out.ipynb -y '{"arms": ["a b"]}' -p lr 0.1 -p run demo-train""" in again
     assert "shapes, fingerprint 0123456789abcdef" in again
     assert "abc" in again
+
+
+def test_parameters_given_beside_the_yaml_are_part_of_what_makes_a_report_again(repository, monkeypatch):
+    folder = files.PARAMS / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "01_train.yaml").write_text("run: demo-train\nlr: 5e-3\n")
+    repository.run("demo-train")
+    path = repository.executed("demo", "01_train", [], [])
+    same = {"run": "demo-train", "lr": 0.005, "overwrite": True}
+    more = {"data_root": "my $photos/`a` 'b'", "epochs": 3}
+    beside = ["-p", "data_root", more["data_root"], "-p", "epochs", "3"]
+    for given, arguments in ((same, []), (same | more, [beside])):
+        notebook = nbformat.read(path, as_version=4)
+        notebook.metadata["papermill"] = {"parameters": given}
+        nbformat.write(notebook, path)
+        report = write_report("demo")
+        command = json.loads((report / "results.json").read_text())["command"]
+        assert f"\n    {command}\n" in (report / "README.md").read_text()
+        page = BeautifulSoup((report / "01_train.html").read_text(), "html.parser")
+        assert page.find(class_="again").pre.text == command
+        words = shlex.split(command)
+        assert words[:3] == ["make", "report", "EXPERIMENT=demo"]
+        # As make hands ARGS to the shell: with each $$ as $, cut into words there.
+        assert [shlex.split(word.removeprefix("ARGS=").replace("$$", "$")) for word in words[3:]] == arguments
 
 
 def test_a_cell_can_be_folded_under_its_first_comment(repository):
