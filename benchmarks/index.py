@@ -2,12 +2,13 @@
 
 All embed the same pictures in batches of the same size.  Ours finds, decodes and resizes the files and
 writes the index; the bare loops have the pixels in memory and do nothing but forward passes: one of the
-run's own encoder, which is what an index could reach at most, one of the model as timm builds it.
+run's own encoder, which is what an index could reach at most, one of the model as timm builds it.  The folder
+grows by as many photos from one repetition to the next, so that they take turns.
 """
 
 import os
-import shutil
 import statistics
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,8 @@ from pathlib import Path
 from benchmarks.harness import Contender, alone, compare, seconds_of
 from benchmarks.places import scratch
 
-COUNT = {True: 128, False: 8000}  # by `quick`: images of the folder
+COUNT = {True: 128, False: 1600}  # by `quick`: images that are added to the folder in each repetition
+REPETITIONS = {True: 3, False: 5}
 DISTINCT = 200  # pictures that stand under all these names
 RUN = {
     "run": "indexed", "image_size": 224, "image_encoder": "timm:tf_efficientnet_lite2", "image_tune": "none",
@@ -38,32 +40,38 @@ def trained(device: str) -> str:
 
 
 @cache
-def photos(count: int) -> Path:
-    """A folder of JPEG files of about a photo's size: few pictures, under many names."""
+def pictures() -> list[Path]:
+    """JPEG files of about a photo's size."""
     from benchmarks.steps import config_of, picture_path, write_pictures
     from mmlib.data import load_dataset
 
     config = config_of({**RUN, "image_size": 64, "shapes_train": DISTINCT}, 1)
-    pictures, names = write_pictures(config), load_dataset(config).splits["train"].images
-    folder = scratch() / f"photos-{count}"
-    folder.mkdir()
-    for number in range(count):
-        os.link(picture_path(pictures, names[number % len(names)]), folder / f"{number:05d}.jpg")
+    folder, names = write_pictures(config), load_dataset(config).splits["train"].images
+    return [picture_path(folder, name) for name in names]
+
+
+def photos() -> Path:
+    """The folder that is indexed: few pictures, under many names."""
+    folder = scratch() / "photos"
+    folder.mkdir(exist_ok=True)
     return folder
 
 
-def ours(count: int, device: str) -> Callable[[], None]:
-    """`Retriever.index` of a folder that was never indexed; the model is loaded before."""
-    from mmlib.search import FOLDER, Retriever
-    from mmlib.training import run_folder
+def ours(count: int, device: str) -> Callable[[], float]:
+    """`Retriever.index` of a folder to which photos were added; the model is loaded before."""
+    from mmlib.search import Retriever
 
-    retriever, folder = Retriever.load(trained(device)), photos(count)
+    retriever, folder = Retriever.load(trained(device)), photos()
     retriever.embed_text(SENTENCE)
 
-    def work() -> None:
-        shutil.rmtree(run_folder(retriever.run) / FOLDER, ignore_errors=True)
+    def work() -> float:
+        there = len(list(folder.iterdir()))
+        for number in range(there, there + count):
+            os.link(pictures()[number % DISTINCT], folder / f"{number:05d}.jpg")
+        started = time.perf_counter()
         if retriever.index(folder).new != count:
-            raise RuntimeError(f"expected {count} images in the index, found another number")
+            raise RuntimeError(f"expected {count} new images in the index, found another number")
+        return time.perf_counter() - started
 
     return work
 
@@ -80,8 +88,7 @@ def bare(count: int, device: str) -> Callable[[], None]:
 
     parts = load_run(trained(device), "best", torch.device(device))
     encoder, size = parts.model.image_encoder, parts.config.image_size
-    files = sorted(photos(count).glob("*.jpg"))[:DISTINCT]
-    pixels = [resize_image(decode_image(f.read_bytes(), f.name, size), size, "squash") for f in files]
+    pixels = [resize_image(decode_image(f.read_bytes(), f.name, size), size, "squash") for f in pictures()]
     image_N3HW = normalise(torch.from_numpy(np.stack(pixels)), encoder.mean, encoder.std).to(device)
 
     def work() -> None:
@@ -122,19 +129,19 @@ def rows(quick: bool, device: str = "cpu") -> list[dict]:
     """Indexing; the same folder again; one search of it."""
     from mmlib.search import Retriever
 
-    count = COUNT[quick]
+    count, repetitions = COUNT[quick], REPETITIONS[quick]
     given = {"count": count, "device": device}
     found = compare(
         "index, first time", Contender("Retriever.index", ours, given),
         [Contender("bare loop", bare, given), Contender("bare loop, timm", bare_timm, given)],
-        work=f"{count:,} JPEG files of 500 px, tf_efficientnet_lite2 at 224 px",
-        amount=count, unit="images/s", repetitions=3 if quick else 1, warm_up=int(quick), memory=False,
+        work=f"{repetitions} x {count:,} JPEG files of 500 px, tf_efficientnet_lite2 at 224 px",
+        amount=count, unit="images/s", repetitions=repetitions, warm_up=int(quick), memory=False,
         notes={
             "bare loop": "forward passes alone, pixels in memory",
             "bare loop, timm": "the same of the model as timm builds it, channels first",
         },
     )  # fmt: skip
-    run, folder = trained(device), photos(count)
+    run, folder = trained(device), photos()
 
     def index_again() -> None:
         Retriever.load(run).index(folder)
@@ -145,7 +152,7 @@ def rows(quick: bool, device: str = "cpu") -> list[dict]:
     def search() -> None:
         retriever.search(text=SENTENCE)
 
-    work = f"the same {count:,} files, unchanged"
+    work = f"the same {len(list(folder.iterdir())):,} files, unchanged"
     return [
         *found,
         alone("index, second time", work, "s", "Retriever.load, .index", _median(index_again)),

@@ -142,7 +142,7 @@ def test_the_index_and_the_bare_loop_embed_the_same_pictures(scratch, monkeypatc
     monkeypatch.setattr(index, "COUNT", {True: 6})
     monkeypatch.setattr(index, "DISTINCT", 4)
     index.trained.cache_clear()
-    index.photos.cache_clear()
+    index.pictures.cache_clear()
     rows = index.rows(quick=True)
     assert [row["what"] for row in rows] == [
         "index, first time",
@@ -151,7 +151,8 @@ def test_the_index_and_the_bare_loop_embed_the_same_pictures(scratch, monkeypatc
         "search by a sentence",
     ]
     arrays = np.load(next((files.RUNS / "indexed" / "search").glob("*.npz")))
-    expected = result_of(index.bare, count=6, device="cpu")
+    assert len(arrays["unit_ND"]) == 24  # six in each of three repetitions and in a warm-up
+    expected = result_of(index.bare, count=24, device="cpu")
     unit = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(arrays["unit_ND"], unit, atol=1e-6)
 
