@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +27,10 @@ from mmlib.files import explained, parse_json, printable, read_bounded, shown
 from mmlib.output import progress
 from mmlib.training.runs import open_run, require_complete, run_folder
 
-BATCH = 16  # images embedded at once; on a CPU, 64 cost twice the time in fresh memory
+BATCH = 16  # images that a worker embeds at once; on a CPU, 64 cost twice the time in fresh memory
+WORKERS = (
+    16  # at most; on a CPU, workers with a batch each wait for each other less than threads that share one
+)
 FOLDER = "search"  # of a run, with one file for each indexed folder
 _OF_MODEL = ("config.json", "tokenizer.json", "best.pt")
 
@@ -170,7 +172,11 @@ class Retriever:
         self, root: Path, names: Sequence[str]
     ) -> Iterator[tuple[list[str], np.ndarray, dict[str, str]]]:
         """Batch by batch: names of the images, their embeddings (B, D), and why others cannot be read."""
-        size, resize = (self._model.config.image_size, self._model.config.resize) if names else (0, "")
+        if not names:
+            return  # without loading torch
+        import torch
+
+        size, resize = self._model.config.image_size, self._model.config.resize
 
         def load(name: str) -> np.ndarray | str:
             try:
@@ -179,20 +185,24 @@ class Retriever:
             except (OSError, ValueError) as error:
                 return str(error)
 
+        def embed(batch: Sequence[str]) -> tuple[list[str], np.ndarray, dict[str, str]]:
+            loaded = {name: load(name) for name in batch}
+            pixels = {name: image for name, image in loaded.items() if not isinstance(image, str)}
+            reasons = {name: image for name, image in loaded.items() if isinstance(image, str)}
+            return list(pixels), self._embed_pixels(list(pixels.values())), reasons
+
         batches = [names[first : first + BATCH] for first in range(0, len(names), BATCH)]
-        on_cpu = not names or next(self._model.model.parameters()).device.type == "cpu"
-        bar = progress(total=len(names), desc="images", unit="image", delay=1)
-        with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-            ahead = None
-            for batch, following in zip_longest(batches, batches[1:], fillvalue=()):
-                decoded = list(ahead or pool.map(load, batch))
-                # While a GPU embeds these; decoding would take a CPU's cores from its encoder.
-                ahead = None if on_cpu else pool.map(load, following)
-                loaded = dict(zip(batch, decoded))
-                pixels = {name: image for name, image in loaded.items() if not isinstance(image, str)}
-                reasons = {name: image for name, image in loaded.items() if isinstance(image, str)}
-                yield list(pixels), self._embed_pixels(list(pixels.values())), reasons
-                bar.update(len(batch))
+        cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+        workers = min(cores, WORKERS)
+        torch.set_num_threads(cores // workers)  # of each worker
+        try:
+            bar = progress(total=len(names), desc="images", unit="image", delay=1)
+            with bar, ThreadPoolExecutor(workers) as pool:
+                for batch, done in zip(batches, pool.map(embed, batches)):
+                    yield done
+                    bar.update(len(batch))
+        finally:
+            torch.set_num_threads(threads)
 
     def _embed_pixels(self, pixels: list[np.ndarray]) -> np.ndarray:
         """Unit embeddings (B, D) float32 of images (H, W, 3) uint8."""

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_runs import tiny_config, tiny_evaluate, tiny_train
 
@@ -13,6 +14,8 @@ from mmlib import files
 from mmlib.cli import main
 from mmlib.config import ParameterError
 from mmlib.data import load_dataset
+from mmlib.data.own_photos import walk_images
+from mmlib.files import read_bounded
 from mmlib.search import Retriever
 from mmlib.training import evaluation
 
@@ -141,18 +144,28 @@ def test_what_cannot_be_read_is_named_and_links_out_are_not_followed(photos, tmp
 
 def test_what_was_embedded_before_an_interruption_is_kept(photos, monkeypatch):
     monkeypatch.setattr("mmlib.search.BATCH", 3)
-    embed, batches = Retriever._embed_pixels, []
+    fourth = list(walk_images(photos)[0])[3]
 
-    def interrupted(self, pixels):
-        batches.append(len(pixels))
-        if len(batches) == 2:
+    def interrupted(path, most):
+        if path == photos / fourth:
             raise KeyboardInterrupt
-        return embed(self, pixels)
+        return read_bounded(path, most)
 
-    monkeypatch.setattr(Retriever, "_embed_pixels", interrupted)
+    monkeypatch.setattr("mmlib.search.read_bounded", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Retriever.load("tiny").index(photos)
+    monkeypatch.undo()
     assert Retriever.load("tiny").index(photos).new == PHOTOS - 3
+
+
+def test_torch_has_its_threads_again_after_an_index(photos):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        Retriever.load("tiny").index(photos)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_names_of_any_kind_are_found_and_shown_as_text(photos, tmp_path, capsys):

@@ -46,7 +46,7 @@ from mmlib.output import progress
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 5  # raised when what is found changes
+FORMAT = 4  # raised when what is found changes
 WINDOW = 8  # shards whose pairs are mixed; while they are read, the next ones are fetched
 LOOK_SIDE = 32  # of the small pictures that are kept of all images for the leak guard, pixels
 WORKERS = 8  # shards indexed at once

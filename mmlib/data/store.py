@@ -27,7 +27,7 @@ from mmlib.output import progress
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 4  # raised when the meaning of the values changes, including how images are resized
+FORMAT = 3  # raised when the meaning of the values changes, including how images are resized
 IMAGES = 256  # decoded at once
 
 Compute = Callable[[int, int], np.ndarray]  # rows start to stop - 1 → their values

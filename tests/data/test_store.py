@@ -135,7 +135,7 @@ def test_store_of_files(tmp_path):
         assert rows.dtype == np.int64
         for row, name in zip(rows, images, strict=True):
             image = Image.open(tmp_path / "images" / name).resize((8, 8), Image.Resampling.BICUBIC)
-            assert np.abs(store.array[row].astype(int) - np.asarray(image)).max() <= 2
+            assert np.array_equal(store.array[row], np.asarray(image))
 
 
 def test_store_goes_to_the_cache_folder_by_default(tmp_path, monkeypatch):
@@ -156,18 +156,7 @@ def test_crop_is_shorter_side_then_centre(width_height):
     }[width_height]
     scaled = np.asarray(image.resize(long, Image.Resampling.BICUBIC))
     left, top = left_top
-    cut = scaled[top : top + 16, left : left + 16].astype(int)
-    assert np.abs(resize_image(image, 16, "crop") - cut).max() <= 2
-
-
-@pytest.mark.parametrize("width_height", [(1, 1), (2, 3), (16, 16), (500, 375), (60, 3000), (4000, 4000)])
-def test_resized_pixels_are_within_two_levels_of_pillows(width_height):
-    pixels = np.random.default_rng(0).integers(0, 256, (*width_height[::-1], 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    expected = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC)).astype(int)
-    found = resize_image(image, 16, "squash")
-    assert (found.shape, found.dtype) == ((16, 16, 3), np.uint8)
-    assert np.abs(found - expected).max() <= 2
+    assert np.array_equal(resize_image(image, 16, "crop"), scaled[top : top + 16, left : left + 16])
 
 
 def test_resize_modes_and_sizes_have_stores_of_their_own(tmp_path):
