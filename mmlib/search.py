@@ -28,9 +28,7 @@ from mmlib.output import progress
 from mmlib.training.runs import open_run, require_complete, run_folder
 
 BATCH = 16  # images that a worker embeds at once; on a CPU, 64 cost twice the time in fresh memory
-WORKERS = (
-    16  # at most; on a CPU, workers with a batch each wait for each other less than threads that share one
-)
+WORKERS = 16  # at most, each with a batch; on a CPU, threads that share one wait for each other
 FOLDER = "search"  # of a run, with one file for each indexed folder
 _OF_MODEL = ("config.json", "tokenizer.json", "best.pt")
 
@@ -192,9 +190,9 @@ class Retriever:
             return list(pixels), self._embed_pixels(list(pixels.values())), reasons
 
         batches = [names[first : first + BATCH] for first in range(0, len(names), BATCH)]
-        cores, threads = os.cpu_count() or 1, torch.get_num_threads()
-        workers = min(cores, WORKERS)
-        torch.set_num_threads(cores // workers)  # of each worker
+        threads = torch.get_num_threads()
+        workers = min(threads, WORKERS)
+        torch.set_num_threads(threads // workers)  # of each worker
         try:
             bar = progress(total=len(names), desc="images", unit="image", delay=1)
             with bar, ThreadPoolExecutor(workers) as pool:

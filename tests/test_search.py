@@ -158,14 +158,21 @@ def test_what_was_embedded_before_an_interruption_is_kept(photos, monkeypatch):
     assert Retriever.load("tiny").index(photos).new == PHOTOS - 3
 
 
-def test_torch_has_its_threads_again_after_an_index(photos):
-    threads = torch.get_num_threads()
+def test_several_workers_embed_as_one_does_and_torch_keeps_its_threads(photos, monkeypatch):
+    monkeypatch.setattr("mmlib.search.BATCH", 3)
+    threads, found = torch.get_num_threads(), []
     try:
-        torch.set_num_threads(3)
-        Retriever.load("tiny").index(photos)
-        assert torch.get_num_threads() == 3
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            for path in (files.RUNS / "tiny" / "search").glob("*.npz"):
+                path.unlink()
+            assert Retriever.load("tiny").index(photos).new == PHOTOS
+            assert torch.get_num_threads() == number
+            (path,) = (files.RUNS / "tiny" / "search").glob("*.npz")
+            found.append(np.load(path)["unit_ND"])
     finally:
         torch.set_num_threads(threads)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
 
 
 def test_names_of_any_kind_are_found_and_shown_as_text(photos, tmp_path, capsys):
