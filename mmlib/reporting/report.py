@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 from pathlib import Path
+from textwrap import indent
 
 from mmlib.files import explained, is_name, printable, write_bytes_atomic, write_json
 from mmlib.output import plain_text
@@ -186,7 +187,7 @@ def overview(report: dict, files: list[str], place: str = "") -> str:
     experiment, why = report["experiment"], f" ({plain_text(report['reason'])})" if report["reason"] else ""
     lines = [f"# {plain_text(experiment)}", "", f"State: **{plain_text(report['state'])}**{why}.", ""]
     command = report.get("command", f"make report EXPERIMENT={experiment}")  # older reports lack it
-    lines += ["Made by", "", f"    {printable(command)}", "", "Pages, to be opened in a browser:", ""]
+    lines += ["Made by", "", indent(printable(command), "    "), "", "Pages, to be opened in a browser:", ""]
     pages = {name: notebook["page"] for name, notebook in report["notebooks"].items() if notebook["page"]}
     lines += [f"- [{plain_text(name)}]({place}{page})" for name, page in pages.items()]
     if report.get("explorer") == "explore.html":

@@ -251,4 +251,7 @@ def test_text_for_a_readme_is_no_markup():
         r" \\x1b\[31m\\u202e"
     )
     report = {"experiment": "demo", "state": "failed", "reason": text, "notebooks": {}, "metrics": {}}
-    assert overview(report | {"ablations": {}}, []).count("\n") == 5
+    shown = overview(report | {"ablations": {}, "command": "make '`<b>\n# x\u202e'"}, []).splitlines()
+    code = ["    make '`<b>", r"    # x\u202e'"]
+    assert shown[4:] == ["Made by", "", *code, "", "Pages, to be opened in a browser:"]
+    assert shown[2].endswith(r"\u202e).")
